@@ -67,9 +67,9 @@ def read_pt(path: str | os.PathLike[str]) -> Any:
       path: a file written by ``torch.save`` (torch >= 1.6), holding tensors in dicts, lists and tuples with scalars.
 
     Returns:
-      Nested dict (also for ``OrderedDict``), list, tuple, str, int, float, bool, None and arrays; a NumPy scalar becomes
-      a Python number. An array keeps the tensor's shape and strides; bfloat16 is ``ml_dtypes.bfloat16``. Arrays map the file and read it when used, so the
-      file must stay unchanged meanwhile; copy an array to keep it longer.
+      Nested dict (also for ``OrderedDict``), list, tuple, str, int, float, bool, None and arrays; a NumPy scalar
+      becomes a Python number. An array keeps the tensor's shape and strides; bfloat16 is ``ml_dtypes.bfloat16``. Arrays
+      map the file and read it when used, so it must stay unchanged meanwhile; copy an array to keep it longer.
 
     Raises:
       PtError: names the file, what is wrong with it and what to do. No other exception leaves this function.
@@ -81,8 +81,8 @@ def read_pt(path: str | os.PathLike[str]) -> Any:
         _measure(result)
     except PtError as error:
         raise PtError(f"{path}: {error}") from None
-    except OSError as error:
-        raise PtError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except (OSError, ValueError) as error:  # ValueError: a path with a null character
+        raise PtError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     return result
 
 
@@ -160,7 +160,7 @@ def _check_format(head: bytes) -> None:
         raise PtError(f"not a file of torch.save: it starts with {head[:8]!r} instead of a zip header")
 
 
-# ---------------------------------------------------------------------------------------------------------- the pickle
+# ----------------------------------------------------------------------------------------------------------- the pickle
 
 
 @dataclass(frozen=True)
@@ -291,7 +291,7 @@ class _Interpreter:
 
     def build(self, state: Any) -> None:
         if self.stack and isinstance(self.stack[-1], np.dtype):
-            if not (isinstance(state, tuple) and len(state) == 8 and state[1] in ("<", "|") and state[3] is None):
+            if not (isinstance(state, tuple) and len(state) == 8 and _is(state[1], "<", "|") and state[3] is None):
                 raise PtError("refused, a NumPy scalar is big-endian or structured")
             return
         # torch hangs version numbers (_metadata) on the OrderedDict of a state_dict; they say nothing about weights.
@@ -301,24 +301,24 @@ class _Interpreter:
 
     def call(self, function: Any, args: Any) -> None:
         name = function.name if isinstance(function, _Global) else type(function).__name__
-        if name == ORDERED_DICT and args == ():
+        if name == ORDERED_DICT and isinstance(args, tuple) and not args:
             self.stack.append({})
         elif name == REBUILD_TENSOR and isinstance(args, tuple) and 6 <= len(args) <= 7:
             self.stack.append(_view(*args[:4], metadata=args[6] if len(args) == 7 else None))
         elif name == REBUILD_PARAMETER and isinstance(args, tuple) and args and isinstance(args[0], np.ndarray):
             self.stack.append(args[0])
-        elif name == NUMPY_DTYPE and isinstance(args, tuple) and args and args[0] in tuple(NUMPY_DTYPES):
+        elif name == NUMPY_DTYPE and isinstance(args, tuple) and args and _is(args[0], *NUMPY_DTYPES):
             self.stack.append(np.dtype(f"<{args[0]}"))
         elif name in NUMPY_SCALARS and isinstance(args, tuple) and len(args) == 2:
             self.stack.append(_number(*args))
-        elif name == ENCODE and isinstance(args, tuple) and len(args) == 2 and args[1] == "latin1":
-            self.stack.append(args[0].encode("latin1") if isinstance(args[0], str) else b"")
+        elif name == ENCODE and isinstance(args, tuple) and [type(arg) for arg in args] == [str, str]:
+            self.stack.append(args[0].encode("latin1"))
         else:
             raise PtError(f"data.pkl is damaged: {name} is called with unexpected arguments")
 
     def load_storage(self, pid: Any) -> None:
         """Pushes the storage of ``("storage", type, key, location, elements)``."""
-        if not (isinstance(pid, tuple) and len(pid) == 5 and pid[0] == "storage" and isinstance(pid[1], _Global)):
+        if not (isinstance(pid, tuple) and len(pid) == 5 and _is(pid[0], "storage") and isinstance(pid[1], _Global)):
             raise PtError("data.pkl is damaged: a storage is named in an unknown way")
         _, kind, key, _, elements = pid
         dtype = STORAGE_DTYPES.get(kind.name)
@@ -346,6 +346,8 @@ def _view(storage: Any, offset: Any, shape: Any, strides: Any, metadata: Any) ->
         raise PtError(f"{where}: reaches beyond its storage of {size} elements")
     if elements > max(size, MAX_REPEATED_ELEMENTS):
         raise PtError(f"{where}: repeats its storage of {size} elements {elements} times over")
+    if not elements:
+        return storage.data[:0].reshape(shape)
     steps = tuple(s * storage.data.itemsize if n > 1 else 0 for n, s in zip(shape, strides))
     return np.lib.stride_tricks.as_strided(storage.data[offset:], shape, steps, writeable=False)
 
@@ -376,6 +378,11 @@ def _measure(root: Any) -> None:
         return seen[id(node)]
 
     visit(root, 0)
+
+
+def _is(value: Any, *options: str) -> bool:
+    """Whether a value from the file, of any type, is one of these texts."""
+    return isinstance(value, str) and value in options
 
 
 def _few(names: set[str]) -> str:
