@@ -1,0 +1,207 @@
+"""Checkpoints of a run: the whole `TrainState`, the data iterator's place, the log's open window, and the settings.
+
+A checkpoint is written in the background, beside its final place, and renamed once complete, so that an interrupted
+write never carries a step's name. What is on disk is a nested dict of arrays by `/`-joined path: it depends on no class
+of ours. Every leaf's fingerprint is stored with it and compared when it is read, because a flipped bit in an array
+file would otherwise load without complaint.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import LatestN
+
+from mem0_jax import tree
+from mem0_jax.errors import UserError
+from mem0_jax.train.state import TrainState
+
+FORMAT_VERSION = 1
+_log = logging.getLogger(__name__)
+
+
+class CheckpointError(UserError):
+    """A checkpoint that belongs to another run or model, or none of which can be read."""
+
+
+class CorruptedError(Exception):
+    """One checkpoint's files do not hold what was saved; an older one may."""
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What `Checkpoints.restore` found: the state, and the JSON values given to `save` with it."""
+
+    state: TrainState
+    extra: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of one run in one folder; use it as a context manager, which waits for the last write."""
+
+    def __init__(self, directory: Path, keep: int) -> None:
+        """Open `directory`, made if absent, keeping the `keep` newest checkpoints; removes unfinished writes."""
+        self._directory = directory.resolve()
+        self._manager = ocp.CheckpointManager(
+            self._directory,
+            item_names=("state", "meta"),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=LatestN(keep),
+                cleanup_tmp_directories=True,
+                enable_async_checkpointing=True,
+                lightweight_initialize=True,  # a damaged checkpoint must not prevent opening the others
+            ),
+        )
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._manager.close()
+
+    def save(self, state: TrainState, extra: Mapping[str, Any]) -> None:
+        """Save under `state.step`, unless that step is there already; returns once `state` may be donated.
+
+        `extra` must be JSON values (TypeError otherwise). A failure of the write before is raised here.
+        """
+        step = int(state.step)
+        if step == self._manager.latest_step():
+            return
+        flat = _flat(state)
+        prints = np.asarray(_fingerprints(list(flat.values())))
+        leaves = {p: [list(v.shape), str(v.dtype), int(f)] for (p, v), f in zip(flat.items(), prints)}
+        meta = {"format_version": FORMAT_VERSION, "leaves": leaves, "extra": extra}
+        json.dumps(meta)  # here, not in the background, where the error would come a checkpoint late
+        args = ocp.args.Composite(state=ocp.args.StandardSave(tree.unflatten(flat)), meta=ocp.args.JsonSave(meta))
+        self._manager.save(step, args=args, force=True)
+
+    def wait(self) -> None:
+        """Return once the latest checkpoint is completely written."""
+        self._manager.wait_until_finished()
+
+    def restore(self, template: TrainState) -> Restored | None:
+        """Read the newest intact checkpoint; None if there is none at all.
+
+        A damaged one is moved aside, with a warning, and the one before is tried.
+
+        Args:
+            template: the state expected, as arrays or `jax.ShapeDtypeStruct`.
+        Raises:
+            CheckpointError: the checkpoint holds other leaves, shapes or dtypes (lists all of them) or was written by
+                another format version; or every checkpoint is damaged.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        reasons = []
+        for step in steps:
+            try:
+                return self._read(step, template)
+            except CorruptedError as error:
+                reasons.append(f"step {step}: {error}")
+                aside = self._move_aside(step)
+                _log.warning(
+                    "checkpoint of step %d is damaged (%s); moved to %s, trying the one before", step, error, aside
+                )
+        if not steps:
+            return None
+        raise CheckpointError(
+            f"{self._directory}: no checkpoint can be read:\n  " + "\n  ".join(reasons) + "\nStart in a new folder."
+        )
+
+    def _read(self, step: int, template: TrainState) -> Restored:
+        meta = self._read_meta(step)
+        expected = _flat(template)
+        self._check_leaves(step, meta["leaves"], expected)
+        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        target = {p: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=device) for p, v in expected.items()}
+        try:
+            args = ocp.args.Composite(state=ocp.args.StandardRestore(tree.unflatten(target)))
+            flat = tree.flatten(self._manager.restore(step, args=args)["state"])
+        except Exception as error:  # the storage library raises whatever its many layers raise
+            raise CorruptedError(f"its arrays cannot be read: {_first_line(error)}") from error
+        leaves = [flat[path] for path in expected]
+        prints = np.asarray(_fingerprints(leaves))
+        changed = [p for p, f in zip(expected, prints) if int(f) != meta["leaves"][p][2]]
+        if changed:
+            raise CorruptedError(f"{len(changed)} of {len(leaves)} arrays changed on disk, the first is {changed[0]!r}")
+        return Restored(jax.tree.unflatten(jax.tree.structure(template), leaves), meta["extra"])
+
+    def _read_meta(self, step: int) -> dict[str, Any]:
+        try:
+            meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+            version = meta["format_version"]
+            well_formed = isinstance(meta["extra"], dict) and all(len(leaf) == 3 for leaf in meta["leaves"].values())
+        except Exception as error:  # as above
+            raise CorruptedError(f"its description cannot be read: {_first_line(error)}") from error
+        if version != FORMAT_VERSION:
+            raise CheckpointError(
+                f"{self._directory / str(step)}: checkpoint format {version!r}, this program reads {FORMAT_VERSION}; "
+                "continue the run with the version that started it, or start in a new folder"
+            )
+        if not well_formed:
+            raise CorruptedError("its description is not of the form that is written")
+        return meta
+
+    def _check_leaves(self, step: int, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+        problems = [f"{path}: not in the checkpoint" for path in expected if path not in found]
+        problems += [f"{path}: in the checkpoint, unknown to this run" for path in found if path not in expected]
+        for path, leaf in expected.items():
+            if path in found and [list(leaf.shape), str(leaf.dtype)] != found[path][:2]:
+                problems.append(
+                    f"{path}: {found[path][1]}{found[path][0]} saved, {leaf.dtype}{list(leaf.shape)} expected"
+                )
+        if problems:
+            raise CheckpointError(
+                f"{self._directory / str(step)} is of another model, optimizer or number of lanes:\n  "
+                + "\n  ".join(problems)
+                + "\nRestore the settings it was made with, or start in a new folder."
+            )
+
+    def _move_aside(self, step: int) -> Path:
+        source = self._directory / str(step)
+        aside = self._directory.parent / f"damaged_checkpoint_{step}_{time.time_ns()}"
+        source.rename(aside)
+        self._manager.reload()
+        return aside
+
+
+def _flat(state: TrainState) -> dict[str, Any]:
+    """Leaves of any pytree by `/`-joined path, in the order of `jax.tree.leaves`."""
+    paths, _ = jax.tree_util.tree_flatten_with_path(state)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in paths}
+
+
+@jax.jit
+def _fingerprints(leaves: list[jax.Array]) -> jax.Array:
+    """uint32 [len(leaves)]: sum of each leaf's bits times an odd weight for their place, modulo 2^32.
+
+    Odd weights are invertible modulo 2^32, so a change within one element always shows. Integer sums do not
+    depend on order: the value is the same however an array is split over devices.
+    """
+
+    def fingerprint(leaf: jax.Array) -> jax.Array:
+        if leaf.dtype == jnp.bool_:
+            leaf = leaf.astype(jnp.uint8)
+        unsigned = {1: jnp.uint8, 2: jnp.uint16}.get(leaf.dtype.itemsize, jnp.uint32)
+        bits = jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)  # 8-byte elements get an axis of 2
+        place = jnp.zeros(bits.shape, jnp.uint32)
+        for axis in range(bits.ndim):
+            stride = math.prod(bits.shape[axis + 1 :]) % 2**32
+            place += jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis) * jnp.uint32(stride)
+        return jnp.sum(bits * (2 * place + 1), dtype=jnp.uint32)
+
+    return jnp.stack([fingerprint(leaf) for leaf in leaves])
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"

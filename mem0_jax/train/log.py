@@ -1,0 +1,154 @@
+"""The metrics log of a run: one JSON object a line in `metrics.jsonl`, one line for each `log_every` steps."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from mem0_jax.errors import UserError
+from mem0_jax.train.config import TrainConfig
+from mem0_jax.train.metrics import ClassifierWindow, summarise
+from mem0_jax.train.optim import learning_rates
+
+MAX_SKIPPED_IN_A_ROW = 100
+_log = logging.getLogger(__name__)
+
+
+class DivergedError(UserError):
+    """The gradient has not been finite for so long that going on is pointless."""
+
+
+class MetricsLog:
+    """Collects the metrics of steps, on the device until a row is due, and appends rows to the file.
+
+    A row holds `step`; the mean over its steps of every metric of the policy, `loss` and `grad_norm` (null where never
+    finite); the classifier's metrics over the newest `metrics_window` rows, if the policy counts; `learning_rate/GROUP`
+    of the latest update; `skipped`, updates left out since the run began; and of this process: `frames_per_second`,
+    `data_wait_ms` a step, `seconds` since it started and `eta_seconds`.
+    """
+
+    def __init__(self, path: Path, config: TrainConfig, step: int, restored: Mapping[str, Any] | None) -> None:
+        """Open the log of a run that continues after `step`, dropping later rows and a half-written last line.
+
+        `restored` is what `snapshot` returned at that step.
+        """
+        restored = restored or {"names": [], "values": [], "classifier": [], "skipped": 0}
+        self._path, self._config = path, config
+        self._names: list[str] = list(restored["names"])
+        self._values: list[list[float]] = [list(row) for row in restored["values"]]
+        self._classifier = ClassifierWindow(config.metrics_window, restored["classifier"])
+        self._skipped = int(restored["skipped"])
+        self._skipped_in_a_row = 0
+        self._pending: list[dict[str, jax.Array]] = []
+        self._first_step, self._frames, self._steps, self._waited = step, 0, 0, 0.0
+        self._opened = self._mark = time.perf_counter()
+        self._warm = self._opened
+        _truncate(path, step)
+
+    def add(self, metrics: dict[str, jax.Array], frames: int, waited: float) -> None:
+        """Note one step's metrics (arrays [] that may still be in the making), its frames and seconds spent on data."""
+        self._pending.append(metrics)
+        self._frames += frames
+        self._steps += 1
+        self._waited += waited
+
+    def warmed_up(self, step: int) -> float:
+        """Leave what came before (compilation) out of the speed; returns the seconds it took."""
+        self._warm = self._mark = time.perf_counter()
+        self._first_step, self._frames, self._steps, self._waited = step, 0, 0, 0.0
+        return self._warm - self._opened
+
+    def snapshot(self) -> dict[str, Any]:
+        """JSON values with which another log of the same run continues exactly; waits for the pending steps."""
+        self._fetch()
+        return {
+            "names": self._names,
+            "values": self._values,
+            "classifier": self._classifier.rows(),
+            "skipped": self._skipped,
+        }
+
+    def write_row(self, step: int) -> dict[str, Any]:
+        """Append the row that ends with `step` and return it; waits for the pending steps.
+
+        Raises DivergedError after `MAX_SKIPPED_IN_A_ROW` updates in a row were left out.
+        """
+        skipped_before = self._skipped
+        self._fetch()
+        means, counts = summarise(self._names, self._values)
+        self._values = []
+        row: dict[str, Any] = {"step": step, **means}
+        if counts is not None:
+            row |= self._classifier.update(counts)
+        rates = learning_rates(self._config.optimizer, max(0, step - self._skipped - 1))
+        row |= {f"learning_rate/{group}": rate for group, rate in rates.items()}
+        row["skipped"] = self._skipped
+        row |= self._speed(step)
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(finite) + "\n")
+        if self._skipped > skipped_before:
+            _log.warning(
+                "step %d: %d updates were left out because the gradient was not finite (%d since the run began)",
+                step,
+                self._skipped - skipped_before,
+                self._skipped,
+            )
+        if self._skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+            raise DivergedError(
+                f"stopped at step {step}: the gradient was not finite in the last {self._skipped_in_a_row} steps; "
+                "check the data for NaN, lower the learning rate, or continue from an earlier checkpoint"
+            )
+        return finite
+
+    def _fetch(self) -> None:
+        for metrics in jax.device_get(self._pending):
+            skipped = int(metrics.pop("skipped"))
+            self._skipped_in_a_row = self._skipped_in_a_row + 1 if skipped > self._skipped else 0
+            self._skipped = skipped
+            self._names = sorted(metrics)
+            self._values.append([float(metrics[name]) for name in self._names])
+        self._pending = []
+
+    def _speed(self, step: int) -> dict[str, float]:
+        now = time.perf_counter()
+        seconds, done = max(now - self._mark, 1e-9), step - self._first_step
+        speed = {
+            "frames_per_second": self._frames / seconds,
+            "data_wait_ms": 1000 * self._waited / max(1, self._steps),
+            "seconds": now - self._opened,
+            "eta_seconds": (self._config.steps - step) * (now - self._warm) / done if done else math.nan,
+        }
+        self._mark, self._frames, self._steps, self._waited = now, 0, 0, 0.0
+        return speed
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a `metrics.jsonl`, up to the first line that is not a complete row; empty if there is no file."""
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            break
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+            break
+        rows.append(row)
+    return rows
+
+
+def _truncate(path: Path, step: int) -> None:
+    rows = [row for row in read_rows(path) if row["step"] <= step]
+    beside = path.with_name(path.name + ".tmp")
+    beside.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    os.replace(beside, path)

@@ -1,0 +1,273 @@
+"""The training loop: one call that starts or continues a run in a folder."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Protocol
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from mem0_jax.errors import UserError
+from mem0_jax.train.checkpoint import CheckpointError, Checkpoints
+from mem0_jax.train.config import TrainConfig
+from mem0_jax.train.log import MetricsLog, read_rows
+from mem0_jax.train.optim import make_optimizer
+from mem0_jax.train.state import TrainState, create_params, create_state
+from mem0_jax.train.step import make_train_step
+from mem0_jax.tree import flatten
+
+if TYPE_CHECKING:
+    from mem0_jax.policies.base import Policy
+
+# Steps handed to the device before the loop waits for the oldest: enough to keep it busy, while each holds a batch.
+MAX_IN_FLIGHT = 2
+# Settings a run may change when it continues; any other would make it a different run.
+FREE_SETTINGS = {"steps", "log_every", "save_every", "keep", "metrics_window"}
+_log = logging.getLogger(__name__)
+
+
+class BatchIterator(Protocol):
+    """What a loader must be: an iterator over dicts of NumPy arrays [L, T, ...] that can tell and take its place.
+
+    `get_state` returns JSON values for the batch that `next` would give; after `set_state` another iterator gives it.
+    """
+
+    def __next__(self) -> dict[str, np.ndarray]: ...
+    def get_state(self) -> Any: ...
+    def set_state(self, state: Any) -> None: ...
+
+
+class DataError(UserError):
+    """The loader ended early or gave a batch of another form."""
+
+
+class TrainingInterrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM: the run was saved; the message says how to continue it."""
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """A finished run.
+
+    Attributes:
+        state: after the last step.
+        rows: all rows of the metrics log, see `MetricsLog`.
+        resumed_from: step this call continued after, or None.
+        seconds: of this call; `compile_seconds` of it until the first step was done.
+    """
+
+    state: TrainState
+    rows: list[dict[str, Any]]
+    resumed_from: int | None
+    seconds: float
+    compile_seconds: float
+
+
+def fit(
+    policy: Policy,
+    loader_factory: Callable[[], BatchIterator],
+    config: TrainConfig,
+    workdir: str | Path,
+    progress: Callable[[dict[str, Any]], None] | None = None,
+) -> FitResult:
+    """Train `policy` for `config.steps` batches, continuing whatever run `workdir` holds.
+
+    On the same machine a run that was killed, or stopped with Ctrl-C, and called again gives bit for bit the numbers of
+    an uninterrupted one: parameters, memory, data position and the log's open window come from the last checkpoint.
+
+    Args:
+        policy: see `Policy`; its `init` must be traceable, for a resumed run only asks for its shapes.
+        loader_factory: makes the batch iterator, standing at its beginning.
+        config: see `TrainConfig`.
+        workdir: folder of the run, made if absent: `checkpoints/` and `metrics.jsonl`. One process at a time.
+        progress: called with every row of the log.
+    Raises:
+        CheckpointError: `workdir` holds a run with other settings or another model.
+        DataError: the loader ended before `config.steps` or its batches have the wrong leading axes.
+        DivergedError: the gradient stayed non-finite.
+        TrainingInterrupted: after Ctrl-C or SIGTERM, once the run is saved.
+    """
+    started = time.perf_counter()
+    workdir = Path(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    loader = loader_factory()
+    with Checkpoints(workdir / "checkpoints", config.keep) as checkpoints, _StopRequest() as stop:
+        run = _Run(policy, loader, config, workdir, checkpoints, progress)
+        with run.bar:
+            while run.step < config.steps:
+                run.advance()
+                if stop.requested and run.step < config.steps:
+                    run.save()
+                    checkpoints.wait()
+                    raise TrainingInterrupted(
+                        f"stopped after step {run.step} of {config.steps}, saved in {workdir}; "
+                        "run the same command again to continue from there"
+                    )
+            run.finish()
+    rows = read_rows(workdir / "metrics.jsonl")
+    return FitResult(run.state, rows, run.resumed_from, time.perf_counter() - started, run.compile_seconds)
+
+
+class _Run:
+    """The moving parts of one `fit`."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        loader: BatchIterator,
+        config: TrainConfig,
+        workdir: Path,
+        checkpoints: Checkpoints,
+        progress: Callable[[dict[str, Any]], None] | None,
+    ) -> None:
+        self._loader, self._config, self._checkpoints, self._progress = loader, config, checkpoints, progress
+        abstract = jax.eval_shape(lambda: create_params(policy, config.seed))
+        optimizer = make_optimizer(
+            config.optimizer, policy.learning_rate_groups, policy.no_gradient, config.freeze, abstract
+        )
+        template = jax.eval_shape(lambda p: create_state(policy, optimizer, p, config.seed, config.lanes), abstract)
+        restored = checkpoints.restore(template)
+        self.resumed_from: int | None = None
+        if restored is None:
+            params = create_params(policy, config.seed)
+            self.state = create_state(policy, optimizer, params, config.seed, config.lanes)
+        else:
+            _check_settings(workdir, restored.extra["config"], _as_json(config))
+            self.state = restored.state
+            self.resumed_from = int(restored.state.step)
+            loader.set_state(restored.extra["data"])
+            _log.info("%s: continuing after step %d", workdir, self.resumed_from)
+        self.step = self.resumed_from or 0
+        self.compile_seconds = 0.0
+        self._train_step = jax.jit(make_train_step(policy, optimizer), donate_argnums=0)
+        self._metrics = MetricsLog(
+            workdir / "metrics.jsonl", config, self.step, restored.extra["log"] if restored else None
+        )
+        # Quiet where nobody watches: `disable=None` asks whether the output is a terminal.
+        self.bar = tqdm(total=config.steps, initial=self.step, disable=None, unit="step", dynamic_ncols=True)
+        self._in_flight: deque[jax.Array] = deque()
+        self._row_due: int | None = None
+        self._first = self.step
+
+    def advance(self) -> None:
+        """Train on one batch; write the row and the checkpoint that fall due."""
+        asked = time.perf_counter()
+        try:
+            batch = next(self._loader)
+        except StopIteration:
+            raise DataError(
+                f"the loader ended after {self.step} of {self._config.steps} batches; it must repeat its data"
+            ) from None
+        waited = time.perf_counter() - asked
+        if self.step == self._first:
+            _check_batch(batch, self._config.lanes)
+        self.state, metrics = self._train_step(self.state, batch)
+        self._write_due_row()  # of the steps before, while the device works on this one
+        self.step += 1
+        lanes, frames = next(iter(batch.values())).shape[:2]
+        self._metrics.add(metrics, lanes * frames, waited)
+        self._throttle(metrics["loss"])
+        self.bar.update()
+        if self.step % self._config.log_every == 0:
+            self._row_due = self.step
+        if self.step % self._config.save_every == 0:
+            self.save()
+
+    def save(self) -> None:
+        """Write the row that is due, if any, then checkpoint the present step."""
+        self._write_due_row()
+        extra = {"config": _as_json(self._config), "data": self._loader.get_state(), "log": self._metrics.snapshot()}
+        self._checkpoints.save(self.state, extra)
+
+    def finish(self) -> None:
+        """Write the last row, even of fewer steps, and the last checkpoint."""
+        if self.step > self._first and (self._row_due or self.step % self._config.log_every):
+            self._row_due = self.step
+        self.save()
+
+    def _write_due_row(self) -> None:
+        if self._row_due is None:
+            return
+        row = self._metrics.write_row(self._row_due)
+        self._row_due = None
+        self.bar.set_postfix(
+            loss=row["loss"], frames_per_second=round(row["frames_per_second"]), skipped=row["skipped"]
+        )
+        if self._progress is not None:
+            self._progress(row)
+
+    def _throttle(self, loss: jax.Array) -> None:
+        if self.step == self._first + 1:  # the first step compiles
+            loss.block_until_ready()
+            self.compile_seconds = self._metrics.warmed_up(self.step)
+        self._in_flight.append(loss)
+        if len(self._in_flight) > MAX_IN_FLIGHT:
+            self._in_flight.popleft().block_until_ready()
+
+
+class _StopRequest:
+    """Turns the first Ctrl-C or SIGTERM into a wish to stop after the step; the second one acts as usual."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> _StopRequest:
+        if threading.current_thread() is threading.main_thread():  # Python lets no other thread handle signals
+            self._before = {s: signal.signal(s, self._request) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        self.requested = True
+        self.__exit__()
+        # Not print: a signal may arrive in the middle of one.
+        os.write(2, b"\nfinishing the step and saving; once more to stop at once without saving\n")
+
+
+def _as_json(config: TrainConfig) -> dict[str, Any]:
+    return json.loads(json.dumps(asdict(config)))
+
+
+def _check_settings(workdir: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    before, after = _settings(saved), _settings(now)
+    changed = [
+        f"{name}: {before.get(name)!r} saved, {after.get(name)!r} now"
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name) != after.get(name)
+    ]
+    if changed:
+        raise CheckpointError(
+            f"{workdir} holds a run with other settings:\n  "
+            + "\n  ".join(changed)
+            + "\nGive it the saved settings to continue, or start in a new folder."
+        )
+
+
+def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {name: value for name, value in config.items() if name not in FREE_SETTINGS}
+    return flatten({name: value for name, value in kept.items() if value != {}})
+
+
+def _check_batch(batch: Mapping[str, np.ndarray], lanes: int) -> None:
+    shapes = {name: np.shape(value) for name, value in batch.items()}
+    frames = {shape[1] for shape in shapes.values() if len(shape) > 1}
+    if not shapes or len(frames) != 1 or any(len(s) < 2 or s[0] != lanes for s in shapes.values()):
+        listing = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items()) or "nothing"
+        raise DataError(f"batch: expected arrays [lanes={lanes}, frames, ...] with equal frames, got {listing}")
