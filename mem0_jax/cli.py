@@ -1,0 +1,150 @@
+"""The program ``mem0-jax COMMAND [flags]``: finds the command, runs it, turns errors into messages and exit codes.
+
+A command is a module of ``mem0_jax.commands`` with ``main(argv) -> int | None``; it is imported only when it is called,
+so that ``mem0-jax --help`` answers at once. Commands with a fixed set of flags read them with ``CommandParser``.
+"""
+
+import argparse
+import difflib
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+from mem0_jax import __version__
+from mem0_jax.errors import UserError
+
+OK, FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
+
+
+@dataclass(frozen=True)
+class Command:
+    """One line of the program's help.
+
+    Attributes:
+      summary: what the command does, in one line.
+      example: a call that works as it stands.
+      module: the module that holds its ``main(argv)``.
+    """
+
+    summary: str
+    example: str
+    module: str
+
+
+COMMANDS: dict[str, Command] = {}
+
+
+def main(argv: Sequence[str] | None = None, commands: Mapping[str, Command] = COMMANDS) -> int:
+    """Runs one command.
+
+    Args:
+      argv: the arguments after the program's name; by default those of the process.
+      commands: the commands to choose from.
+
+    Returns:
+      The exit code: 0 all went well; 1 the command failed; 2 wrong usage; 130 interrupted by Ctrl-C. With the
+      environment variable ``MEM0_DEBUG=1`` the traceback of an expected error is printed as well.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if not argv:
+        print(usage(commands), file=sys.stderr)
+        return BAD_USAGE
+    name, rest = argv[0], argv[1:]
+    if name in ("-h", "--help", "help"):
+        print(usage(commands))
+        return OK
+    if name == "--version":
+        print(f"mem0-jax {__version__}")
+        return OK
+    if name not in commands:
+        kind = "flag" if name.startswith("-") else "command"
+        hint = did_you_mean(name, commands)
+        return _complain("mem0-jax", f"unknown {kind} {name!r}{hint}; 'mem0-jax --help' lists them", BAD_USAGE)
+    return _run(f"mem0-jax {name}", commands[name], rest)
+
+
+def usage(commands: Mapping[str, Command]) -> str:
+    """The text of ``mem0-jax --help``."""
+    width = max((len(name) for name in commands), default=0)
+    return "\n".join(
+        [
+            "usage: mem0-jax COMMAND [flags]",
+            "",
+            "Memory-equipped robot policies in JAX/Flax: record, train, evaluate.",
+            "",
+            "commands:",
+            *(f"  {name:<{width}}  {command.summary}" for name, command in commands.items()),
+            "",
+            "examples:",
+            *(f"  {command.example}" for command in commands.values()),
+            "",
+            "'mem0-jax COMMAND --help' explains a command and its flags; 'mem0-jax --version' prints the version.",
+            "Exit codes: 0 all went well, 1 failed, 2 wrong usage, 130 interrupted. MEM0_DEBUG=1 shows tracebacks.",
+        ]
+    )
+
+
+def did_you_mean(word: str, known: Mapping[str, object] | Sequence[str]) -> str:
+    """``", did you mean 'demo'?"`` for the closest known word, or nothing."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f", did you mean {close[0]!r}?" if close else ""
+
+
+class CommandParser(argparse.ArgumentParser):
+    """The flags of one command: defaults in the help, examples below it, no abbreviations, help with misspellings.
+
+    Args:
+      name: the command.
+      summary: what it does, one or more sentences.
+      examples: calls that work as they stand, shown under the flags.
+    """
+
+    def __init__(self, name: str, summary: str, examples: Sequence[str]):
+        super().__init__(
+            prog=f"mem0-jax {name}",
+            description=summary,
+            epilog="\n".join(["examples:", *(f"  {example}" for example in examples)]),
+            formatter_class=_Formatter,
+            allow_abbrev=False,
+        )
+
+    def parse_args(self, args=None, namespace=None):  # pyright: ignore[reportIncompatibleMethodOverride]
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            word = unknown[0].split("=")[0]
+            flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
+            self.error(f"unknown argument {word!r}{did_you_mean(word, flags)}")
+        return parsed
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(_complain(self.prog, f"{message}; '{self.prog} --help' explains the flags", BAD_USAGE))
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    pass
+
+
+def _run(title: str, command: Command, argv: list[str]) -> int:
+    try:
+        return importlib.import_module(command.module).main(argv) or OK
+    except SystemExit as stop:  # from a flag parser: --help, or a wrong flag
+        return stop.code if isinstance(stop.code, int) else OK if stop.code is None else FAILED
+    except KeyboardInterrupt:
+        return _complain(title, "interrupted", INTERRUPTED)
+    except UserError as error:
+        if os.environ.get("MEM0_DEBUG", "0") not in ("", "0"):
+            traceback.print_exc()
+        return _complain(title, str(error), FAILED)
+
+
+def _complain(title: str, message: str, code: int) -> int:
+    print(f"{title}: {message}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

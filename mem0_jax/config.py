@@ -1,0 +1,131 @@
+"""Frozen dataclasses to JSON-ready dicts and back, strictly: what is written reads back equal, the rest is refused.
+
+A field may be bool, int, float, str, a ``Literal`` of these, another dataclass, ``tuple[T, ...]``, ``tuple[A, B]``, or
+any of them ``| None``. Nothing is guessed: an unknown field, a missing one or a value of another type is an error.
+"""
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar, Union
+
+from mem0_jax.errors import UserError
+
+T = TypeVar("T")
+
+
+class ConfigError(UserError):
+    """A configuration that does not fit its dataclass; the message lists everything that is wrong with it."""
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The fields of a dataclass as nested dicts and lists of JSON values: tuples become lists.
+
+    Raises:
+      ConfigError: a value has no JSON form (NaN, infinity, an array); it is named by its path.
+    """
+    problems: list[str] = []
+    data = _dump(config, type(config).__name__, problems)
+    if problems or not isinstance(data, dict):
+        raise ConfigError("; ".join(problems) or f"expected a dataclass, got {type(config).__name__}")
+    return data
+
+
+def from_dict(cls: type[T], data: Mapping[str, Any]) -> T:
+    """Builds a dataclass from nested dicts as ``to_dict`` makes them.
+
+    Args:
+      cls: the dataclass. Fields with a default may be absent from ``data``.
+      data: field name -> value. A whole number is accepted for a float, a list or tuple for a tuple.
+
+    Raises:
+      ConfigError: lists every unknown field (with the closest known one), every missing field and every value of a
+        wrong type, each by its path such as ``PolicyConfig.bank.window``; or what the class itself refused.
+    """
+    problems: list[str] = []
+    config = _load(cls, data, cls.__name__, problems)
+    if problems:
+        raise ConfigError("; ".join(problems))
+    return config
+
+
+def _dump(value: Any, path: str, problems: list[str]) -> Any:
+    if dataclasses.is_dataclass(type(value)):
+        names = [field.name for field in dataclasses.fields(value) if field.init]
+        return {name: _dump(getattr(value, name), f"{path}.{name}", problems) for name in names}
+    if isinstance(value, tuple):
+        return [_dump(item, f"{path}[{i}]", problems) for i, item in enumerate(value)]
+    plain = value is None or type(value) in (bool, int, str) or (type(value) is float and math.isfinite(value))
+    if not plain:
+        problems.append(f"{path}: {value!r:.60} has no JSON form")
+    return value
+
+
+def _load(kind: Any, value: Any, path: str, problems: list[str]) -> Any:
+    """The value as ``kind``; what is wrong is added to ``problems`` and the result is then meaningless."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (Union, types.UnionType):
+        inner = [arg for arg in args if arg is not type(None)]
+        if len(inner) != 1 or len(args) != 2:
+            raise TypeError(f"{path}: {kind} is not supported, only one type and None")
+        return None if value is None else _load(inner[0], value, path, problems)
+    if origin is Literal:
+        if not any(type(value) is type(arg) and value == arg for arg in args):
+            problems.append(f"{path}: expected one of {', '.join(map(repr, args))}, got {value!r:.60}")
+        return value
+    if origin is tuple:
+        return _load_tuple(args, value, path, problems)
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        return _load_dataclass(kind, value, path, problems)
+    if kind not in (bool, int, float, str):
+        raise TypeError(f"{path}: fields of type {kind} are not supported")
+    if kind is float and type(value) is int and abs(value) <= 2**53:
+        return float(value)
+    if type(value) is not kind:
+        problems.append(f"{path}: expected {kind.__name__}, got {value!r:.60} ({type(value).__name__})")
+    elif type(value) is float and not math.isfinite(value):
+        problems.append(f"{path}: expected a finite number, got {value!r}")
+    return value
+
+
+def _load_tuple(kinds: tuple[Any, ...], value: Any, path: str, problems: list[str]) -> Any:
+    if not isinstance(value, list | tuple):
+        problems.append(f"{path}: expected a list, got {value!r:.60} ({type(value).__name__})")
+        return value
+    if len(kinds) == 2 and kinds[1] is Ellipsis:
+        kinds = (kinds[0],) * len(value)
+    if len(kinds) != len(value):
+        problems.append(f"{path}: expected {len(kinds)} values, got {len(value)}")
+        return value
+    return tuple(_load(kind, item, f"{path}[{i}]", problems) for i, (kind, item) in enumerate(zip(kinds, value)))
+
+
+def _load_dataclass(cls: type, data: Any, path: str, problems: list[str]) -> Any:
+    if not isinstance(data, Mapping):
+        problems.append(f"{path}: expected a dict of fields, got {data!r:.60} ({type(data).__name__})")
+        return data
+    before = len(problems)
+    hints = typing.get_type_hints(cls)
+    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
+    for name in data:
+        if name not in fields:
+            close = difflib.get_close_matches(str(name), fields, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known fields: {', '.join(fields)}"
+            problems.append(f"{path}.{name}: unknown field, {hint}")
+    for name, field in fields.items():
+        optional = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+        if name not in data and not optional:
+            problems.append(f"{path}.{name}: missing")
+    values = {
+        name: _load(hints[name], value, f"{path}.{name}", problems) for name, value in data.items() if name in fields
+    }
+    if len(problems) > before:
+        return data
+    try:
+        return cls(**values)
+    except (ValueError, UserError) as error:  # the class's own checks, in __post_init__
+        problems.append(f"{path}: {error}")
+        return data

@@ -1,0 +1,128 @@
+"""Dataclasses to JSON and back: equal after the round trip, and everything wrong is listed."""
+
+import json
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mem0_jax.config import ConfigError, from_dict, to_dict
+
+
+@dataclass(frozen=True)
+class Bank:
+    window: int = 30
+    rate: float = 0.5
+    reset: Literal["episode", "subtask"] = "episode"
+
+    def __post_init__(self):
+        if self.window == 13:
+            raise ValueError("window must not be 13")
+
+
+@dataclass(frozen=True)
+class Policy:
+    name: str
+    bank: Bank
+    sizes: tuple[int, ...] = ()
+    pair: tuple[float, str] = (0.0, "")
+    banks: tuple[Bank, ...] = ()
+    note: str | None = None
+    second: Bank | None = None
+    fast: bool = False
+    derived: int = field(default=3, init=False)
+
+
+finite = st.floats(allow_nan=False, allow_infinity=False)
+words = st.text(max_size=8)
+banks = st.builds(Bank, st.integers().filter(lambda n: n != 13), finite, st.sampled_from(["episode", "subtask"]))
+policies = st.builds(
+    Policy,
+    name=words,
+    bank=banks,
+    sizes=st.lists(st.integers(), max_size=4).map(tuple),
+    pair=st.tuples(finite, words),
+    banks=st.lists(banks, max_size=3).map(tuple),
+    note=st.none() | words,
+    second=st.none() | banks,
+    fast=st.booleans(),
+)
+
+
+@given(policies)
+def test_round_trip_through_json(policy):
+    text = json.dumps(to_dict(policy), allow_nan=False)
+    back = from_dict(Policy, json.loads(text))
+    assert back == policy
+    assert json.dumps(to_dict(back)) == text
+
+
+def test_defaults_and_whole_numbers():
+    assert from_dict(Policy, {"name": "a", "bank": {}}) == Policy("a", Bank())
+    rate = from_dict(Bank, {"rate": 1}).rate
+    assert rate == 1.0
+    assert type(rate) is float
+
+
+def test_all_problems_are_listed_by_path():
+    data = {
+        "nane": "a",
+        "bank": {"window": "30", "reset": "never", "extra": 1},
+        "sizes": [1, 2.5, True],
+        "pair": [1.0],
+        "banks": [{}, {"rate": "fast"}],
+        "second": 3,
+        "fast": 1,
+        "note": 7,
+    }
+    with pytest.raises(ConfigError) as caught:
+        from_dict(Policy, data)
+    assert str(caught.value).split("; ") == [
+        "Policy.nane: unknown field, did you mean 'name'?",
+        "Policy.name: missing",
+        "Policy.bank.extra: unknown field, known fields: window, rate, reset",
+        "Policy.bank.window: expected int, got '30' (str)",
+        "Policy.bank.reset: expected one of 'episode', 'subtask', got 'never'",
+        "Policy.sizes[1]: expected int, got 2.5 (float)",
+        "Policy.sizes[2]: expected int, got True (bool)",
+        "Policy.pair: expected 2 values, got 1",
+        "Policy.banks[1].rate: expected float, got 'fast' (str)",
+        "Policy.second: expected a dict of fields, got 3 (int)",
+        "Policy.fast: expected bool, got 1 (int)",
+        "Policy.note: expected str, got 7 (int)",
+    ]
+
+
+def test_the_class_has_the_last_word():
+    with pytest.raises(ConfigError, match=r"Policy\.bank: window must not be 13"):
+        from_dict(Policy, {"name": "a", "bank": {"window": 13}})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_that_json_lacks(value):
+    with pytest.raises(ConfigError, match=r"Bank\.rate: expected a finite number"):
+        from_dict(Bank, {"rate": value})
+    with pytest.raises(ConfigError, match=r"Bank\.rate: .* has no JSON form"):
+        to_dict(Bank(rate=value))
+
+
+def test_arrays_are_no_configuration():
+    with pytest.raises(ConfigError, match=r"Policy\.sizes: array.* no JSON form"):
+        to_dict(Policy("a", Bank(), sizes=np.arange(3)))  # pyright: ignore[reportArgumentType]
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | finite | words,
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(words, inner, max_size=3),
+    )
+)
+def test_any_json_is_a_policy_or_the_one_error(data):
+    try:
+        from_dict(Policy, data)
+    except ConfigError:
+        return
+    raise AssertionError("a name and a bank are required")
