@@ -1,0 +1,1 @@
+"""Heads: from context tokens to actions, or to the end-of-subtask probability."""

@@ -1,0 +1,1 @@
+"""Policies: a backbone, a memory and heads, wired. One file per policy."""

@@ -1,0 +1,114 @@
+"""Sizes of a Qwen3-VL backbone."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """The decoder. `mrope_section` counts rotary frequencies for time, height, width and sums to head_dim / 2."""
+
+    hidden_size: int = 2048
+    num_hidden_layers: int = 28
+    num_attention_heads: int = 16
+    num_key_value_heads: int = 8
+    head_dim: int = 128
+    intermediate_size: int = 6144
+    vocab_size: int = 151936
+    rope_theta: float = 5e6
+    mrope_section: tuple[int, int, int] = (24, 20, 20)
+    rms_norm_eps: float = 1e-6
+
+    def __post_init__(self):
+        if 2 * sum(self.mrope_section) != self.head_dim:
+            raise ValueError(f"mrope_section {self.mrope_section} must sum to head_dim / 2 = {self.head_dim // 2}")
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError("num_attention_heads must be a multiple of num_key_value_heads")
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """The vision tower. Deepstack features are tapped after the blocks `deepstack_visual_indexes`."""
+
+    depth: int = 24
+    hidden_size: int = 1024
+    intermediate_size: int = 4096
+    num_heads: int = 16
+    num_position_embeddings: int = 2304
+    deepstack_visual_indexes: tuple[int, ...] = (5, 11, 17)
+    patch_size: int = 16
+    temporal_patch_size: int = 2
+    spatial_merge_size: int = 2
+    out_hidden_size: int = 2048
+
+    @property
+    def patch_width(self) -> int:
+        """Numbers in one patch: 3 * temporal * patch * patch."""
+        return 3 * self.temporal_patch_size * self.patch_size**2
+
+    @property
+    def table_side(self) -> int:
+        """Side of the square table of learned positions."""
+        return round(self.num_position_embeddings**0.5)
+
+    def __post_init__(self):
+        if self.table_side**2 != self.num_position_embeddings:
+            raise ValueError(f"num_position_embeddings must be a square, got {self.num_position_embeddings}")
+        if any(not 0 <= i < self.depth for i in self.deepstack_visual_indexes):
+            raise ValueError(f"deepstack_visual_indexes {self.deepstack_visual_indexes} must lie in [0, {self.depth})")
+
+
+@dataclass(frozen=True)
+class TokenIds:
+    """Ids of the special tokens."""
+
+    vision_start: int = 151652
+    vision_end: int = 151653
+    image: int = 151655
+    video: int = 151656
+    im_start: int = 151644
+    im_end: int = 151645
+    pad: int = 151643
+
+
+@dataclass(frozen=True)
+class Qwen3VLConfig:
+    """A backbone of any size; the defaults are Qwen3-VL-2B-Instruct."""
+
+    text: TextConfig = field(default_factory=TextConfig)
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    tokens: TokenIds = field(default_factory=TokenIds)
+
+    def __post_init__(self):
+        if self.vision.out_hidden_size != self.text.hidden_size:
+            raise ValueError(
+                f"vision.out_hidden_size {self.vision.out_hidden_size} must equal text.hidden_size {self.text.hidden_size}"
+            )
+        if len(self.vision.deepstack_visual_indexes) > self.text.num_hidden_layers:
+            raise ValueError("more deepstack taps than text layers")
+
+    @classmethod
+    def from_hf(cls, config: dict[str, Any], im_start: int = 151644, im_end: int = 151645, pad: int = 151643):
+        """Reads a Hugging Face `config.json` of a dense Qwen3-VL."""
+        if config.get("model_type") != "qwen3_vl":
+            raise ValueError(f"expected model_type 'qwen3_vl', got {config.get('model_type')!r}")
+        text, vision = config["text_config"], config["vision_config"]
+        rope = text.get("rope_scaling") or text["rope_parameters"]
+        text_fields = {k: text[k] for k in TextConfig.__dataclass_fields__ if k in text}
+        text_fields["mrope_section"] = tuple(rope["mrope_section"])
+        text_fields.setdefault("rope_theta", rope.get("rope_theta", TextConfig.rope_theta))
+        vision_fields = {k: vision[k] for k in VisionConfig.__dataclass_fields__ if k in vision}
+        vision_fields["deepstack_visual_indexes"] = tuple(vision["deepstack_visual_indexes"])
+        return cls(
+            TextConfig(**text_fields),
+            VisionConfig(**vision_fields),
+            TokenIds(
+                vision_start=config["vision_start_token_id"],
+                vision_end=config["vision_end_token_id"],
+                image=config["image_token_id"],
+                video=config["video_token_id"],
+                im_start=im_start,
+                im_end=im_end,
+                pad=pad,
+            ),
+        )

@@ -1,0 +1,46 @@
+"""Repeated layers as one layer with a leading axis, applied by `jax.lax.scan`.
+
+Scanning keeps programs small (compile time and size do not grow with depth) and gives one parameter leaf per kind.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from flax import nnx
+
+
+def stacked(build: Callable[[nnx.Rngs], nnx.Module], layers: int, rngs: nnx.Rngs) -> nnx.Module:
+    """`layers` copies of a module as one module whose parameters have a leading layer axis."""
+    return nnx.vmap(build, in_axes=0)(rngs.fork(split=layers))
+
+
+def scan_layers(
+    module: nnx.Module,
+    body: Callable[[Any, Any, Any], tuple[Any, Any]],
+    carry: Any,
+    xs: Any = None,
+    *,
+    remat: bool = False,
+) -> tuple[Any, Any]:
+    """Runs `carry, y = body(layer, carry, x)` over the layers of a `stacked` module.
+
+    Args:
+        module: from `stacked`.
+        body: gets one layer (a module), the carry and this layer's slice of `xs`.
+        carry: pytree that flows through the layers.
+        xs: pytree with a leading layer axis, or None.
+        remat: recompute each layer in the backward pass instead of storing its activations.
+
+    Returns:
+        The last carry and the stacked `y`.
+    """
+    graphdef, state = nnx.split(module)
+
+    def step(carry, scanned):
+        layer, x = scanned
+        return body(nnx.merge(graphdef, layer), carry, x)
+
+    if remat:
+        step = jax.checkpoint(step, prevent_cse=False)
+    return jax.lax.scan(step, carry, (state, xs))
