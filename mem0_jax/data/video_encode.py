@@ -1,0 +1,73 @@
+"""Encoding of many episodes into one AV1 mp4, as LeRobot stores them.
+
+Axes: N frames, H height, W width.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, cast
+
+import av
+import numpy as np
+from av.video.frame import PictureType
+from av.video.reformatter import VideoReformatter
+
+GOP, CRF, PRESET = 2, 30, 12  # LeRobot's values: every second frame is a keyframe, so random access stays cheap
+CODEC, PIXEL_FORMAT = "libsvtav1", "yuv420p"
+
+
+class VideoFile:
+    """An mp4 being written. Frame k of the file is shown at k / fps seconds, and every episode starts on a keyframe.
+
+    Args:
+        path: the file to write; its folder must exist.
+        fps: frames per second.
+        height, width: size of every picture.
+    """
+
+    def __init__(self, path: Path, *, fps: int, height: int, width: int):
+        self.path, self.frames = path, 0
+        # faststart puts the index first, which lets a reader open the file without seeking to its end.
+        self._container = av.open(str(path), "w", options={"movflags": "faststart"})
+        options = {"g": str(GOP), "crf": str(CRF), "preset": str(PRESET)}
+        self._stream = cast(Any, self._container.add_stream(CODEC, rate=Fraction(fps), options=options))
+        self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, PIXEL_FORMAT
+        self._stream.codec_context.time_base = Fraction(1, fps)
+        self._reformatter = VideoReformatter()
+
+    def append(self, pictures: np.ndarray) -> int:
+        """Encode an episode, uint8 [N, H, W, 3] RGB, and return the number of its first frame in the file."""
+        first = self.frames
+        for i, picture in enumerate(pictures):
+            rgb = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+            frame = self._reformatter.reformat(rgb, format=PIXEL_FORMAT)
+            frame.pts, frame.time_base = self.frames, self._stream.codec_context.time_base
+            frame.pict_type = PictureType.I if i == 0 else PictureType.NONE
+            self._container.mux(self._stream.encode(frame))
+            self.frames += 1
+        return first
+
+    def close(self) -> None:
+        """Flush the encoder and write the file's index."""
+        if self.frames:
+            self._container.mux(self._stream.encode())
+        self._container.close()
+
+
+def lerobot_video_info(fps: int, height: int, width: int) -> dict[str, Any]:
+    """Return the `info` entry that info.json carries for a camera encoded here."""
+    return {
+        "video.height": height,
+        "video.width": width,
+        "video.codec": "av1",
+        "video.pix_fmt": PIXEL_FORMAT,
+        "video.is_depth_map": False,
+        "video.fps": fps,
+        "video.channels": 3,
+        "has_audio": False,
+        "video.g": GOP,
+        "video.crf": CRF,
+        "video.preset": PRESET,
+    }
