@@ -1,4 +1,4 @@
-"""Training: settings, optimizer, step, loop, checkpoints and log. The parts that need JAX are imported by their modules."""
+"""Training: settings, optimizer, step, loop, checkpoints and log; all but the settings are imported by module."""
 
 from mem0_jax.train.config import OptimizerConfig, TrainConfig
 

@@ -3,7 +3,7 @@
 A checkpoint is written in the background, beside its final place, and renamed once complete, so that an interrupted
 write never carries a step's name. What is on disk is a nested dict of arrays by `/`-joined path: it depends on no class
 of ours. Every leaf's fingerprint is stored with it and compared when it is read, because a flipped bit in an array
-file would otherwise load without complaint.
+file, or in a name, would otherwise load without complaint.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import logging
 import math
 import time
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,8 +83,8 @@ class Checkpoints:
         prints = np.asarray(_fingerprints(list(flat.values())))
         leaves = {p: [list(v.shape), str(v.dtype), int(f)] for (p, v), f in zip(flat.items(), prints)}
         meta = {"format_version": FORMAT_VERSION, "leaves": leaves, "extra": extra}
-        json.dumps(meta)  # here, not in the background, where the error would come a checkpoint late
-        args = ocp.args.Composite(state=ocp.args.StandardSave(tree.unflatten(flat)), meta=ocp.args.JsonSave(meta))
+        sealed = {"crc32": _crc32(meta), "content": meta}
+        args = ocp.args.Composite(state=ocp.args.StandardSave(tree.unflatten(flat)), meta=ocp.args.JsonSave(sealed))
         self._manager.save(step, args=args, force=True)
 
     def wait(self) -> None:
@@ -138,18 +139,18 @@ class Checkpoints:
 
     def _read_meta(self, step: int) -> dict[str, Any]:
         try:
-            meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+            sealed = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+            meta, crc32 = sealed["content"], sealed["crc32"]
             version = meta["format_version"]
-            well_formed = isinstance(meta["extra"], dict) and all(len(leaf) == 3 for leaf in meta["leaves"].values())
         except Exception as error:  # as above
             raise CorruptedError(f"its description cannot be read: {_first_line(error)}") from error
+        if crc32 != _crc32(meta):
+            raise CorruptedError("its description changed on disk")
         if version != FORMAT_VERSION:
             raise CheckpointError(
                 f"{self._directory / str(step)}: checkpoint format {version!r}, this program reads {FORMAT_VERSION}; "
                 "continue the run with the version that started it, or start in a new folder"
             )
-        if not well_formed:
-            raise CorruptedError("its description is not of the form that is written")
         return meta
 
     def _check_leaves(self, step: int, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
@@ -201,6 +202,10 @@ def _fingerprints(leaves: list[jax.Array]) -> jax.Array:
         return jnp.sum(bits * (2 * place + 1), dtype=jnp.uint32)
 
     return jnp.stack([fingerprint(leaf) for leaf in leaves])
+
+
+def _crc32(meta: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(meta, sort_keys=True).encode())
 
 
 def _first_line(error: Exception) -> str:

@@ -102,7 +102,8 @@ def make_optimizer(
     groups = tree.match_rules(policy_groups, paths)
     _check_groups(config, set(groups.values()))
     untrained = tree.select(no_gradient, paths, "no_gradient") | tree.select(freeze, paths, "freeze")
-    trained = [path for path in paths if path not in untrained]
+    # Sorted, so that the norm's sum, and its rounding, do not depend on the order of the dict's keys.
+    trained = sorted(set(paths) - untrained)
     if not trained:
         raise SettingsError("freeze and no_gradient together leave no parameter to train")
 
@@ -134,7 +135,7 @@ def _update(
 ) -> tuple[dict[str, Any], OptimizerState]:
     flat_params, flat_gradients = tree.flatten(params), tree.flatten(gradients)
     grads = {path: flat_gradients[path].astype(jnp.float32) for path in trained}
-    norm = optax.global_norm(grads)
+    norm = jnp.sqrt(sum(jnp.sum(jnp.square(gradient)) for gradient in grads.values()))
     finite = jnp.isfinite(norm)
     scale = jnp.minimum(config.clip_norm / (norm + CLIP_EPSILON), 1.0) if config.clip_norm else jnp.float32(1.0)
     count = state.count + 1
