@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 TASKS = {
     "put_back_block": "mem0_jax.envs.put_back_block:PutBackBlock",
+    "observe_and_pickup": "mem0_jax.envs.observe_and_pickup:ObserveAndPickup",
+    "swap_blocks": "mem0_jax.envs.swap_blocks:SwapBlocks",
+    "press_button": "mem0_jax.envs.press_button:PressButton",
 }
 __all__ = ["TASKS", "Episode", "Expert", "FrameOracle", "Noise", "Tabletop", "frame_oracle", "make", "rollout"]
 

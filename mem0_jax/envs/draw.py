@@ -98,8 +98,8 @@ def block(image: np.ndarray, center: Point, color: Color) -> None:
 
 def sign(image: np.ndarray, center: Point, color: Color) -> None:
     """A sign that shows a colour."""
-    _disc(image, center, 0.135, (250, 250, 250))
-    _disc(image, center, 0.115, color)
+    _disc(image, center, 0.155, (250, 250, 250))
+    _disc(image, center, 0.135, color)
 
 
 def digit(image: np.ndarray, center: Point, number: int) -> None:

@@ -55,8 +55,10 @@ class Expert:
         tip = self.env.tip(move.arm)
         distance = math.dist(tip, move.goal)
         pace = min(distance, SPEED, max(0.5 * distance, 0.025))
-        share = pace / distance if distance > 1e-6 else 1.0
-        point = (tip[0] + share * (move.goal[0] - tip[0]), tip[1] + share * (move.goal[1] - tip[1]))
+        point = move.goal
+        if pace < distance:
+            share = pace / distance
+            point = (tip[0] + share * (move.goal[0] - tip[0]), tip[1] + share * (move.goal[1] - tip[1]))
         self._target = point
         return _joints(move.arm, point, move.arrive if distance < NEAR else move.travel), self.env.subtask
 

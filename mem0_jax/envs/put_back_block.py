@@ -6,7 +6,7 @@ import numpy as np
 
 from mem0_jax.envs import draw
 from mem0_jax.envs.arm import RIGHT
-from mem0_jax.envs.tabletop import Block, Button, Move, Tabletop, jitter, lay, pick
+from mem0_jax.envs.tabletop import OFF_MATS, Block, Button, Move, Tabletop, jitter, lay, pick
 
 MATS = ((0.235, 0.77), (0.522, 0.77), (0.811, 0.77), (1.098, 0.77))
 PAD, BUTTON = (0.72, 0.44), (0.25, 0.48)
@@ -62,7 +62,7 @@ class PutBackBlock(Tabletop):
     def on_lay(self, block: Block) -> None:
         if self._centred:
             self.reach(0.3)
-        elif self.light == "green" and block.mat is not None:
+        elif self.light == "green" and block.mat != OFF_MATS:
             self.choose(block.mat == self.origin)
 
     def draw_static(self, image: np.ndarray) -> None:

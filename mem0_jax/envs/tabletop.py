@@ -23,7 +23,6 @@ from mem0_jax.envs import draw
 from mem0_jax.envs.arm import (
     ARMS,
     GRIPPER_SHUT,
-    LEFT,
     RIGHT,
     STATE_SIZE,
     Arm,
@@ -36,6 +35,7 @@ from mem0_jax.envs.arm import (
 GRASP_TOLERANCE = 0.06  # greatest distance at which a closing gripper takes a block or presses a button
 LAY_TOLERANCE = 0.08  # greatest distance at which a block settles on a mat
 DOCK_TOLERANCE = 0.06  # greatest distance at which a recalled arm docks at home
+OFF_MATS = -1  # a block's mat when it lies on none
 HOME = home_joints()
 
 
@@ -65,11 +65,11 @@ def go_home(arm: Arm) -> Move:
 
 @dataclass
 class Block:
-    """A block: where it is, on which mat it rests (None: on none) and which arm holds it (None: none)."""
+    """A block: where it is, on which mat it rests (`OFF_MATS`: on none) and which arm holds it (None: none)."""
 
     color: str
     position: Point
-    mat: int | None = None
+    mat: int = OFF_MATS
     holder: Arm | None = None
 
 
@@ -117,6 +117,7 @@ class Tabletop(gymnasium.Env[dict[str, Any], np.ndarray]):
             }
         )
         self._over = True
+        self._static: np.ndarray | None = None  # what does not change in the episode, painted
 
     # What a task defines -----------------------------------------------------------------------------------------
 
@@ -141,8 +142,11 @@ class Tabletop(gymnasium.Env[dict[str, Any], np.ndarray]):
         """The expert's next move: a function of what is visible now and of `hidden`, of nothing else."""
         raise NotImplementedError
 
+    def on_take(self, block: Block) -> None:
+        """`block` was taken from the table."""
+
     def on_lay(self, block: Block) -> None:
-        """`block` was laid down (`block.mat` says where)."""
+        """`block` was laid down; `block.mat` says where."""
 
     def on_press(self, button: Button) -> None:
         """`button` was pressed."""
@@ -202,6 +206,8 @@ class Tabletop(gymnasium.Env[dict[str, Any], np.ndarray]):
 
     def render(self) -> np.ndarray:  # type: ignore[override]
         """The current frame, uint8 [240, 320, 3]."""
+        if self._static is None:
+            raise gymnasium.error.ResetNeeded(f"{self.task}: there is nothing to draw before reset()")
         image = self._static.copy()
         draw.strip(image, "amber" if self.recalled else self.light)
         self.draw_sign(image)
@@ -282,7 +288,8 @@ class Tabletop(gymnasium.Env[dict[str, Any], np.ndarray]):
             return
         nearest = min(things, key=lambda thing: math.dist(tip, thing.position))
         if isinstance(nearest, Block):
-            nearest.holder, nearest.mat, nearest.position = arm, None, tip
+            nearest.holder, nearest.mat, nearest.position = arm, OFF_MATS, tip
+            self.on_take(nearest)
         else:
             self.joints[arm.joint : arm.joint + 2] = arm.inverse(nearest.position)
             self.joints[arm.gripper] = 0.0
@@ -304,6 +311,3 @@ def jitter(rng: np.random.Generator, point: Point, spread: float) -> Point:
     """`point` moved by up to `spread` along each axis."""
     dx, dy = rng.uniform(-spread, spread, 2).tolist()
     return point[0] + dx, point[1] + dy
-
-
-__all__ = ["LEFT", "RIGHT", "Block", "Button", "Move", "Tabletop", "go_home", "jitter", "lay", "pick"]
