@@ -1,0 +1,63 @@
+# Everything here installs into .venv from the pinned requirements/*.txt; nothing outside this folder is touched.
+# Needs make and Python 3.11, 3.12 or 3.13. Choose another interpreter with: make PYTHON=/path/to/python install
+
+VENV := .venv
+BIN := $(VENV)/bin
+CHECK := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
+	if $$name -c '$(CHECK)' 2>/dev/null; then command -v $$name; break; fi; done)
+# uv installs in seconds. Where it is absent it comes from the package index, into .venv.
+UV = $(shell if uv --version >/dev/null 2>&1; then echo uv; else echo $(BIN)/uv; fi)
+OUT ?= runs/demo
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint gpu tpu pins clean
+
+help:  ## say what each target does
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(VENV)/installed-base  ## install the project into .venv
+
+demo: install  ## record, train and evaluate with and without memory; writes $(OUT)/report.html
+	$(BIN)/mem0-jax demo --out $(OUT) $(ARGS)
+
+test: $(VENV)/installed-test  ## run the tests (ARGS="-k name" chooses)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/installed-lint  ## check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+gpu: $(VENV)/installed-gpu  ## install with JAX for NVIDIA GPUs (CUDA 12)
+
+tpu: $(VENV)/installed-tpu  ## install with JAX for Cloud TPUs
+
+pins: $(BIN)/python  ## compile requirements/*.txt anew from pyproject.toml (ARGS=--upgrade for newest versions)
+	@mkdir -p requirements
+	$(COMPILE) -o requirements/base.txt
+	for extra in test lint gpu tpu; do \
+		$(COMPILE) -c requirements/base.txt --extra $$extra -o requirements/$$extra.txt || exit 1; done
+
+clean:  ## remove .venv and caches
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build *.egg-info
+
+# One set of pins for all three Pythons; no index address, so that a mirror works as well.
+COMPILE = $(UV) pip compile -q pyproject.toml --universal --python-version 3.11 --fork-strategy fewest \
+	--no-emit-index-url --no-annotate --custom-compile-command "make pins" $(ARGS)
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "No Python 3.11, 3.12 or 3.13 found: install one, or make PYTHON=/path/to/python" >&2; exit 1; }
+	@if uv --version >/dev/null 2>&1; then uv venv -q --allow-existing --python "$(PYTHON)" $(VENV); \
+	elif "$(PYTHON)" -m venv $(VENV) 2>/dev/null; then $(BIN)/python -m pip install -q uv; \
+	else echo "This Python lacks the venv module (Debian, Ubuntu: apt install python3-venv), and uv is absent" >&2; exit 1; fi
+
+# convert/ and configs/ are installed as mem0_jax.convert and mem0_jax.configs; the links show that to pyright.
+$(VENV)/installed-%: requirements/%.txt pyproject.toml | $(BIN)/python
+	$(UV) pip install -q --python $(BIN)/python -r $<
+	$(UV) pip install -q --python $(BIN)/python --no-deps -e .
+	@mkdir -p $(VENV)/editable/mem0_jax
+	@ln -sfn ../../../convert $(VENV)/editable/mem0_jax/convert
+	@ln -sfn ../../../configs $(VENV)/editable/mem0_jax/configs
+	@touch $@
