@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mem0_jax.data import lerobot_stats
+from mem0_jax.data.layout import JOINT_NAMES, MODEL_DIM
 from mem0_jax.data.video_encode import VideoFile, lerobot_video_info
 
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
@@ -25,19 +26,12 @@ EPISODES_PATH = "meta/episodes/chunk-000/file-000.parquet"
 CHUNKS_SIZE, DATA_MB, VIDEO_MB = 1000, 100, 200
 _AUTOMATIC = {"timestamp": "float32"} | dict.fromkeys(("frame_index", "episode_index", "index", "task_index"), "int64")
 
-JOINT_NAMES = (
-    *(f"left_joint_{i}" for i in range(7)),
-    *(f"right_joint_{i}" for i in range(7)),
-    "left_gripper",
-    "right_gripper",
-)
-
 
 def mem0_features(
     height: int, width: int, *, camera: str = "observation.image.head_camera", global_task: bool = False
 ) -> dict[str, dict[str, Any]]:
     """Return the features of a Mem-0 dataset: 16-D state and action, one camera, subtask text and end flag."""
-    vector = {"dtype": "float32", "shape": [16], "names": list(JOINT_NAMES)}
+    vector = {"dtype": "float32", "shape": [MODEL_DIM], "names": list(JOINT_NAMES)}
     features: dict[str, dict[str, Any]] = {
         "observation.state": vector,
         "action": dict(vector),

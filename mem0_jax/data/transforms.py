@@ -1,0 +1,136 @@
+"""Plain functions between observations and model inputs, and between action chunks and the robot.
+
+Axes: H, W picture height and width; T frames of a window; C horizon of an action chunk; D = 16 model dimensions;
+E = 14 or 16 environment dimensions. Pictures are uint8 RGB, vectors float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from mem0_jax.data.layout import env_to_model, model_to_env
+from mem0_jax.data.normalize import Normalizer
+
+_RESAMPLE = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+_LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as torchvision and PIL weigh grey
+
+
+def resize(picture: np.ndarray, size: tuple[int, int] | None, resample: str) -> np.ndarray:
+    """Resize uint8 [H, W, 3] to `size` = (height, width), antialiased, ignoring the aspect ratio.
+
+    Mem-0 trains on "bilinear" and deploys with "bicubic". `size` None, or the picture's own, returns it unchanged.
+    """
+    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+        raise ValueError(f"picture is {picture.dtype} {list(picture.shape)}; expected uint8 [H, W, 3] RGB")
+    if size is None or picture.shape[:2] == tuple(size):
+        return picture
+    return np.asarray(Image.fromarray(picture).resize((size[1], size[0]), _RESAMPLE[resample]))
+
+
+@dataclass(frozen=True)
+class ColorJitter:
+    """Random light: each factor is drawn uniformly from [1 - x, 1 + x], anew for every picture.
+
+    Factors are applied in the fixed order brightness, contrast, saturation, as one linear map of the colours with a
+    single rounding and clip at the end (torchvision's order is random, and it clips in between).
+    """
+
+    brightness: float = 0.1
+    contrast: float = 0.1
+    saturation: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not 0 <= value <= 1:
+                raise ValueError(f"jitter {name} is {value}; expected 0 to 1")
+
+    def draw(self, rng: np.random.Generator, count: int) -> np.ndarray:
+        """Draw factors [count, 3] for brightness, contrast, saturation."""
+        spread = np.array([self.brightness, self.contrast, self.saturation])
+        return 1 + spread * rng.uniform(-1, 1, (count, 3))
+
+
+def adjust_colors(picture: np.ndarray, factors: np.ndarray) -> np.ndarray:
+    """Apply brightness b, contrast c, saturation s = `factors` [3] to uint8 [H, W, 3].
+
+    With grey = luma of a pixel and m = mean luma of the picture: brightness gives b x, contrast c x + (1 - c) m,
+    saturation s x + (1 - s) grey; composed: s c b x + (1 - s) c b grey + (1 - c) b m.
+    """
+    b, c, s = (float(f) for f in factors)
+    mean = float(np.dot(cv2.mean(picture)[:3], _LUMA))
+    matrix = np.empty((3, 4))
+    matrix[:, :3] = c * b * (s * np.eye(3) + (1 - s) * _LUMA)
+    matrix[:, 3] = (1 - c) * b * mean
+    return cv2.transform(picture, matrix)
+
+
+def action_chunk(actions: np.ndarray, t: int | np.ndarray, horizon: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the next `horizon` actions of an episode from frame(s) `t`, repeating its last action past the end.
+
+    Args:
+        actions: [N, D] of the whole episode.
+        t: frame number, or an array of them.
+        horizon: C.
+
+    Returns:
+        chunk [..., C, D], and is_pad bool [..., C], true where the episode had ended; `...` is the shape of `t`.
+    """
+    index = np.asarray(t)[..., None] + np.arange(horizon)
+    if np.any(np.asarray(t) < 0) or np.any(np.asarray(t) >= len(actions)):
+        raise IndexError(f"frame {t} is outside the episode's {len(actions)} frames")
+    return actions[np.minimum(index, len(actions) - 1)], index >= len(actions)
+
+
+@dataclass(frozen=True)
+class ObservationTransform:
+    """From an environment's observation to model inputs, and from a model's chunk back to the environment.
+
+    Attributes:
+        normalizer: statistics and mode the policy was trained with.
+        image_size: (height, width) the policy expects, or None for the camera's own.
+        resample: "bilinear" or "bicubic"; Mem-0's released weights are deployed with bicubic.
+        camera: name of the camera in the observation.
+    """
+
+    normalizer: Normalizer
+    image_size: tuple[int, int] | None = None
+    resample: str = "bicubic"
+    camera: str = "head_camera"
+
+    def __call__(self, observation: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """Return image uint8 [H, W, 3] and normalised state float32 [D] in the model layout.
+
+        `observation` holds `observation.<camera>.rgb` uint8 [H, W, 3] and `joint_action.vector` [E].
+
+        Raises:
+            KeyError: naming the entry the observation lacks.
+            ValueError: wrong shape, dtype, or NaN.
+        """
+        rgb = _entry(observation, "observation", self.camera, "rgb")
+        vector = np.asarray(_entry(observation, "joint_action", "vector"))
+        if vector.ndim != 1:
+            raise ValueError(f"joint_action.vector has shape {list(vector.shape)}; expected 14 or 16 numbers")
+        return {
+            "image": resize(np.asarray(rgb), self.image_size, self.resample),
+            "state": self.normalizer.state.normalize(env_to_model(vector)),
+        }
+
+    def actions(self, chunk: np.ndarray, dim: int) -> np.ndarray:
+        """Turn a model chunk [C, D] into environment actions float32 [C, dim], `dim` being 14 or 16."""
+        return model_to_env(self.normalizer.action.denormalize(chunk), dim)
+
+
+def _entry(observation: Mapping[str, Any], *keys: str) -> Any:
+    value: Any = observation
+    for depth, key in enumerate(keys):
+        if not isinstance(value, Mapping) or key not in value:
+            has = sorted(map(str, value)) if isinstance(value, Mapping) else type(value).__name__
+            raise KeyError(f"observation lacks {'.'.join(keys[: depth + 1])!r}; found {has} there")
+        value = value[key]
+    return value
