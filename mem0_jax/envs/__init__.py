@@ -40,7 +40,7 @@ def make(task: str, **options: Any) -> Tabletop:
     """
     if task not in TASKS:
         close = difflib.get_close_matches(task, TASKS, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
+        hint = f"; did you mean {close[0]!r}?" if close else "."
         raise ValueError(f"there is no task {task!r}{hint} The tasks are {', '.join(TASKS)}.")
     module, _, name = TASKS[task].partition(":")
     return getattr(import_module(module), name)(**options)

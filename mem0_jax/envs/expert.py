@@ -19,7 +19,8 @@ from mem0_jax.envs.arm import Arm, Point
 from mem0_jax.envs.tabletop import HOME, Tabletop
 
 SPEED = 0.07  # greatest step of the gripper
-NEAR = 0.03  # distance from the goal at which the gripper closes or opens
+LAST_STEP = 0.04  # distance from the goal that is covered in one step; further away the arm slows down gradually
+NEAR = 0.04  # distance from the goal at which the gripper closes or opens
 END_FRAMES = 8  # frames at the end of a segment that are marked as its end
 
 
@@ -54,7 +55,7 @@ class Expert:
         self._arm = move.arm
         tip = self.env.tip(move.arm)
         distance = math.dist(tip, move.goal)
-        pace = min(distance, SPEED, max(0.5 * distance, 0.025))
+        pace = min(distance, SPEED, max(0.5 * distance, LAST_STEP))
         point = move.goal
         if pace < distance:
             share = pace / distance

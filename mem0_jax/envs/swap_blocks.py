@@ -45,7 +45,7 @@ class SwapBlocks(Tabletop):
 
     task = "swap_blocks"
     instruction = "swap the blocks and press the button"
-    step_limit = 250
+    step_limit = 300
     chance = 1 / 6
     subtasks = ("swap the blocks", "press the button")
 

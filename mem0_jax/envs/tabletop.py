@@ -32,9 +32,9 @@ from mem0_jax.envs.arm import (
     limit_speed,
 )
 
-GRASP_TOLERANCE = 0.06  # greatest distance at which a closing gripper takes a block or presses a button
-LAY_TOLERANCE = 0.08  # greatest distance at which a block settles on a mat
-DOCK_TOLERANCE = 0.06  # greatest distance at which a recalled arm docks at home
+GRASP_TOLERANCE = 0.07  # greatest distance at which a closing gripper takes a block or presses a button
+LAY_TOLERANCE = 0.09  # greatest distance at which a block settles on a mat
+DOCK_TOLERANCE = 0.1  # greatest distance at which a recalled arm docks at home
 OFF_MATS = -1  # a block's mat when it lies on none
 HOME = home_joints()
 
