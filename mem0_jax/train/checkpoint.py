@@ -13,14 +13,13 @@ import logging
 import math
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import LatestN
 
@@ -80,8 +79,8 @@ class Checkpoints:
         if step == self._manager.latest_step():
             return
         flat = _flat(state)
-        prints = np.asarray(_fingerprints(list(flat.values())))
-        leaves = {p: [list(v.shape), str(v.dtype), int(f)] for (p, v), f in zip(flat.items(), prints)}
+        prints = _fingerprints(list(flat.values()))
+        leaves = {p: [list(v.shape), str(v.dtype), f] for (p, v), f in zip(flat.items(), prints)}
         meta = {"format_version": FORMAT_VERSION, "leaves": leaves, "extra": extra}
         sealed = {"crc32": _crc32(meta), "content": meta}
         args = ocp.args.Composite(state=ocp.args.StandardSave(tree.unflatten(flat)), meta=ocp.args.JsonSave(sealed))
@@ -131,8 +130,7 @@ class Checkpoints:
         except Exception as error:  # the storage library raises whatever its many layers raise
             raise CorruptedError(f"its arrays cannot be read: {_first_line(error)}") from error
         leaves = [flat[path] for path in expected]
-        prints = np.asarray(_fingerprints(leaves))
-        changed = [p for p, f in zip(expected, prints) if int(f) != meta["leaves"][p][2]]
+        changed = [p for p, f in zip(expected, _fingerprints(leaves)) if f != meta["leaves"][p][2]]
         if changed:
             raise CorruptedError(f"{len(changed)} of {len(leaves)} arrays changed on disk, the first is {changed[0]!r}")
         return Restored(jax.tree.unflatten(jax.tree.structure(template), leaves), meta["extra"])
@@ -182,26 +180,26 @@ def _flat(state: TrainState) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in paths}
 
 
+def _fingerprints(leaves: Sequence[jax.Array]) -> list[int]:
+    return [int(value) for value in jax.device_get([_fingerprint(leaf) for leaf in leaves])]
+
+
 @jax.jit
-def _fingerprints(leaves: list[jax.Array]) -> jax.Array:
-    """uint32 [len(leaves)]: sum of each leaf's bits times an odd weight for their place, modulo 2^32.
+def _fingerprint(leaf: jax.Array) -> jax.Array:
+    """uint32 []: sum of the array's bits times an odd weight for their place, modulo 2^32.
 
     Odd weights are invertible modulo 2^32, so a change within one element always shows. Integer sums do not
     depend on order: the value is the same however an array is split over devices.
     """
-
-    def fingerprint(leaf: jax.Array) -> jax.Array:
-        if leaf.dtype == jnp.bool_:
-            leaf = leaf.astype(jnp.uint8)
-        unsigned = {1: jnp.uint8, 2: jnp.uint16}.get(leaf.dtype.itemsize, jnp.uint32)
-        bits = jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)  # 8-byte elements get an axis of 2
-        place = jnp.zeros(bits.shape, jnp.uint32)
-        for axis in range(bits.ndim):
-            stride = math.prod(bits.shape[axis + 1 :]) % 2**32
-            place += jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis) * jnp.uint32(stride)
-        return jnp.sum(bits * (2 * place + 1), dtype=jnp.uint32)
-
-    return jnp.stack([fingerprint(leaf) for leaf in leaves])
+    if leaf.dtype == jnp.bool_:
+        leaf = leaf.astype(jnp.uint8)
+    unsigned = {1: jnp.uint8, 2: jnp.uint16}.get(leaf.dtype.itemsize, jnp.uint32)
+    bits = jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)  # 8-byte elements get an axis of 2
+    place = jnp.zeros(bits.shape, jnp.uint32)
+    for axis in range(bits.ndim):
+        stride = math.prod(bits.shape[axis + 1 :]) % 2**32
+        place += jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis) * jnp.uint32(stride)
+    return jnp.sum(bits * (2 * place + 1), dtype=jnp.uint32)
 
 
 def _crc32(meta: Mapping[str, Any]) -> int:

@@ -32,7 +32,7 @@ class MetricsLog:
     A row holds `step`; the mean over its steps of every metric of the policy, `loss` and `grad_norm` (null where never
     finite); the classifier's metrics over the newest `metrics_window` rows, if the policy counts; `learning_rate/GROUP`
     of the latest update; `skipped`, updates left out since the run began; and of this process: `frames_per_second`,
-    `data_wait_ms` a step, `seconds` since it started and `eta_seconds`.
+    `data_wait_ms` a step, `seconds` since it started and `eta_seconds` (null for the first step, which compiles).
     """
 
     def __init__(self, path: Path, config: TrainConfig, step: int, restored: Mapping[str, Any] | None) -> None:
@@ -122,8 +122,8 @@ class MetricsLog:
         now = time.perf_counter()
         seconds, done = max(now - self._mark, 1e-9), step - self._first_step
         speed = {
-            "frames_per_second": self._frames / seconds,
-            "data_wait_ms": 1000 * self._waited / max(1, self._steps),
+            "frames_per_second": self._frames / seconds if self._frames else math.nan,
+            "data_wait_ms": 1000 * self._waited / self._steps if self._steps else math.nan,
             "seconds": now - self._opened,
             "eta_seconds": (self._config.steps - step) * (now - self._warm) / done if done else math.nan,
         }

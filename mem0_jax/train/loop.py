@@ -26,7 +26,6 @@ from mem0_jax.train.log import MetricsLog, read_rows
 from mem0_jax.train.optim import make_optimizer
 from mem0_jax.train.state import TrainState, create_params, create_state
 from mem0_jax.train.step import make_train_step
-from mem0_jax.tree import flatten
 
 if TYPE_CHECKING:
     from mem0_jax.policies.base import Policy
@@ -202,9 +201,7 @@ class _Run:
             return
         row = self._metrics.write_row(self._row_due)
         self._row_due = None
-        self.bar.set_postfix(
-            loss=row["loss"], frames_per_second=round(row["frames_per_second"]), skipped=row["skipped"]
-        )
+        self.bar.set_postfix({name: row[name] for name in ("loss", "frames_per_second", "skipped")})
         if self._progress is not None:
             self._progress(row)
 
@@ -246,11 +243,11 @@ def _as_json(config: TrainConfig) -> dict[str, Any]:
 
 
 def _check_settings(workdir: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    before, after = _settings(saved), _settings(now)
+    before, after = _by_name(saved), _by_name(now)
     changed = [
         f"{name}: {before.get(name)!r} saved, {after.get(name)!r} now"
         for name in sorted(before.keys() | after.keys())
-        if before.get(name) != after.get(name)
+        if before.get(name) != after.get(name) and name not in FREE_SETTINGS
     ]
     if changed:
         raise CheckpointError(
@@ -260,9 +257,11 @@ def _check_settings(workdir: Path, saved: Mapping[str, Any], now: Mapping[str, A
         )
 
 
-def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {name: value for name, value in config.items() if name not in FREE_SETTINGS}
-    return flatten({name: value for name, value in kept.items() if value != {}})
+def _by_name(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    named = {}
+    for name, value in config.items():
+        named |= _by_name(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return named
 
 
 def _check_batch(batch: Mapping[str, np.ndarray], lanes: int) -> None:

@@ -193,10 +193,20 @@ def test_another_run_s_folder_is_refused(tmp_path):
     config = replace(config, optimizer=replace(config.optimizer, weight_decay=0.5))
     with pytest.raises(CheckpointError, match="other settings") as error:
         fit(make_policy(), make_loader, config, tmp_path)
-    assert "optimizer/weight_decay: 0.005 saved, 0.5 now" in str(error.value)
+    assert "optimizer.weight_decay: 0.005 saved, 0.5 now" in str(error.value)
     assert "seed: 0 saved, 9 now" in str(error.value)
     with pytest.raises(CheckpointError, match="carry/feature: float32"):
         fit(make_policy(), make_loader, make_config(5, lanes=2), tmp_path)
+
+
+def test_the_speed_of_the_first_step_is_unknown_and_a_run_without_floors_continues(tmp_path):
+    config = make_config(2, log_every=1)
+    config = replace(config, optimizer=replace(config.optimizer, floors={}))
+    first, second = fit(make_policy(), make_loader, config, tmp_path).rows
+    assert first["frames_per_second"] is None
+    assert first["eta_seconds"] is None
+    assert second["frames_per_second"] > 0
+    assert fit(make_policy(), make_loader, replace(config, steps=4), tmp_path).resumed_from == 2
 
 
 def test_bad_loaders_and_policies_are_named(tmp_path):
