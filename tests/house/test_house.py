@@ -105,7 +105,7 @@ def test_pins_are_within_the_ranges_of_pyproject():
 
 def test_no_traces_of_a_machine_or_an_index():
     # Written with a gap, or this file would find itself.
-    words = "/wo rk/ /ro ot/ /ho me/ pythonho sted pypi. org /opt/wh eels".split(" ")
+    words = ["/wo", "rk/", "/ro", "ot/", "/ho", "me/", "pythonho", "sted", "pypi.", "org", "/opt/wh", "eels"]
     words = [first + second for first, second in zip(words[::2], words[1::2])]
     traces = [
         f"{path.relative_to(ROOT)}: {word}"
