@@ -43,6 +43,8 @@ class LaneSchedule:
         self.lengths, self.lanes, self.seed = np.asarray(lengths, np.int64), lanes, seed
         if self.lengths.size == 0 or (self.lengths < 1).any():
             raise ValueError("a schedule needs at least one episode, and every episode at least one frame")
+        if not 0 <= seed < 2**64:
+            raise ValueError(f"seed is {seed}; expected 0 to 2**64 - 1")
         self._permutation = (-1, np.empty(0, np.int64))
         # For each lane: the episodes of its passes, and the ticks at which each pass ends.
         self._episodes = [np.empty(0, np.int64) for _ in range(lanes)]
@@ -51,7 +53,7 @@ class LaneSchedule:
 
     def permutation(self, cycle: int) -> np.ndarray:
         """Return the order of the episodes in one cycle, [N]."""
-        rng = np.random.Generator(np.random.Philox(key=[self.seed, cycle]))
+        rng = np.random.Generator(np.random.Philox(key=np.array([self.seed, cycle], np.uint64)))
         return rng.permutation(len(self.lengths))
 
     def locate(self, lane: int, ticks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -84,7 +86,7 @@ class LaneSchedule:
 
 
 class LaneSource:
-    """Windows of all lanes by index: element i is step `i // num_local_lanes` of lane `first_lane + i % num_local_lanes`.
+    """Windows of all lanes: element i is step `i // num_local_lanes` of lane `first_lane + i % num_local_lanes`.
 
     An element is a dict of
 
@@ -233,6 +235,7 @@ class LaneSource:
         pictures = self._pictures.read(lane, episode, frame)
         if self._jitter is None:
             return pictures
-        rng = np.random.Generator(np.random.Philox(key=[self.seed, step * self.lanes + lane], counter=_JITTER_STREAM))
+        key = np.array([self.seed, step * self.lanes + lane], np.uint64)
+        rng = np.random.Generator(np.random.Philox(key=key, counter=_JITTER_STREAM))
         factors = self._jitter.draw(rng, self.frames)
         return np.stack([adjust_colors(picture, f) for picture, f in zip(pictures, factors)])

@@ -211,7 +211,7 @@ class LeRobotWriter:
 
     def _write_video(self, camera: str, pictures: np.ndarray) -> dict[str, Any]:
         video = self._videos.get(camera)
-        if video is not None and video.path.stat().st_size >= self._limits["video_mb"] * 2**20:
+        if video is not None and video.bytes >= self._limits["video_mb"] * 2**20:
             video.close()
             video = None
         if video is None:
