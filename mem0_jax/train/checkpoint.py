@@ -51,7 +51,7 @@ class Checkpoints:
     """The checkpoints of one run in one folder; use it as a context manager, which waits for the last write."""
 
     def __init__(self, directory: Path, keep: int) -> None:
-        """Open `directory`, made if absent, to keep the `keep` newest checkpoints; unfinished writes go before the next."""
+        """Open `directory`, made if absent, for the `keep` newest; unfinished writes go before the next save."""
         self._directory = directory.resolve()
         self._manager = ocp.CheckpointManager(
             self._directory,

@@ -16,7 +16,6 @@ from mem0_jax.train.checkpoint import CheckpointError, Checkpoints
 from mem0_jax.train.optim import OptimizerState
 from mem0_jax.train.state import TrainState
 
-
 # The storage library leaves reads unawaited when one of them fails, and complains of it when they are collected.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
