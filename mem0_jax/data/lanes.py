@@ -150,17 +150,13 @@ class LaneSource:
         self._jitter, self._transform = jitter, transform
         self._index_frames(text)
         self._load_vectors(normalizer)
-        lengths = np.array([len(rows) for rows in self._kept])
-        self.schedule = LaneSchedule(lengths, lanes, seed)
+        self.schedule = LaneSchedule(self._kept_length, lanes, seed)
         self._pictures = PictureStore(
             dataset, camera, image_size, resample, self._episodes, cache_bytes if cache_frames else None
         )
 
     def __len__(self) -> int:
         return _MAX_STEPS * self.num_local_lanes
-
-    def __repr__(self) -> str:
-        return f"LaneSource({self.fingerprint()})"
 
     def fingerprint(self) -> dict[str, int | str]:
         """What must be equal for a saved position to mean the same element; JSON-able."""
@@ -169,8 +165,8 @@ class LaneSource:
             "frames": self.frames,
             "horizon": self.horizon,
             "seed": self.seed,
-            "episodes": len(self._kept),
-            "total_frames": int(self.schedule.lengths.sum()),
+            "episodes": len(self._episodes),
+            "total_frames": len(self._kept_rows),
             "schedule": "interleaved-1",
         }
 
@@ -212,12 +208,11 @@ class LaneSource:
         self._text_id = text_id
         kept = [e.start + np.flatnonzero(played[e.start : e.start + e.length]) for e in dataset.episodes]
         self._episodes = [e for e, rows in zip(dataset.episodes, kept) if rows.size]
-        self._kept = [rows for rows in kept if rows.size]
-        if not self._kept:
+        if not self._episodes:
             raise ValueError(f"{dataset.root}: every frame's {text} is {NULL_TEXT!r}; there is nothing to play")
-        self._kept_rows = np.concatenate(self._kept)
-        lengths = np.array([len(rows) for rows in self._kept])
-        self._kept_start = np.cumsum(lengths) - lengths
+        self._kept_rows = np.concatenate(kept)
+        self._kept_length = np.array([rows.size for rows in kept if rows.size])
+        self._kept_start = np.cumsum(self._kept_length) - self._kept_length
         self._row_start = np.array([e.start for e in self._episodes])
         self._row_last = np.array([e.start + e.length - 1 for e in self._episodes])
         self._episode_index = np.array([e.index for e in self._episodes], np.int32)

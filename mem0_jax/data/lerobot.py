@@ -130,7 +130,7 @@ class LeRobotDataset:
             return {int(row["task_index"]): str(row["task"]) for row in self._read_json_lines("meta/tasks.jsonl")}
         table = _read_parquet(self.root / "meta/tasks.parquet", None, "task table")
         # Writers disagree on the name of the text's column: it was a pandas index.
-        (text,) = [name for name in table.column_names if name != "task_index"][:1] or [None]
+        text = next((name for name in table.column_names if name != "task_index"), None)
         if text is None or "task_index" not in table.column_names:
             raise DatasetError(f"{self.root}/meta/tasks.parquet: expected the columns task_index and task")
         return dict(zip(table["task_index"].to_pylist(), map(str, table[text].to_pylist())))
@@ -181,7 +181,12 @@ class LeRobotDataset:
             raise DatasetError(f"{path} is not valid JSON lines: {error}") from error
 
     def _path(self, template: str, **fields: Any) -> Path:
-        path = self.root / template.format(**fields)
+        try:
+            path = self.root / template.format(**fields)
+        except KeyError as error:
+            raise DatasetError(
+                f"{self.root}/meta/info.json: {template!r} uses {error}, which {self.version} lacks"
+            ) from error
         if not path.resolve().is_relative_to(self.root.resolve()):
             raise DatasetError(f"{self.root}/meta/info.json: path template {template!r} leads outside the dataset")
         return path

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import CAMERA, LENGTHS, NULLS, episode_frames, read_code
+from episodes import CAMERA, LENGTHS, NULLS, episode_frames, read_code
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import ASSETS, CAMERA
+from episodes import ASSETS, CAMERA
 
 from mem0_jax.data.lerobot import DatasetError, LeRobotDataset
 from mem0_jax.data.video import VideoError

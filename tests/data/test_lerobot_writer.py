@@ -7,7 +7,7 @@ import av
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import ASSETS, CAMERA, LENGTHS, NULLS, episode_frames, read_code
+from episodes import ASSETS, CAMERA, LENGTHS, NULLS, episode_frames, read_code
 
 from mem0_jax.data.lerobot import LeRobotDataset
 from mem0_jax.data.lerobot_writer import LeRobotWriter, mem0_features

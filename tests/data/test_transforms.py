@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import ASSETS
+from episodes import ASSETS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
