@@ -35,7 +35,13 @@ class Command:
     module: str
 
 
-COMMANDS: dict[str, Command] = {}
+COMMANDS: dict[str, Command] = {
+    "demo": Command(
+        "record, train with and without memory, evaluate, report: all on this machine",
+        "mem0-jax demo --out runs/demo",
+        "mem0_jax.commands.demo",
+    ),
+}
 
 
 def main(argv: Sequence[str] | None = None, commands: Mapping[str, Command] = COMMANDS) -> int:

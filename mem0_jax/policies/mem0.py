@@ -12,6 +12,7 @@ from flax import nnx
 
 from mem0_jax.backbones.qwen3_vl.config import Qwen3VLConfig, TokenIds
 from mem0_jax.backbones.qwen3_vl.model import Qwen3VL
+from mem0_jax.backbones.qwen3_vl.positions import grid_tables
 from mem0_jax.heads import flow
 from mem0_jax.heads.classifier import ClassifierConfig, SubtaskEndClassifier, counts, focal_loss
 from mem0_jax.heads.dit import DiTConfig, DiTHead, repeat_condition
@@ -32,6 +33,7 @@ class Mem0Config:
 
     Attributes:
         lambda_action, lambda_classifier: weights of the two losses.
+        image_size: (height, width) of the images the vision tower sees.
         dtype: compute dtype of backbone and memory; the heads are float32 always.
         remat: recompute backbone layers in the backward pass.
     """
@@ -43,6 +45,7 @@ class Mem0Config:
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
     lambda_action: float = 1.0
     lambda_classifier: float = 0.2
+    image_size: tuple[int, int] = (256, 256)
     dtype: str = "bfloat16"
     remat: bool = False
 
@@ -90,20 +93,21 @@ def pooled_features(hidden: Array, input_ids: Array, tokens: TokenIds) -> tuple[
 class Mem0:
     """The policy. A batch holds, with leading axes [L, T]:
 
-    patches [V, P, patch width], patch_mask [V, P], grid_id [V], input_ids [S], attention_mask [S], position [3, S],
-    image_slot [S] (see `backbones.qwen3_vl.positions`), state [A], action [C, A], episode, subtask_end; and without
-    them the tables row_column, table_index, table_weight [G, P, ...]. `noise` [R * B, C, A] and `time` [R * B] replace
-    the random draws when given. An observation is the same with [L] alone, without labels.
+    patches [V, P, patch width], input_ids [S], attention_mask [S], position [3, S], image_slot [S] (see
+    `backbones.qwen3_vl.processor`), state [A], action [C, A], episode, subtask_end. Images of several sizes need
+    patch_mask [V, P] and grid_id [V] too, and without the leading axes the tables row_column, table_index, table_weight
+    [G, P, ...] (see `positions.layout`). `noise` [R * B, C, A] and `time` [R * B] replace the random draws when given.
+    An observation is the same with [L] alone, without labels.
     """
 
-    learning_rate_groups = (
+    learning_rate_groups: tuple[tuple[str, str], ...] = (
         ("backbone", "backbone/.*"),
         ("action", "action/.*"),
         ("classifier", "classifier/.*"),
         ("memory", "memory/.*"),
     )
     # The features are taken before the final norm, and nothing reads the language-model head.
-    no_gradient = (r"backbone/language_model/norm/.*",)
+    no_gradient: tuple[str, ...] = (r"backbone/language_model/norm/.*",)
 
     def __init__(self, config: Mem0Config):
         self.config = config
@@ -121,9 +125,21 @@ class Mem0:
 
     def features(self, params: Params, observation: Batch) -> tuple[Array, Array, Array]:
         """Backbone over a flat batch [B]: last hidden states [B, S, H], image and text features [B, H]."""
-        config = self.config
+        config, observation = self.config, self._located(observation)
         hidden = self.bind(params).backbone.encode(observation, jnp.dtype(config.dtype), remat=config.remat).hidden
         return hidden, *pooled_features(hidden, observation["input_ids"], config.backbone.tokens)
+
+    def _located(self, observation: Batch) -> Batch:
+        """Adds the position tables; without any given, all images have `image_size`."""
+        if "row_column" in observation:
+            return observation
+        vision, (height, width) = self.config.backbone.vision, self.config.image_size
+        images = observation["patches"].shape[:3]
+        tables = grid_tables([(1, height // vision.patch_size, width // vision.patch_size)], vision)
+        tables = {key: jnp.asarray(table) for key, table in tables.items()}
+        return (
+            observation | tables | {"patch_mask": jnp.ones(images, bool), "grid_id": jnp.zeros(images[:2], jnp.int32)}
+        )
 
     def loss(
         self, params: Params, state: MemoryState, batch: Batch, rng: Array, train: bool

@@ -85,12 +85,15 @@ class TextStack(nnx.Module):
         Returns:
             Hidden states of the last layer before the final norm, [B, S, H].
         """
-        config, slot = self.config, arrays["image_slot"][..., None]
+        config = self.config
+        # Placing by a one-hot product, not a gather: its gradient is a product again instead of a scatter.
+        slot = jax.nn.one_hot(arrays["image_slot"], tokens.shape[1], dtype=dtype)  # all zeros where -1
+        is_image = (arrays["image_slot"] >= 0)[..., None]
 
-        def at_slots(image_rows: Array, otherwise: Array | float) -> Array:
-            return jnp.where(slot >= 0, jnp.take_along_axis(image_rows, jnp.maximum(slot, 0), 1), otherwise)
+        def at_slots(image_rows: Array) -> Array:
+            return jnp.einsum("bsr,brh->bsh", slot, image_rows.astype(dtype), precision=jax.lax.Precision.HIGHEST)
 
-        x = at_slots(tokens, self.embed_tokens(arrays["input_ids"], dtype))
+        x = jnp.where(is_image, at_slots(tokens), self.embed_tokens(arrays["input_ids"], dtype))
         angle = rope.mrope_angles(
             jnp.moveaxis(arrays["position"], 1, 0), config.head_dim, config.rope_theta, config.mrope_section
         )
@@ -99,7 +102,7 @@ class TextStack(nnx.Module):
 
         def add_deepstack(operand):
             x, index = operand
-            return x + at_slots(deepstack[index], 0.0).astype(x.dtype)
+            return x + at_slots(deepstack[index])
 
         def body(layer, x, index):
             x = layer(x, angle, mask)

@@ -1,0 +1,161 @@
+"""From images and an instruction to the arrays of the backbone, on the host, with neither torch nor transformers.
+
+Axis letters: V views, P patches of an image, C numbers of a patch, S tokens of a prompt. Every prompt has the same
+number of views of one image size, so that shapes are static.
+Source: Qwen3-VL's chat template and image processor (transformers 4.57.1 behaviour).
+"""
+
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from mem0_jax.backbones.qwen3_vl.config import Qwen3VLConfig, TokenIds, VisionConfig
+from mem0_jax.backbones.qwen3_vl.positions import image_slots, token_positions
+from mem0_jax.errors import UserError
+
+SPECIAL_TOKENS = {
+    "pad": "<|endoftext|>",
+    "im_start": "<|im_start|>",
+    "im_end": "<|im_end|>",
+    "vision_start": "<|vision_start|>",
+    "vision_end": "<|vision_end|>",
+    "image": "<|image_pad|>",
+    "video": "<|video_pad|>",
+}
+UNKNOWN = "<|unknown|>"
+
+
+def word_tokenizer(texts: Iterable[str]) -> Tokenizer:
+    """A tokenizer with one token a word of `texts`, for models trained from scratch on a few instructions."""
+    words = sorted({word for text in texts for word in text.split()} | {"user"})
+    vocabulary = {token: i for i, token in enumerate([*SPECIAL_TOKENS.values(), UNKNOWN, *words])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
+    tokenizer.add_special_tokens(list(SPECIAL_TOKENS.values()))
+    return tokenizer
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """Reads a `tokenizer.json`, such as Qwen3's."""
+    if not Path(path).is_file():
+        raise UserError(f"{path} is missing: a policy needs the tokenizer.json it was trained with")
+    return Tokenizer.from_file(str(path))
+
+
+def token_ids(tokenizer: Tokenizer) -> TokenIds:
+    """The ids of the special tokens; an error lists those the tokenizer lacks."""
+    ids, missing = {}, []
+    for name, token in SPECIAL_TOKENS.items():
+        number = tokenizer.token_to_id(token)
+        if number is None:
+            missing.append(token)
+        else:
+            ids[name] = number
+    if missing:
+        raise UserError(f"the tokenizer has no {', '.join(missing)}: it is not one of Qwen3-VL's")
+    return TokenIds(**ids)
+
+
+def patchify(images: np.ndarray, config: VisionConfig) -> np.ndarray:
+    """Cuts uint8 images [..., height, width, 3] into patches [..., P, C] in merge order.
+
+    A patch holds channels, then frames (a still image is repeated), then rows and columns.
+    """
+    patch, merge = config.patch_size, config.spatial_merge_size
+    *lead, height, width, channels = images.shape
+    if height % (patch * merge) or width % (patch * merge) or channels != 3:
+        raise ValueError(f"image {images.shape[-3:]}: height and width must be multiples of {patch * merge}, RGB")
+    n = len(lead)
+    blocks = images.reshape(
+        *lead, height // (patch * merge), merge, patch, width // (patch * merge), merge, patch, channels
+    )
+    order = [n, n + 3, n + 1, n + 4, n + 6, n + 2, n + 5]
+    still = blocks.transpose(*range(n), *order).reshape(*lead, -1, channels, 1, patch * patch)
+    return np.repeat(still, config.temporal_patch_size, axis=-2).reshape(*lead, still.shape[-4], -1)
+
+
+class Processor:
+    """Prepares observations for one backbone.
+
+    Args:
+        tokenizer: with Qwen's special tokens.
+        config: the backbone's sizes; its token ids must be the tokenizer's.
+        image_size: (height, width) of the images the tower sees; others are resized to it (bicubic).
+        max_length: tokens of a prompt; shorter ones are padded on the right, longer ones refused.
+        views: images of a prompt.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, config: Qwen3VLConfig, image_size: tuple[int, int], max_length: int, views: int = 1
+    ):
+        if token_ids(tokenizer) != config.tokens:
+            raise UserError(
+                f"the tokenizer's special tokens {token_ids(tokenizer)} are not the model's {config.tokens}"
+            )
+        self.tokenizer, self.config, self.image_size = tokenizer, config, image_size
+        self.max_length, self.views = max_length, views
+        self._prompts: dict[str, dict[str, np.ndarray]] = {}
+
+    @cached_property
+    def image_tokens(self) -> int:
+        """Tokens of one image."""
+        side = self.config.vision.patch_size * self.config.vision.spatial_merge_size
+        return self.image_size[0] // side * (self.image_size[1] // side)
+
+    def prompt(self, text: str) -> dict[str, np.ndarray]:
+        """Arrays of an instruction after the images: input_ids, attention_mask, image_slot [S], position [3, S]."""
+        if text not in self._prompts:
+            self._prompts[text] = self._tokenize(text)
+        return self._prompts[text]
+
+    def _tokenize(self, text: str) -> dict[str, np.ndarray]:
+        marks, config = SPECIAL_TOKENS, self.config
+        if any(mark in text for mark in marks.values()):
+            raise UserError(f"the instruction {text!r} holds a special token; write plain words")
+        image = marks["vision_start"] + marks["image"] * self.image_tokens + marks["vision_end"]
+        full = f"{marks['im_start']}user\n{image * self.views}{text}{marks['im_end']}\n"
+        ids = self.tokenizer.encode(full, add_special_tokens=False).ids
+        if len(ids) > self.max_length:
+            raise UserError(f"the instruction {text!r} gives {len(ids)} tokens, more than max_length {self.max_length}")
+        padded = np.full((1, self.max_length), config.tokens.pad, np.int32)
+        padded[0, : len(ids)] = ids
+        mask = np.arange(self.max_length)[None] < len(ids)
+        patch = config.vision.patch_size
+        grids = [(1, self.image_size[0] // patch, self.image_size[1] // patch)] * self.views
+        slots = image_slots(padded, [[self.image_tokens] * self.views], self.image_tokens, config.tokens.image)
+        return {
+            "input_ids": padded[0],
+            "attention_mask": mask[0],
+            "position": token_positions(padded, mask, grids, config)[0],
+            "image_slot": image_slots(
+                padded, [[self.image_tokens] * self.views], self.image_tokens, config.tokens.image
+            )[0],
+        }
+
+    def prepare(self, images: np.ndarray, texts: Sequence[str]) -> dict[str, np.ndarray]:
+        """Backbone arrays of a batch.
+
+        Args:
+            images: uint8 [B, height, width, 3], or [B, V, height, width, 3].
+            texts: B instructions.
+
+        Returns:
+            patches uint8 [B, V, P, C], input_ids, attention_mask, image_slot [B, S], position [B, 3, S].
+        """
+        images = images if images.ndim == 5 else images[:, None]
+        if images.shape[:2] != (len(texts), self.views) or images.dtype != np.uint8:
+            raise ValueError(f"images {images.dtype} {images.shape}: expected uint8 [{len(texts)}, {self.views}, ...]")
+        prompts = [self.prompt(text) for text in texts]
+        arrays = {key: np.stack([prompt[key] for prompt in prompts]) for key in prompts[0]}
+        return arrays | {"patches": patchify(self._resized(images), self.config.vision)}
+
+    def _resized(self, images: np.ndarray) -> np.ndarray:
+        if images.shape[2:4] == self.image_size:
+            return images
+        size = (self.image_size[1], self.image_size[0])
+        flat = [np.asarray(Image.fromarray(im).resize(size)) for im in images.reshape(-1, *images.shape[2:])]
+        return np.stack(flat).reshape(*images.shape[:2], *self.image_size, 3)

@@ -1,0 +1,153 @@
+"""One arm of the demo: trains a policy from the recorded dataset and evaluates it. Runs as a process of its own."""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mem0_jax.backbones.qwen3_vl.config import TokenIds
+from mem0_jax.backbones.qwen3_vl.processor import Processor, token_ids, word_tokenizer
+from mem0_jax.config import from_dict, to_dict
+from mem0_jax.data.lanes import LaneSource
+from mem0_jax.data.lerobot import LeRobotDataset
+from mem0_jax.data.normalize import Normalizer, NormStats
+from mem0_jax.data.pipeline import make_loader
+from mem0_jax.data.transforms import ColorJitter
+from mem0_jax.demo.settings import ARMS, TEST_SEEDS, Demo, load_demo
+from mem0_jax.eval.rollout import evaluate
+from mem0_jax.policies.bundle import Bundle, Inputs, load_bundle, save_bundle
+from mem0_jax.policies.mem0 import Mem0, Mem0Config
+from mem0_jax.train.config import OptimizerConfig, TrainConfig
+from mem0_jax.train.loop import fit
+
+LOG_EVERY = 50
+Tell = Callable[[dict[str, Any]], None]
+
+
+def train_arm(demo: Demo, arm: str, tell: Tell) -> Path:
+    """Trains one arm and writes its bundle; does nothing if it is there. Returns the bundle's folder."""
+
+    folder = demo.out / arm
+    if (folder / "bundle").exists():
+        return folder / "bundle"
+    dataset, settings = LeRobotDataset(demo.dataset), demo.config["data"]
+    stats = NormStats.from_dataset(dataset)
+    tokenizer = word_tokenizer(dataset.texts("subtask")[1])
+    config = policy_config(demo.config, token_ids(tokenizer), tokenizer.get_vocab_size(), ARMS[arm])
+    inputs = Inputs(tuple(settings["camera_size"]), "bilinear", settings["max_length"], "min_max")
+    processor = Processor(tokenizer, config.backbone, config.image_size, inputs.max_length)
+    jitter = settings["jitter"]
+    train = train_config(demo)
+    source = LaneSource(
+        dataset,
+        lanes=train.lanes,
+        frames=1,
+        horizon=config.action.horizon,
+        seed=demo.seed,
+        image_size=inputs.camera_size,
+        resample=inputs.resample,
+        cache_frames=True,
+        jitter=ColorJitter(jitter, jitter, jitter),
+        normalizer=Normalizer(stats, inputs.normalization),
+        transform=lambda element: model_inputs(element, source.texts, processor),
+    )
+    with make_loader(source, threads=1, prefetch=4) as loader:
+        result = fit(Mem0(config), lambda: loader, train, folder / "run", tell)
+    provenance = {"made_by": "mem0-jax demo", "task": demo.task, "seed": demo.seed, "steps": train.steps}
+    bundle = Bundle(config, result.state.params, stats, tokenizer, inputs, provenance)
+    return save_bundle(bundle, folder / "bundle")
+
+
+def model_inputs(element: dict[str, np.ndarray], texts: list[str], processor: Processor) -> dict[str, np.ndarray]:
+    """One window of a lane as the policy's batch entries, each with a leading T."""
+    prepared = processor.prepare(element["image"], [texts[i] for i in element["text_id"]])
+    return prepared | {key: element[key] for key in ("state", "action", "episode", "subtask_end")}
+
+
+def policy_config(config: dict[str, Any], tokens: TokenIds, vocabulary: int, branches: tuple[str, ...]) -> Mem0Config:
+    """The demo's Mem-0 for a tokenizer; `branches` are the memory branches that it reads."""
+
+    model = json.loads(json.dumps(config["model"]))
+    model["backbone"]["tokens"] = to_dict(tokens)
+    model["backbone"]["text"]["vocab_size"] = vocabulary
+    model["memory"]["branches"] = list(branches)
+    return from_dict(Mem0Config, model)
+
+
+def train_config(demo: Demo) -> TrainConfig:
+    """Settings of the trainer."""
+
+    train = demo.config["train"]
+    rates = {group: train["learning_rate"] for group, _ in Mem0.learning_rate_groups}
+    optimizer = OptimizerConfig(
+        learning_rates=rates,
+        floors={group: train["floor"] * rate for group, rate in rates.items()},
+        total_steps=train["steps"],
+        warmup_ratio=train["warmup_steps"] / train["steps"],
+        b2=train["b2"],
+    )
+    return TrainConfig(
+        steps=train["steps"],
+        lanes=train["lanes"],
+        optimizer=optimizer,
+        seed=demo.seed,
+        log_every=LOG_EVERY,
+        save_every=max(train["steps"] // 8, 1),
+    )
+
+
+def evaluate_arm(demo: Demo, arm: str, tell: Tell) -> None:
+    """Plays the test seeds with an arm's bundle and writes `evaluation.npz`; does nothing if it is there."""
+
+    folder, settings = demo.out / arm, demo.config["eval"]
+    if (folder / "evaluation.npz").exists():
+        return
+    finished = 0
+
+    def progress(count: int) -> None:
+        nonlocal finished
+        finished += count
+        tell({"finished": finished})
+
+    started = time.perf_counter()
+    results = evaluate(
+        load_bundle(folder / "bundle"),
+        demo.task,
+        demo.seeds(TEST_SEEDS, settings["episodes"]),
+        execute=settings["execute"],
+        record=settings["recorded"],
+        progress=progress,
+    )
+    arrays: dict[str, Any] = {
+        name: np.array([getattr(result, name) for result in results])
+        for name in ("seed", "success", "placed", "placed_right", "reward", "steps")
+    }
+    arrays["seconds"] = np.array(time.perf_counter() - started)
+    for i, result in enumerate(results[: settings["recorded"]]):
+        arrays[f"frames_{i}"], arrays[f"attention_{i}"] = np.stack(result.frames), np.stack(result.attention)
+        arrays[f"stages_{i}"] = np.array(result.stages)
+    unfinished = folder / "unfinished.npz"
+    np.savez_compressed(unfinished, **arrays)
+    unfinished.rename(folder / "evaluation.npz")
+
+
+def run_arm(out: Path, arm: str) -> None:
+    """The worker process of one arm: trains, evaluates, tells its progress as JSON lines on standard output."""
+    demo = load_demo(out)
+
+    def tell(phase: str) -> Tell:
+        return lambda row: print(json.dumps({"phase": phase, **row}), flush=True)
+
+    train_arm(demo, arm, tell("train"))
+    evaluate_arm(demo, arm, tell("eval"))
+
+
+if __name__ == "__main__":
+    try:
+        run_arm(Path(sys.argv[1]), sys.argv[2])
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,102 @@
+"""Both arms side by side, each a process on its share of the cores, with a progress bar each.
+
+At the demo's size two single-core trainings side by side are faster than one that splits tiny matrix products over two
+cores.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+
+from tqdm import tqdm
+
+from mem0_jax.demo.settings import ARMS, Demo
+from mem0_jax.errors import UserError
+
+# Settles on its cores before JAX starts, which sizes its thread pools by them.
+START = """
+import os, runpy, sys
+cores = [int(core) for core in sys.argv[3].split(",") if core]
+if cores:
+    os.sched_setaffinity(0, cores)
+runpy.run_module("mem0_jax.demo.arm", run_name="__main__")
+"""
+
+
+class _Arm:
+    """A worker process, its progress bar and the thread that feeds it."""
+
+    def __init__(self, demo: Demo, arm: str, cores: Sequence[int], position: int):
+        self.demo, self.name, self.bar_position = demo, arm, position
+        (demo.out / arm).mkdir(exist_ok=True)
+        self.log = demo.out / arm / "log.txt"
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", START, str(demo.out), arm, ",".join(map(str, cores))],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env=os.environ | {"JAX_PLATFORMS": "cpu"},  # the policy is too small for an accelerator to pay
+                start_new_session=True,  # Ctrl-C reaches the workers once, through us
+            )
+        self.thread = threading.Thread(target=self._follow, daemon=True)
+        self.thread.start()
+
+    def _follow(self) -> None:
+        train, episodes = self.demo.config["train"]["steps"], self.demo.config["eval"]["episodes"]
+        label = self.name.replace("_", " ")
+        bars = {"train": (train, "step", "step"), "eval": (episodes, "episode", "finished")}
+        phase, bar = "", None
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            row = json.loads(line)
+            if row["phase"] != phase:
+                if bar:
+                    bar.close()
+                phase = row["phase"]
+                total, unit, _ = bars[phase]
+                text = f"{'training' if phase == 'train' else 'evaluating'} {label}"
+                bar = tqdm(total=total, desc=f"{text:27s}", unit=unit, position=self.bar_position, disable=None)
+            assert bar is not None
+            if "loss" in row:
+                bar.set_postfix(loss=f"{row['loss']:.3f}")
+            bar.update(row[bars[phase][2]] - bar.n)
+        if bar:
+            bar.close()
+
+    def wait(self) -> int:
+        """The exit code, once the process has ended and its output was read."""
+        code = self.process.wait()
+        self.thread.join()
+        return code
+
+
+def run_arms(demo: Demo) -> None:
+    """Trains and evaluates both arms side by side."""
+    arms = [_Arm(demo, arm, cores, i) for i, (arm, cores) in enumerate(zip(ARMS, shares_of_cores(len(ARMS))))]
+    try:
+        codes = [arm.wait() for arm in arms]
+    except KeyboardInterrupt:
+        for arm in arms:
+            arm.process.send_signal(signal.SIGINT)
+        for arm in arms:
+            arm.wait()
+        raise KeyboardInterrupt(f"stopped; run the same command again to continue in {demo.out}") from None
+    for arm, code in zip(arms, codes):
+        if code:
+            end = arm.log.read_text(errors="replace")[-2000:]
+            raise UserError(f"the process of {arm.name} ended with code {code}; the end of {arm.log}:\n{end}")
+
+
+def shares_of_cores(processes: int) -> list[list[int]]:
+    """The cores this process may use, dealt out; with too few of them everybody gets all. Empty: unknown."""
+    if not hasattr(os, "sched_getaffinity"):
+        return [[]] * processes
+    cores = sorted(os.sched_getaffinity(0))
+    share = len(cores) // processes
+    return [cores[i * share : (i + 1) * share] for i in range(processes)] if share else [cores] * processes
