@@ -48,7 +48,7 @@ def wait_for_step(process, step):
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("uninterrupted")
-    out, err = start(workdir, 60).communicate(timeout=120)
+    out, err = start(workdir, 60).communicate(timeout=300)
     assert "resumed from None" in out, err
     return workdir
 
@@ -72,7 +72,7 @@ def test_a_killed_run_continues_exactly(uninterrupted, tmp_path):
     # What a kill in the middle of a line leaves.
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 30, "lo')
-    out, err = start(tmp_path, 60).communicate(timeout=120)
+    out, err = start(tmp_path, 60).communicate(timeout=300)
     assert any(f"resumed from {step}" in out for step in (10, 20)), (out, err)
     assert_same_run(tmp_path, uninterrupted)
 
@@ -81,7 +81,7 @@ def test_ctrl_c_saves_says_how_to_continue_and_continues_exactly(uninterrupted, 
     process = start(tmp_path, 60, save_every=1000, delay=0.02)
     wait_for_step(process, 15)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 130
     assert "run the same command again to continue" in out
     assert str(tmp_path) in out
@@ -89,7 +89,7 @@ def test_ctrl_c_saves_says_how_to_continue_and_continues_exactly(uninterrupted, 
     assert "it/s" not in err
     assert "step/s" not in err  # no progress bar where nobody watches
     stopped = int(out.split("stopped after step ")[1].split()[0])
-    out, err = start(tmp_path, 60, save_every=1000).communicate(timeout=120)
+    out, err = start(tmp_path, 60, save_every=1000).communicate(timeout=300)
     assert f"resumed from {stopped}" in out, err
     assert_same_run(tmp_path, uninterrupted)
 
