@@ -1,0 +1,197 @@
+"""The pictures of a report: charts as SVG that follow the page's light or dark theme, videos, thumbnails, the hero.
+
+Axes: T frames of a video, H height, W width.
+"""
+
+import base64
+import io
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any, cast
+
+import av
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+
+if TYPE_CHECKING:
+    from mem0_jax.eval.report import Results, Video
+
+# The charts are drawn in the colours of the light page. In SVG each is replaced by a variable of the style sheet.
+COLORS = {"with": "#1f6f78", "without": "#c2703d", "ink": "#22282c", "muted": "#6b757b", "rule": "#dcdfdf"}
+PAPER = "#fbfaf7"
+ARMS = (("with_memory", "with memory", COLORS["with"]), ("without_memory", "without memory", COLORS["without"]))
+MEASURES = (("success", "task solved"), ("right_given_placed", "right choice,\nwhen one was made"))
+
+STYLE: dict[Any, Any] = {
+    "axes.edgecolor": COLORS["muted"],
+    "axes.labelcolor": COLORS["muted"],
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "font.size": 11,
+    "svg.fonttype": "none",  # text stays text: it takes the page's font and can be read aloud
+    "svg.hashsalt": "report",
+    "text.color": COLORS["ink"],
+    "xtick.color": COLORS["muted"],
+    "ytick.color": COLORS["muted"],
+}
+
+
+def bar_chart(summary: dict[str, Any]) -> str:
+    """Success and right choices of both arms with 95 % intervals and the chance line, as SVG."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 3.9), layout="constrained")
+        draw_bars(figure.subplots(), summary)
+        return _svg(figure, "bars")
+
+
+def draw_bars(axes: Axes, summary: dict[str, Any]) -> None:
+    for side, (arm, label, color) in zip((-1, 1), ARMS):
+        for place, (measure, _) in enumerate(MEASURES):
+            rate = summary[f"{measure}_{arm}"]
+            x = place + side * 0.19
+            if rate is None:
+                axes.text(x, 2, "none\nmade", ha="center", color=COLORS["muted"], fontsize=9)
+                continue
+            low, high = summary[f"{measure}_{arm}_interval"]
+            axes.bar(x, 100 * rate, 0.34, color=color, label=label if place == 0 else None)
+            error = [[100 * (rate - low)], [100 * (high - rate)]]
+            axes.errorbar(x, 100 * rate, error, color=COLORS["ink"], capsize=4, lw=1.3)
+            axes.text(x, 100 * high + 2.5, f"{100 * rate:.0f} %", ha="center", fontweight="bold")
+    chance = 100 * summary["chance"]
+    axes.axhline(chance, color=COLORS["muted"], lw=1.2, ls=(0, (4, 3)))
+    axes.text(0.5, chance + 1.5, "chance", ha="center", color=COLORS["muted"], fontsize=10)
+    axes.set(ylim=(0, 114), xlim=(-0.5, 1.5), yticks=range(0, 101, 25), ylabel="% of episodes")
+    axes.set_xticks(range(2), [label for _, label in MEASURES], color=COLORS["ink"])
+    axes.tick_params(length=0)
+    handles, labels = axes.get_legend_handles_labels()
+    axes.legend(handles, labels, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+
+
+def loss_chart(results: "Results") -> str:
+    """Action and classifier loss of both arms over the steps, as SVG: measured values pale, their running mean bold."""
+    panels = (("action_loss", "action loss (flow matching)"), ("classifier_loss", "subtask-end loss"))
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 3.1), layout="constrained")
+        for axes, (name, title) in zip(figure.subplots(1, 2), panels):
+            lowest = np.inf
+            for arm, label, color in ARMS:
+                curve = getattr(results, arm).curve
+                known = np.isfinite(getattr(curve, name))
+                step, loss = curve.step[known], getattr(curve, name)[known]
+                if len(loss):
+                    lowest = min(lowest, loss.min())
+                    axes.plot(step, loss, color=color, alpha=0.25, lw=0.8)
+                    axes.plot(step, _running_mean(loss), color=color, lw=1.8, label=label)
+            if 0 < lowest < np.inf:
+                axes.set_yscale("log")
+                axes.yaxis.set_major_formatter("{x:g}")
+                axes.yaxis.set_minor_formatter("")
+            axes.set_title(title, fontsize=11, loc="left")
+            axes.set_xlabel("optimizer step")
+            axes.grid(axis="y", color=COLORS["rule"], lw=0.7)
+            axes.tick_params(length=0, which="both")
+        figure.axes[0].legend(frameon=False)
+        return _svg(figure, "loss")
+
+
+def hero(results: "Results", summary: dict[str, Any]) -> bytes:
+    """The picture for the README as PNG, 1600 pixels wide: a film strip of one rollout of each arm, and the bars."""
+    rows = [(arm, label, color) for arm, label, color in ARMS if getattr(results, arm).videos]
+    count, width, gap, title, edge = 5, 2.05, 0.08, 0.5, 0.32  # of the film strips, in inches
+    shapes = [getattr(results, arm).videos[0].frames.shape for arm, _, _ in rows]
+    tall = max((width * shape[1] / shape[2] for shape in shapes), default=1.6)
+    size = np.array([16.0, 2 * (tall + title) + edge])
+    with mpl.rc_context({**STYLE, "figure.facecolor": PAPER, "font.size": 12}):
+        figure = Figure(figsize=tuple(size), dpi=100)
+        for row, (arm, label, color) in enumerate(rows):
+            video = getattr(results, arm).videos[0]
+            bottom = size[1] - (row + 1) * (tall + title)
+            for column, number in enumerate(np.linspace(0, len(video.frames) - 1, count).astype(int)):
+                corner = np.array([edge + column * (width + gap), bottom])
+                axes = figure.add_axes((*(corner / size), *(np.array([width, tall]) / size)))
+                axes.imshow(video.frames[number], interpolation="lanczos")
+                axes.set(xticks=[], yticks=[])
+                for spine in axes.spines.values():
+                    spine.set(visible=True, color=color, linewidth=1.6)
+            left, right = edge / size[0], (edge + count * (width + gap) - gap) / size[0]
+            above = (bottom + tall + 0.12) / size[1]
+            figure.text(left, above, label, color=color, fontsize=17, fontweight="bold")
+            text = f"{_short(video.caption)}: {'task solved' if video.success else 'not solved'}"
+            figure.text(right, above, text, ha="right", color=COLORS["muted"])
+        start = edge + count * (width + gap) + 0.75 if rows else 1.0
+        draw_bars(figure.add_axes((start / size[0], 0.16, (size[0] - start - edge) / size[0], 0.7)), summary)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", metadata={"Software": None})
+        return buffer.getvalue()
+
+
+def video_element(video: "Video", description: str) -> str:
+    """An HTML element with the video inside: H.264, or GIF where PyAV was built without an H.264 encoder."""
+    if "libx264" in av.codecs_available:
+        source = data_uri(encode_h264(video.frames, video.fps), "video/mp4")
+        return f'<video src="{source}" aria-label="{description}" controls muted loop playsinline></video>'
+    return f'<img src="{data_uri(encode_gif(video.frames, video.fps), "image/gif")}" alt="{description}">'
+
+
+def encode_h264(frames: np.ndarray, fps: float) -> bytes:
+    """uint8 [T, H, W, 3] as an mp4 that every browser plays; odd sizes lose their last row or column."""
+    height, width = (size // 2 * 2 for size in frames.shape[1:3])
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        rate = Fraction(fps).limit_denominator(1000)
+        stream = cast(Any, container.add_stream("libx264", rate=rate, options={"crf": "20", "preset": "medium"}))
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for frame in frames:
+            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame[:height, :width]), format="rgb24")
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode())
+    return buffer.getvalue()
+
+
+def encode_gif(frames: np.ndarray, fps: float) -> bytes:
+    """uint8 [T, H, W, 3] as a GIF that repeats."""
+    first, *rest = (Image.fromarray(frame) for frame in frames)
+    buffer = io.BytesIO()
+    first.save(buffer, "GIF", save_all=True, append_images=rest, duration=round(1000 / fps), loop=0)
+    return buffer.getvalue()
+
+
+def thumbnail(picture: np.ndarray, width: int = 160) -> str:
+    """uint8 [H, W, 3] as the address of a small JPEG inside the page."""
+    image = Image.fromarray(picture)
+    image.thumbnail((width, width))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=88)
+    return data_uri(buffer.getvalue(), "image/jpeg")
+
+
+def data_uri(content: bytes, kind: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _svg(figure: Figure, name: str) -> str:
+    buffer = io.StringIO()
+    with mpl.rc_context({"svg.hashsalt": name}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    for variable, color in COLORS.items():
+        svg = svg.replace(color, f"var(--{variable})")
+    return svg.replace("<svg ", '<svg role="img" aria-hidden="true" ', 1)
+
+
+def _running_mean(values: np.ndarray) -> np.ndarray:
+    """Mean over a twentieth of the curve on each side, less at the ends."""
+    half = len(values) // 20
+    total = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
+    low, high = np.arange(len(values)) - half, np.arange(len(values)) + half + 1
+    low, high = low.clip(0), high.clip(max=len(values))
+    return (total[high] - total[low]) / (high - low)
+
+
+def _short(text: str, length: int = 60) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"
