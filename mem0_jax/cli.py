@@ -9,6 +9,7 @@ import difflib
 import importlib
 import os
 import sys
+import textwrap
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -112,7 +113,7 @@ class CommandParser(argparse.ArgumentParser):
     def __init__(self, name: str, summary: str, examples: Sequence[str]):
         super().__init__(
             prog=f"mem0-jax {name}",
-            description=summary,
+            description=textwrap.fill(summary, 100),
             epilog="\n".join(["examples:", *(f"  {example}" for example in examples)]),
             formatter_class=_Formatter,
             allow_abbrev=False,
@@ -131,7 +132,10 @@ class CommandParser(argparse.ArgumentParser):
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    pass
+    """Keeps the examples' lines and shows defaults, except "None" for flags that have none."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
 
 
 def _run(title: str, command: Command, argv: list[str]) -> int:

@@ -18,6 +18,7 @@ def main(argv):
     parser = CommandParser("probe", "Does what the test asks.", ["mem0-jax probe --steps 3"])
     parser.add_argument("--steps", type=int, default=7, help="how many")
     parser.add_argument("--fail", default="", help="how to fail")
+    parser.add_argument("--note", help="a remark")
     args = parser.parse_args(argv)
     if args.fail == "user":
         raise UserError("policy.json: missing field 'window', add it")
@@ -68,6 +69,7 @@ def test_command_help_shows_defaults_and_examples(commands, capsys):
     out = capsys.readouterr().out
     for part in ("usage: mem0-jax probe", "Does what the test asks.", "how many (default: 7)", "probe --steps 3"):
         assert part in out
+    assert "None" not in out
 
 
 @pytest.mark.parametrize(
