@@ -47,11 +47,16 @@ clean:  ## remove .venv and caches
 COMPILE = $(UV) pip compile -q pyproject.toml --universal --python-version 3.11 --fork-strategy fewest \
 	--no-emit-index-url --no-annotate --custom-compile-command "make pins" $(ARGS)
 
+# uv can fetch a Python of its own where none is installed, and makes environments where Python's venv module is absent.
+FIRST_UV := $(VENV)/first-uv
 $(BIN)/python:
-	@test -n "$(PYTHON)" || { echo "No Python 3.11, 3.12 or 3.13 found: install one, or make PYTHON=/path/to/python" >&2; exit 1; }
-	@if uv --version >/dev/null 2>&1; then uv venv -q --allow-existing --python "$(PYTHON)" $(VENV); \
-	elif "$(PYTHON)" -m venv $(VENV) 2>/dev/null; then $(BIN)/python -m pip install -q uv; \
-	else echo "This Python lacks the venv module (Debian, Ubuntu: apt install python3-venv), and uv is absent" >&2; exit 1; fi
+	@if uv --version >/dev/null 2>&1; then uv venv -q --allow-existing --python "$(or $(PYTHON),3.12)" $(VENV); \
+	elif [ -z "$(PYTHON)" ]; then echo "No Python 3.11, 3.12 or 3.13 found: install one, or make PYTHON=/path/to/python" >&2; exit 1; \
+	elif "$(PYTHON)" -m venv $(VENV) >/dev/null 2>&1; then $(BIN)/python -m pip install -q uv; \
+	elif "$(PYTHON)" -m pip install -q --target $(FIRST_UV) uv; then \
+		$(FIRST_UV)/bin/uv venv -q --allow-existing --python "$(PYTHON)" $(VENV) && \
+		$(FIRST_UV)/bin/uv pip install -q --python $(BIN)/python uv; \
+	else echo "$(PYTHON) has neither venv nor pip (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; fi
 
 # convert/ and configs/ are installed as mem0_jax.convert and mem0_jax.configs; the links show that to pyright.
 $(VENV)/installed-%: requirements/%.txt pyproject.toml | $(BIN)/python
