@@ -19,7 +19,7 @@ help:  ## say what each target does
 
 install: $(VENV)/installed-base  ## install the project into .venv
 
-demo: install  ## record, train and evaluate with and without memory; writes $(OUT)/report.html
+demo: install  ## record, train and evaluate with and without memory; writes runs/demo/report.html (OUT=folder)
 	$(BIN)/mem0-jax demo --out $(OUT) $(ARGS)
 
 test: $(VENV)/installed-test  ## run the tests (ARGS="-k name" chooses)
