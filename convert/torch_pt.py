@@ -119,9 +119,9 @@ class _Archive:
         if len(entries) != len(infos):
             raise PtError("the archive has repeated or stray entries: not a file of torch.save")
         archive = _Archive(data, entries)
-        order = bytes(archive.entry("byteorder")) if "byteorder" in entries else b"little"
+        order = archive.entry("byteorder")[:16].tobytes() if "byteorder" in entries else b"little"
         if order != b"little":
-            raise PtError(f"byte order is {order[:16]!r}, only b'little' is supported: save it again on x86 or ARM")
+            raise PtError(f"byte order is {order!r}, only b'little' is supported: save it again on x86 or ARM")
         return archive
 
     def entry(self, name: str) -> np.ndarray:
@@ -183,7 +183,6 @@ class _Interpreter:
         self.archive = archive
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
-        self.storages: dict[str, _Storage] = {}
         self.actions: dict[str, Callable[[Any], None]] = {
             "PROTO": lambda arg: None,
             "MARK": lambda arg: self.stack.append(_MARK),
@@ -342,14 +341,14 @@ def _view(storage: Any, offset: Any, shape: Any, strides: Any, metadata: Any) ->
         raise PtError(f"{where}: expected matching tuples of at most 32 whole numbers >= 0")
     elements, size = math.prod(shape), storage.data.size
     last = offset + sum((n - 1) * s for n, s in zip(shape, strides)) if elements else offset - 1
-    if last >= size or offset > size:
+    if last >= size:
         raise PtError(f"{where}: reaches beyond its storage of {size} elements")
     if elements > max(size, MAX_REPEATED_ELEMENTS):
         raise PtError(f"{where}: repeats its storage of {size} elements {elements} times over")
     if not elements:
         return storage.data[:0].reshape(shape)
     steps = tuple(s * storage.data.itemsize if n > 1 else 0 for n, s in zip(shape, strides))
-    return np.lib.stride_tricks.as_strided(storage.data[offset:], shape, steps, writeable=False)
+    return np.lib.stride_tricks.as_strided(storage.data[offset:], shape, steps)
 
 
 def _number(dtype: Any, raw: Any) -> int | float | bool:

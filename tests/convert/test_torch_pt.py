@@ -137,6 +137,15 @@ def test_the_hand_written_file_is_a_good_one(tmp_path):
     np.testing.assert_array_equal(read_pt(path), content.reshape(2, 3))
 
 
+def test_zip64_entries(tmp_path):
+    """Archives above 4 GiB carry their sizes in extra fields, in the local headers as well."""
+    content = np.arange(4, dtype=np.float32)
+    path = write(tmp_path / "a.pt", tensor_pickle(4))
+    with zipfile.ZipFile(path, "a") as archive, archive.open("x/data/0", "w", force_zip64=True) as entry:
+        entry.write(content.tobytes())
+    np.testing.assert_array_equal(read_pt(path), content)
+
+
 @pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
 def test_a_payload_is_named_and_never_run(tmp_path, protocol):
     marker = tmp_path / "owned"
@@ -157,15 +166,13 @@ def test_all_refused_names_are_listed(tmp_path):
         read_pt(path)
 
 
+DOUBLING = b"".join(b"h%ch%c\x86q%c" % (i, i, i + 1) for i in range(60))  # 60 tuples, each of the one before, twice
 HOSTILE = {
     "list holding itself": (b"\x80\x02]q\x00h\x00a.", "nested"),
     "deep nesting": (b"\x80\x02" + b"]" * 5000 + b"a" * 4999 + b".", "nested"),
     "doubling lists": (b"\x80\x02]q\x00" + b"".join(b"(h%ch%clq%c" % (i, i, i + 1) for i in range(60)) + b".", "LIST"),
-    "doubling tuples": (b"\x80\x02)q\x00" + b"".join(b"h%ch%c\x86q%c" % (i, i, i + 1) for i in range(60)) + b".", "61"),
-    "doubling tuples as a key": (
-        b"\x80\x02}q\x7f)q\x00" + b"".join(b"h%ch%c\x86q%c" % (i, i, i + 1) for i in range(60)) + b"Ns.",
-        "damaged|dict key",
-    ),
+    "doubling tuples": (b"\x80\x02()q\x00" + DOUBLING + b"t.", "objects: not a plausible checkpoint"),
+    "doubling tuples as keys": (b"\x80\x02}()q\x00" + DOUBLING + b"Nu.", "dict key is a tuple"),
     "huge memo index": (b"\x80\x02]r\xff\xff\xff\x7fj\x01\x00\x00\x00.", "before it is made"),
     "huge text": (b"\x80\x02X\xff\xff\xff\x7fabc.", "damaged"),
     "huge integer": (b"\x80\x02\x8b\xff\xff\xff\x7fabc.", "damaged|LONG4"),
@@ -178,7 +185,9 @@ HOSTILE = {
     "bare storage": (b"\x80\x02" + storage(4) + b".", "bare"),
     "attributes": (b"\x80\x02}}X\x01\x00\x00\x00aNsb.", "attributes"),
     "unknown storage": (tensor_pickle(4).replace(b"\x00\x00\x000X", b"\x00\x00\x009X"), "data/9"),
-    "storage of another size": (tensor_pickle(5), "expected 5 x 4"),
+    "storage too short": (tensor_pickle(5), "expected 5 x 4"),
+    "storage too long": (tensor_pickle(3), "expected 3 x 4"),
+    "lazy conjugate": (tensor_pickle(4).replace(b")RtR.", b")R}" + text("conj") + b"\x88stR."), "resolve_conj"),
     "storage of another type": (tensor_pickle(4, kind="torch\nDoubleStorage"), "expected 4 x 8"),
     "absurd shape": (tensor_pickle(4, (2**60, 2**60), (0, 0)), "repeats"),
     "beyond the integers": (tensor_pickle(4, (2**80,)), "whole numbers"),
