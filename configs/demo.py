@@ -53,9 +53,9 @@ def get_config() -> ConfigDict:
                 "dtype": "float32",
             },
             "train": {
-                "steps": 9000,
-                "lanes": 32,
-                "learning_rate": 1.5e-3,
+                "steps": 14000,
+                "lanes": 16,
+                "learning_rate": 1.2e-3,
                 "floor": 0.03,
                 "warmup_steps": 50,
                 "b2": 0.99,

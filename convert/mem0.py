@@ -1,6 +1,7 @@
 """Rules for Mem-0 checkpoints (the reference's module names) and the Qwen3-VL inside them (Hugging Face's names)."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from mem0_jax.backbones.qwen3_vl.config import Qwen3VLConfig
 from mem0_jax.convert.rules import KEEP, TRANSPOSE, Constant, Op, Rule, Tied, flatten_kernel
@@ -96,7 +97,7 @@ def classifier_rules(config: Mem0Config) -> Rules:
     """The subtask-end classifier; its positive weight is a buffer there and a setting here."""
     rules: Rules = [Constant("classifier.pos_weight", config.classifier.pos_weight)]
     sizes = config.classifier.hidden_sizes
-    for i, (inputs, outputs) in enumerate(zip(sizes, sizes[1:])):
+    for i, (inputs, outputs) in enumerate(pairwise(sizes)):
         source, target = f"classifier.blocks.{i}.", f"classifier/block_{i}/"
         rules += norm(f"{source}norm", f"{target}norm")
         for layer in ("fc1", "fc2") + (("skip",) if inputs != outputs else ()):

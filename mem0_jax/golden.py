@@ -29,7 +29,6 @@ from mem0_jax.memory.bank import MemoryConfig
 from mem0_jax.policies.mem0 import Mem0, Mem0Config
 from mem0_jax.train.metrics import classifier_metrics
 from mem0_jax.train.optim import OptimizerConfig, learning_rates, make_optimizer
-from mem0_jax.tree import flatten
 
 GROUPS = {"qwen_model": "backbone", "action_model": "action", "classifier": "classifier", "base": "memory"}
 REFERENCE_NAMES = {"classifier_f1": "classifier_f1_score", "classifier_positive_rate": "classifier_prate"}
@@ -193,7 +192,7 @@ def replay(folder: str | Path, policy: type[Mem0] = Mem0) -> Report:
 
 
 def replay_training(golden: Golden, report: Report) -> Any:
-    """The training batches in a row: features, memory, losses, metrics, gradients, AdamW steps. Returns the parameters."""
+    """The training batches in a row, with an AdamW step after each. Returns the parameters after the last."""
     policy, params = golden.policy, golden.params
     settings = optimizer_config(golden.raw["training"])
     optimizer = make_optimizer(settings, policy.learning_rate_groups, policy.no_gradient, (), params)

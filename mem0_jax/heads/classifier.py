@@ -4,6 +4,7 @@ Axis letters: B samples, F flattened context width. Source: RMBench `.../classif
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -54,7 +55,7 @@ class SubtaskEndClassifier(nnx.Module):
 
     def __init__(self, config: ClassifierConfig, rngs: nnx.Rngs):
         sizes = config.hidden_sizes
-        for i, (inputs, outputs) in enumerate(zip(sizes, sizes[1:])):
+        for i, (inputs, outputs) in enumerate(pairwise(sizes)):
             setattr(self, f"block_{i}", Block(inputs, outputs, config.dropout, rngs))
         self.final_norm = LayerNorm(sizes[-1])
         self.head = Linear(sizes[-1], 1, rngs)

@@ -140,7 +140,7 @@ class DiTHead(nnx.Module):
             state: [B, A].
 
         Returns:
-            Keys and values of the context for every pair, [P, B, S, heads, head width] each, and the state token [B, 1, D].
+            Keys and values of the context for every pair, [P, B, S, heads, head width] each; the state token [B, 1, D].
         """
         _, kv = scan_layers(self.blocks, lambda pair, carry, _: (carry, pair.cross.keys_values(context)), None)
         return kv, self.state_encoder(state)[:, None]

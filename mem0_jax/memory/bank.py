@@ -8,11 +8,13 @@ J = W + T stored positions of a run (carried window, newest last, then the new f
 Source: RMBench `policy/Mem-0/source/models/execution_module/memory_bank/memory_bank.py` (behaviour).
 """
 
+import dataclasses
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx, struct
 
 from mem0_jax.nn.attention import merge_heads, split_heads
@@ -29,7 +31,7 @@ class MemoryConfig:
     Attributes:
         window_size: frames kept in the sliding window.
         num_heads: attention heads of both branches.
-        memory_accumulation: positive subtask-end labels after which a lane's memory is cleared; 0 never clears by label.
+        memory_accumulation: positive subtask-end labels after which a lane's memory is cleared; 0 never clears.
         dropout: rate on the attention weights while training.
         branches: the branches that read memory; a branch left out passes the current feature through.
     """
@@ -84,9 +86,11 @@ def init_state(lanes: int, config: MemoryConfig, width: int, dtype=jnp.float32) 
     )
 
 
-def reset(state: MemoryState, lanes: Array) -> MemoryState:
+def reset(state: MemoryState, lanes: Array | np.ndarray) -> MemoryState:
     """Empties the memories where `lanes` (bool [L]) is True."""
-    return state.replace(count=jnp.where(lanes, 0, state.count), end_count=jnp.where(lanes, 0, state.end_count))
+    return dataclasses.replace(
+        state, count=jnp.where(lanes, 0, state.count), end_count=jnp.where(lanes, 0, state.end_count)
+    )
 
 
 class Attention(nnx.Module):
@@ -109,7 +113,7 @@ class MemoryBank(nnx.Module):
     def step(
         self, state: MemoryState, x: Array, episode: Array, end: Array | None = None
     ) -> tuple[Reading, MemoryState]:
-        """One frame a session: x [L, H], episode int [L], end int [L] (None: no clearing). Outputs without the T axis."""
+        """`sequence` of one frame: x [L, H], episode int [L], end int [L] (None: no labels); outputs without T."""
         end = jnp.zeros_like(episode) if end is None else end
         reading, state = self.sequence(state, x[:, None], episode[:, None], end[:, None])
         return Reading(*(y[:, 0] for y in reading)), state

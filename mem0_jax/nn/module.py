@@ -15,12 +15,12 @@ Build = Callable[[nnx.Rngs], nnx.Module]
 
 
 def init(build: Build, key: jax.Array) -> Params:
-    """Creates the module and returns its parameters as a nested dict. Traceable: use under `jax.jit` or `eval_shape`."""
+    """Creates the module and returns its parameters as a nested dict. Traceable, by `jax.eval_shape` for one."""
     return nnx.to_pure_dict(nnx.state(build(nnx.Rngs(key)), nnx.Param))
 
 
 def bind(build: Build) -> Callable[[Params], Any]:
-    """Returns `with_params(params)`, which gives the module back with these parameters in place (at trace time only)."""
+    """Returns `with_params(params)`, which gives the module back with these parameters in place (while tracing)."""
     graphdef, abstract = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(0))))
 
     def with_params(params: Params) -> Any:

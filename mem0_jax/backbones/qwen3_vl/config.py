@@ -80,10 +80,9 @@ class Qwen3VLConfig:
     tokens: TokenIds = field(default_factory=TokenIds)
 
     def __post_init__(self):
-        if self.vision.out_hidden_size != self.text.hidden_size:
-            raise ValueError(
-                f"vision.out_hidden_size {self.vision.out_hidden_size} must equal text.hidden_size {self.text.hidden_size}"
-            )
+        image, text = self.vision.out_hidden_size, self.text.hidden_size
+        if image != text:
+            raise ValueError(f"vision.out_hidden_size {image} must equal text.hidden_size {text}")
         if len(self.vision.deepstack_visual_indexes) > self.text.num_hidden_layers:
             raise ValueError("more deepstack taps than text layers")
 

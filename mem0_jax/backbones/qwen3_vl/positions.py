@@ -16,7 +16,7 @@ Grid = tuple[int, int, int]
 
 
 def merge_order(rows: int, columns: int, merge: int) -> np.ndarray:
-    """Row-major patch numbers in the order the tower sees them (merge x merge blocks together): int [rows * columns]."""
+    """Row-major patch numbers in the tower's order (merge x merge blocks together): int [rows * columns]."""
     number = np.arange(rows * columns).reshape(rows // merge, merge, columns // merge, merge)
     return number.transpose(0, 2, 1, 3).reshape(-1)
 

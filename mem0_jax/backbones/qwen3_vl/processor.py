@@ -131,9 +131,7 @@ class Processor:
             "input_ids": padded[0],
             "attention_mask": mask[0],
             "position": token_positions(padded, mask, grids, config)[0],
-            "image_slot": image_slots(
-                padded, [[self.image_tokens] * self.views], self.image_tokens, config.tokens.image
-            )[0],
+            "image_slot": slots[0],
         }
 
     def prepare(self, images: np.ndarray, texts: Sequence[str]) -> dict[str, np.ndarray]:

@@ -100,14 +100,10 @@ class TextStack(nnx.Module):
         causal = jnp.tril(jnp.ones((x.shape[1], x.shape[1]), bool))
         mask = causal & arrays["attention_mask"][:, None]
 
-        def add_deepstack(operand):
-            x, index = operand
-            return x + at_slots(deepstack[index])
-
         def body(layer, x, index):
             x = layer(x, angle, mask)
             if deepstack is not None:
-                x = jax.lax.cond(index < len(deepstack), add_deepstack, lambda operand: operand[0], (x, index))
+                x = jax.lax.cond(index < len(deepstack), lambda: x + at_slots(deepstack[index]), lambda: x)
             return x, None
 
         return scan_layers(self.layers, body, x, jnp.arange(config.num_hidden_layers), remat=remat)[0]

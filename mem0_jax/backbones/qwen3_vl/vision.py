@@ -97,7 +97,7 @@ class VisionTower(nnx.Module):
             return x, x if self.taps else None
 
         x, hidden = scan_layers(self.blocks, body, x, remat=remat)
-        if not self.taps:
+        if self.deepstack_mergers is None:
             return self.merger(x), None
         tapped = hidden[jnp.array(self.taps)]
         _, deepstack = scan_layers(self.deepstack_mergers, lambda merger, carry, h: (carry, merger(h)), None, tapped)

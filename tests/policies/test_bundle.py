@@ -1,0 +1,110 @@
+"""Self-describing policy folders."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from mem0_jax.backbones.qwen3_vl.config import Qwen3VLConfig, TextConfig, VisionConfig
+from mem0_jax.backbones.qwen3_vl.processor import token_ids, word_tokenizer
+from mem0_jax.data.normalize import NormStats
+from mem0_jax.errors import UserError
+from mem0_jax.eval.rollout import evaluate
+from mem0_jax.heads.classifier import ClassifierConfig
+from mem0_jax.heads.dit import DiTConfig
+from mem0_jax.heads.flow import FlowConfig
+from mem0_jax.memory.bank import MemoryConfig
+from mem0_jax.policies.bundle import Bundle, BundleError, Inputs, load_bundle, save_bundle
+from mem0_jax.policies.mem0 import Mem0, Mem0Config
+
+TEXTS = ["put the block back where it was", "press the button", "press the confirm button"]
+
+
+@pytest.fixture(scope="module")
+def bundle() -> Bundle:
+    tokenizer = word_tokenizer(TEXTS)
+    config = Mem0Config(
+        Qwen3VLConfig(
+            TextConfig(32, 1, 2, 1, 16, 32, tokenizer.get_vocab_size(), 1e4, (4, 2, 2)),
+            VisionConfig(1, 32, 32, 2, 64, (0,), 16, 1, 2, 32),
+            token_ids(tokenizer),
+        ),
+        MemoryConfig(4, 2),
+        FlowConfig(solver_steps=2),
+        DiTConfig(32, 2, 2, 32, 32, 32, horizon=3),
+        ClassifierConfig((96, 16)),
+        image_size=(64, 64),
+        dtype="float32",
+    )
+    span = {"min": np.full(16, -1.5), "max": np.full(16, 1.5)}
+    inputs = Inputs((64, 64), "bilinear", 24)
+    params = Mem0(config).init(jax.random.key(0))
+    return Bundle(config, params, NormStats(span, span), tokenizer, inputs, {"by": "test"})
+
+
+def test_a_bundle_comes_back_equal(bundle, tmp_path):
+    loaded = load_bundle(save_bundle(bundle, tmp_path / "bundle"))
+    assert loaded.config == bundle.config
+    assert loaded.inputs == bundle.inputs
+    assert loaded.provenance["by"] == "test"
+    assert loaded.tokenizer.get_vocab() == bundle.tokenizer.get_vocab()
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, bundle.params)
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_saving_replaces_an_older_bundle(bundle, tmp_path):
+    save_bundle(bundle, tmp_path / "bundle")
+    save_bundle(dataclasses.replace(bundle, provenance={"by": "again"}), tmp_path / "bundle")
+    assert load_bundle(tmp_path / "bundle").provenance["by"] == "again"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format_version": 99}, "version 99"),
+        ({"policy": "other"}, "'other'"),
+        ({"config": {"lambda_actoin": 1.0}}, "lambda_action"),
+    ],
+)
+def test_descriptions_that_do_not_fit_are_refused(bundle, tmp_path, change, message):
+    folder = save_bundle(bundle, tmp_path / "bundle")
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UserError, match=message):
+        load_bundle(folder)
+
+
+def test_what_is_no_bundle_is_named(tmp_path):
+    with pytest.raises(BundleError, match=r"no config\.json"):
+        load_bundle(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(BundleError, match="not JSON"):
+        load_bundle(tmp_path)
+
+
+def test_the_same_seeds_give_the_same_episodes_whoever_else_plays(bundle):
+    alone = evaluate(bundle, "put_back_block", [7], execute=2, sessions=1, record=1)
+    together = evaluate(bundle, "put_back_block", [5, 7, 9], execute=2, sessions=3, record=3)
+    assert (alone[0].success, alone[0].steps) == (together[1].success, together[1].steps)
+    assert len(alone[0].frames) == alone[0].steps
+    # Batch sizes change the order of sums, and a closed loop amplifies it: only the beginning must agree to the pixel.
+    for before, after in zip(alone[0].frames[:10], together[1].frames[:10]):
+        np.testing.assert_array_equal(before, after)
+    remembered = [int((weights > 0).sum()) for weights in alone[0].attention[:7]]
+    assert remembered == [0, 1, 2, 3, 4, 4, 4]
+
+
+def test_staged_tasks_move_on_when_the_classifier_says_so(bundle):
+    always = dataclasses.replace(bundle.config, classifier=dataclasses.replace(bundle.config.classifier, threshold=0.0))
+    never = dataclasses.replace(bundle.config, classifier=dataclasses.replace(bundle.config.classifier, threshold=1.1))
+    for config, remembered in ((always, 1), (never, 4)):
+        changed = dataclasses.replace(bundle, config=config)
+        result = evaluate(changed, "press_button", [3], execute=2, record=1)[0]
+        assert max(int((weights > 0).sum()) for weights in result.attention) == remembered
+
+
+def test_execute_must_fit_the_chunk(bundle):
+    with pytest.raises(UserError, match="between 1 and the policy's horizon 3"):
+        evaluate(bundle, "put_back_block", [0], execute=4)
