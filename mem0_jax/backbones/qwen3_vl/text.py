@@ -100,10 +100,13 @@ class TextStack(nnx.Module):
         causal = jnp.tril(jnp.ones((x.shape[1], x.shape[1]), bool))
         mask = causal & arrays["attention_mask"][:, None]
 
+        def add_deepstack(deepstack: Array, x: Array, index: Array) -> Array:
+            return x + at_slots(deepstack[index])
+
         def body(layer, x, index):
             x = layer(x, angle, mask)
             if deepstack is not None:
-                x = jax.lax.cond(index < len(deepstack), lambda: x + at_slots(deepstack[index]), lambda: x)
+                x = jax.lax.cond(index < len(deepstack), add_deepstack, lambda _, x, __: x, deepstack, x, index)
             return x, None
 
         return scan_layers(self.layers, body, x, jnp.arange(config.num_hidden_layers), remat=remat)[0]
