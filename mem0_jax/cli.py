@@ -42,6 +42,11 @@ COMMANDS: dict[str, Command] = {
         "mem0-jax demo --out runs/demo",
         "mem0_jax.commands.demo",
     ),
+    "golden": Command(
+        "replay a folder of the reference's inputs and outputs and print the greatest errors",
+        "mem0-jax golden tests/model/assets/tiny_a",
+        "mem0_jax.commands.golden",
+    ),
 }
 
 

@@ -1,12 +1,13 @@
 """Replays a folder of the reference's inputs and outputs through our Mem-0 and measures the differences.
 
-A folder holds `config.json` (sizes and settings), `initial.pt` (the reference's checkpoint) and `golden.npz` (three
-training batches over a stream of episodes, gradient norms, parameters afterwards, inference steps). Everything runs in
-float32 with dropout off.
+A folder holds `config.json` (sizes and settings), `initial.pt` (the reference's checkpoint) and `golden.npz` (training
+batches over a stream of episodes, gradient norms, parameters afterwards, inference steps). Everything runs in float32
+with dropout off. Axis letters: B samples, P patches of all images, I images, C numbers of a patch.
 """
 
 import json
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mem0_jax.backbones.qwen3_vl.config import Qwen3VLConfig, TextConfig, TokenIds, VisionConfig
-from mem0_jax.backbones.qwen3_vl.positions import layout
+from mem0_jax.backbones.qwen3_vl.positions import layout, views_of_samples
 from mem0_jax.convert.mem0 import mem0_rules
 from mem0_jax.convert.rules import Plan, export, load, make_plan
 from mem0_jax.convert.torch_pt import read_pt
@@ -26,12 +27,14 @@ from mem0_jax.heads.dit import DiTConfig
 from mem0_jax.heads.flow import FlowConfig
 from mem0_jax.memory import bank
 from mem0_jax.memory.bank import MemoryConfig
-from mem0_jax.policies.mem0 import Mem0, Mem0Config
+from mem0_jax.policies.mem0 import TABLES, Mem0, Mem0Config
 from mem0_jax.train.metrics import classifier_metrics
 from mem0_jax.train.optim import OptimizerConfig, learning_rates, make_optimizer
 
 GROUPS = {"qwen_model": "backbone", "action_model": "action", "classifier": "classifier", "base": "memory"}
 REFERENCE_NAMES = {"classifier_f1": "classifier_f1_score", "classifier_positive_rate": "classifier_prate"}
+ROUNDING = 1e-6  # a gradient norm below this part of the global norm is rounding noise of a zero (a key bias, say)
+MAX_BYTES = 4 * 2**30  # of the unpacked arrays: far more than a golden needs, less than a machine has
 
 
 @dataclass
@@ -45,7 +48,6 @@ class Check:
 
     @property
     def passed(self) -> bool:
-        """NaN fails."""
         return self.error <= self.gate
 
 
@@ -57,38 +59,76 @@ class Report:
 
     def add(self, name: str, gate: float, error: float, where: str) -> None:
         """Keeps the greatest error seen of `name`; NaN counts as infinite."""
-        check = self.checks.setdefault(name, Check(name, gate))
+        check = self.checks.setdefault(name, Check(name, gate, where=where))
         error = float("inf") if np.isnan(error) else float(error)
         if error > check.error:
             check.error, check.where = error, where
 
+    def compare(self, name: str, gate: float, value: Any, reference: Any, where: str) -> None:
+        """Adds the `relative` error of `value`; UserError when its size is not the reference's."""
+        value, reference = np.asarray(value, np.float64), np.asarray(reference, np.float64)
+        if value.size != reference.size:
+            raise UserError(f"{name} ({where}): the golden holds {reference.shape}, expected {value.shape}")
+        self.add(name, gate, relative(value.ravel(), reference.ravel()), where)
+
     @property
     def passed(self) -> bool:
+        """Whether anything was compared and nothing went past its gate."""
         return bool(self.checks) and all(check.passed for check in self.checks.values())
 
 
-def relative(value: Any, reference: Any, floor: float = 0.0) -> float:
-    """|value - reference| / max(|reference|, floor) in the L2 norm and float64; shapes must agree."""
-    value, reference = np.asarray(value, np.float64), np.asarray(reference, np.float64)
-    if value.shape != reference.shape:
-        raise UserError(f"shape {value.shape} where the golden has {reference.shape}")
-    difference, scale = np.linalg.norm((value - reference).ravel()), max(np.linalg.norm(reference.ravel()), floor)
+def relative(value: np.ndarray, reference: np.ndarray) -> float:
+    """|value - reference| / |reference| in the L2 norm."""
+    difference, scale = np.linalg.norm(value - reference), np.linalg.norm(reference)
     return 0.0 if difference == 0 else float(difference / scale) if scale else float("inf")
 
 
-def _pick(cls: type, data: dict[str, Any], **renamed: Any) -> Any:
-    """A configuration from the entries of `data` that are its fields, plus `renamed`; lists become tuples."""
-    known = {f.name: data[f.name] for f in fields(cls) if f.name in data} | renamed
-    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in known.items()})
+class Entries(dict):
+    """The entries of a file, nested or not; a missing one is a UserError that names file and entry."""
+
+    def __init__(self, file: Path, entries: Mapping[str, Any], prefix: str = ""):
+        inner = {k: Entries(file, v, f"{prefix}{k}.") if isinstance(v, dict) else v for k, v in entries.items()}
+        super().__init__(inner)
+        self.file, self.prefix = file, prefix
+
+    def __missing__(self, key: str):
+        raise UserError(f"{self.file}: {self.prefix}{key} is missing")
+
+    def below(self, prefix: str) -> "Entries":
+        """The entries `prefix/...` without their prefix."""
+        own = {key[len(prefix) + 1 :]: value for key, value in self.items() if key.startswith(prefix + "/")}
+        return Entries(self.file, own, f"{self.prefix}{prefix}/")
 
 
-def read_config(path: Path) -> tuple[Mem0Config, dict[str, Any]]:
-    """Our configuration (float32, no dropout) and the raw dict of a golden `config.json`."""
-    raw = json.loads(path.read_text())
+def read_arrays(path: Path) -> Entries:
+    """All arrays of an npz file. Raises UserError for a damaged or oversized file."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+        if size > MAX_BYTES:
+            raise UserError(f"{path}: {size} bytes unpacked, expected at most {MAX_BYTES}")
+        with np.load(path, allow_pickle=False) as arrays:
+            return Entries(path, {key: arrays[key] for key in arrays.files})
+    except (zipfile.BadZipFile, ValueError, EOFError, OSError, MemoryError) as error:
+        raise UserError(f"{path}: not a readable npz file ({error})") from error
+
+
+def read_config(path: Path) -> tuple[Mem0Config, Entries]:
+    """Our configuration (float32, no dropout) and the entries of a golden `config.json`, or UserError."""
+    try:
+        raw = json.loads(path.read_text("utf-8"))
+        if not isinstance(raw, dict):
+            raise TypeError("expected an object")
+        return _config(raw := Entries(path, raw)), raw
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def _config(raw: Entries) -> Mem0Config:
     if raw["memory_bank"].get("initial_anchor_size", 1) != 1:
-        raise UserError("memory_bank.initial_anchor_size: only 1 is supported")
+        raise UserError(f"{raw.file}: memory_bank.initial_anchor_size: only 1 is supported")
     backbone, action = raw["backbone"], raw["action_model"]
-    config = Mem0Config(
+    return Mem0Config(
         backbone=Qwen3VLConfig(
             _pick(TextConfig, backbone["text"]),
             _pick(VisionConfig, backbone["vision"]),
@@ -116,10 +156,19 @@ def read_config(path: Path) -> tuple[Mem0Config, dict[str, Any]]:
         lambda_classifier=raw["loss_weights"]["lambda_classifier"],
         dtype="float32",
     )
-    return config, raw
 
 
-def optimizer_config(training: dict[str, Any]) -> OptimizerConfig:
+OURS = {FlowConfig: ("time_beta", "time_scale"), MemoryConfig: ("branches",)}  # fields with no entry in the reference
+
+
+def _pick(cls: type, data: Entries, **renamed: Any) -> Any:
+    """A configuration from the entries of `data` that are its fields, plus `renamed`; lists become tuples."""
+    names = [f.name for f in fields(cls) if f.name not in renamed and f.name not in OURS.get(cls, ())]
+    known = {name: data[name] for name in names} | renamed
+    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in known.items()})
+
+
+def optimizer_config(training: Entries) -> OptimizerConfig:
     """The reference's optimizer settings under our group names."""
     return OptimizerConfig(
         learning_rates={ours: training["learning_rate"][theirs] for theirs, ours in GROUPS.items()},
@@ -144,87 +193,95 @@ class Golden:
                 )
         self.config, self.raw = read_config(folder / "config.json")
         self.policy = policy(self.config)
+        self.optimizer = optimizer_config(self.raw["training"])
         source = read_pt(folder / "initial.pt")
         state = source.get("model_state_dict", source)
         abstract = jax.eval_shape(self.policy.init, jax.random.key(0))
         self.plan: Plan = make_plan(mem0_rules(self.config), {k: v.shape for k, v in state.items()}, abstract)
         self.params = jax.tree.map(jnp.asarray, load(self.plan, state))
-        with np.load(folder / "golden.npz", allow_pickle=False) as arrays:
-            self.arrays = {key: arrays[key] for key in arrays.files}
+        self.arrays = read_arrays(folder / "golden.npz")
 
     def observation(self, prefix: str, rows: slice = slice(None)) -> dict[str, np.ndarray]:
-        """Backbone inputs of some rows of `prefix`; patches are stored one image after the other."""
-        get = lambda name: self.arrays[f"{prefix}/{name}"]  # noqa: E731
-        grids = self.arrays.get(f"{prefix}/image_grid_thw")
-        if grids is None:  # inference stores the rows of one image shape: the grid of the first training batch
-            grids = np.repeat(self.arrays["train0/image_grid_thw"][:1], len(get("input_ids")), 0)
-        patches = np.split(get("pixel_uint8"), np.cumsum(grids.prod(-1))[:-1])
-        return layout(
-            get("input_ids")[rows],
-            get("attention_mask")[rows],
-            np.concatenate(patches[rows]),
-            [tuple(grid) for grid in grids[rows]],
-            self.config.backbone,
-        )
+        """Backbone inputs of some rows of `prefix`, which stores pixels [P, C] and grids [I, 3] image after image."""
+        given, config = self.arrays.below(prefix), self.config.backbone
+        ids, pixels = given["input_ids"], given["pixel_uint8"]
+        try:
+            # Inference may leave out the grids: all images then have the grid of the first training batch's first.
+            grids = given.get("image_grid_thw")
+            if grids is None:
+                grid = self.arrays["train0/image_grid_thw"][:1]
+                grids = np.repeat(grid, len(pixels) // grid.prod(), 0)
+            images = np.split(pixels, np.cumsum(grids.prod(-1))[:-1])
+            chosen = [image for own in views_of_samples(ids, grids.tolist(), config)[rows] for image in own]
+            patches = np.concatenate([images[image] for image in chosen])
+            return layout(ids[rows], given["attention_mask"][rows], patches, grids[chosen].tolist(), config)
+        except (ValueError, IndexError) as error:
+            raise UserError(f"{self.arrays.file}: images and prompts of {prefix} do not fit: {error}") from error
 
     def batch(self, index: int) -> dict[str, np.ndarray]:
-        """Training batch `index` as one lane [1, T, ...]."""
-        get = lambda name: self.arrays[f"train{index}/{name}"]  # noqa: E731
-        observation = self.observation(f"train{index}")
-        tables = ("row_column", "table_index", "table_weight")
-        lane = {k: v if k in tables else v[None] for k, v in observation.items()}
+        """Training batch `index` as one lane [1, B, ...]."""
+        given = self.arrays.below(f"train{index}")
+        lane = {k: v if k in TABLES else v[None] for k, v in self.observation(f"train{index}").items()}
         return lane | {
-            "state": get("state")[None, :, 0],
-            "action": get("action")[None],
-            "episode": get("episode_id").astype(np.int32)[None],
-            "subtask_end": get("subtask_end").astype(np.int32)[None],
-            "noise": get("noise"),
-            "time": get("time"),
+            "state": given["state"][None, :, 0],
+            "action": given["action"][None],
+            "episode": given["episode_id"].astype(np.int32)[None],
+            "subtask_end": given["subtask_end"].astype(np.int32)[None],
+            "noise": given["noise"],
+            "time": given["time"],
         }
+
+    def gradient_norms(self) -> tuple[Entries, float, set[str]]:
+        """Norm of every parameter's gradient in batch 0, their global norm, and the keys of mere rounding noise."""
+        norms = self.arrays.below("grad0_norm")
+        total = float(np.linalg.norm(list(norms.values())))
+        return norms, total, {key for key, norm in norms.items() if norm <= ROUNDING * total}
 
 
 def replay(folder: str | Path, policy: type[Mem0] = Mem0) -> Report:
     """Replays everything in a golden folder; `policy` can be a deliberately wrong one."""
     golden, report = Golden(folder, policy), Report()
     with jax.default_matmul_precision("highest"):
+        check_schedule(golden, report)
         replay_inference(golden, replay_training(golden, report), report)
     return report
 
 
+def replay_forward(golden: Golden, report: Report) -> None:
+    """The first training batch without gradients: features, memory, losses, metrics. Quick, for a first look."""
+    batch, state = golden.batch(0), golden.policy.init_state(1)
+    with jax.default_matmul_precision("highest"):
+        check_insides(golden, jax.jit(insides(golden.policy))(golden.params, state, batch), 0, report)
+        _, (metrics, _) = jax.jit(deterministic_loss(golden.policy))(golden.params, state, batch)
+    check_metrics(golden, metrics, 0, report)
+
+
 def replay_training(golden: Golden, report: Report) -> Any:
-    """The training batches in a row, with an AdamW step after each. Returns the parameters after the last."""
+    """All training batches: features, memory, losses, metrics, gradients, AdamW steps. Returns the parameters."""
     policy, params = golden.policy, golden.params
-    settings = optimizer_config(golden.raw["training"])
-    optimizer = make_optimizer(settings, policy.learning_rate_groups, policy.no_gradient, (), params)
+    optimizer = make_optimizer(golden.optimizer, policy.learning_rate_groups, policy.no_gradient, (), params)
     opt_state, state = optimizer.init(params), policy.init_state(1)
-    differentiate = jax.jit(jax.value_and_grad(_loss(policy), has_aux=True))
-    update, look = jax.jit(optimizer.update), jax.jit(_insides(policy))
+    differentiate = jax.jit(jax.value_and_grad(deterministic_loss(policy), has_aux=True))
+    update, look = jax.jit(optimizer.update), jax.jit(insides(policy))
     for index in range(golden.raw["training"]["batches"]):
-        reference = _below(golden.arrays, f"train{index}")
-        batch, where = golden.batch(index), f"batch {index}"
-        for name, value in look(params, state, batch).items():
-            gate_name = "memory" if name.startswith("fused") else "features"
-            report.add(f"{gate_name}: {name}", 1e-5, relative(value, reference[name].reshape(value.shape)), where)
+        batch = golden.batch(index)
+        check_insides(golden, look(params, state, batch), index, report)
         (_, (metrics, state)), gradients = differentiate(params, state, batch)
-        _check_metrics(metrics, reference, report, where)
+        check_metrics(golden, metrics, index, report)
         if index == 0:
-            _check_gradients(golden, gradients, report)
+            check_gradients(golden, gradients, report)
         updates, opt_state = update(gradients, opt_state, params)
-        report.add("gradient norm", 1e-4, relative(opt_state.grad_norm, reference["grad_norm"]), where)
+        check_updates(golden, updates, index, report)
+        expected = golden.arrays[f"train{index}/grad_norm"]
+        report.compare("gradient norm", 1e-4, opt_state.grad_norm, expected, f"batch {index}")
         params = jax.tree.map(jnp.add, params, updates)
-    _check_parameters(golden, params, report)
-    names = [GROUPS[str(name)] for name in golden.arrays["lr_group_names"]]
-    for step, expected in enumerate(golden.arrays["lr_schedule"]):
-        ours = learning_rates(settings, step)
-        report.add("learning rates", 1e-5, relative([ours[n] for n in names], expected), f"step {step}")
+    check_parameters(golden, params, report)
     return params
 
 
-def _below(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    return {key[len(prefix) + 1 :]: value for key, value in arrays.items() if key.startswith(prefix + "/")}
+def deterministic_loss(policy: Mem0):
+    """(params, state, batch) -> loss, (metrics, state) without dropout."""
 
-
-def _loss(policy: Mem0):
     def loss(params, state, batch):
         value, metrics, state = policy.loss(params, state, batch, jax.random.key(0), train=False)
         return value, (metrics, state)
@@ -232,88 +289,120 @@ def _loss(policy: Mem0):
     return loss
 
 
-def _insides(policy: Mem0):
-    """Hidden states, features and memory outputs of a training batch, flat [B, ...]."""
+def insides(policy: Mem0):
+    """(params, state, batch) -> hidden states, features and memory outputs of a training batch, flat [B, ...]."""
 
     def look(params, state, batch):
-        tables = ("row_column", "table_index", "table_weight", "noise", "time")
-        observation = {k: v if k in tables else v[0] for k, v in batch.items()}
-        hidden, image, text = policy.features(params, observation)
+        whole = (*TABLES, "noise", "time")
+        hidden, image, text = policy.features(params, {k: v if k in whole else v[0] for k, v in batch.items()})
         memory = policy.bind(params).memory
         reading, _ = memory.sequence(state, image[None], batch["episode"], batch["subtask_end"])
         return {
             "last_hidden": hidden,
             "image_feature": image,
             "text_feature": text,
-            "fused_window": reading.window[0],
-            "fused_anchor": reading.anchor[0],
+            "fused_window": reading.window,
+            "fused_anchor": reading.anchor,
         }
 
     return look
 
 
-def _check_metrics(metrics: dict[str, Any], reference: dict[str, np.ndarray], report: Report, where: str) -> None:
+def check_insides(golden: Golden, values: Mapping[str, Any], index: int, report: Report) -> None:
+    """What `insides` gives for batch `index`."""
+    for name, value in values.items():
+        kind = "memory" if name.startswith("fused") else "features"
+        report.compare(f"{kind}: {name}", 1e-5, value, golden.arrays[f"train{index}/{name}"], f"batch {index}")
+
+
+def check_metrics(golden: Golden, metrics: Mapping[str, Any], index: int, report: Report) -> None:
+    """Losses and classifier metrics of batch `index`."""
     ours = {k: float(v) for k, v in metrics.items()}
     ours |= {REFERENCE_NAMES.get(name, name): value for name, value in classifier_metrics(ours).items()}
-    for key, expected in reference.items():
-        if key.startswith("out/"):
-            name = key[4:]
-            kind = "losses" if name.endswith("loss") else "classifier metrics"
-            report.add(f"{kind}: {name}" if kind == "losses" else kind, 1e-5, relative(ours[name], expected), where)
+    for name, expected in golden.arrays.below(f"train{index}/out").items():
+        kind = f"losses: {name}" if name.endswith("loss") else "classifier metrics"
+        if name not in ours:
+            raise UserError(f"{golden.arrays.file}: train{index}/out/{name} is unknown, expected one of {sorted(ours)}")
+        report.compare(kind, 1e-5, ours[name], expected, f"batch {index}")
 
 
-def _check_gradients(golden: Golden, gradients: Any, report: Report) -> None:
+def check_gradients(golden: Golden, gradients: Any, report: Report) -> None:
     """Gradient norm of every parameter in batch 0.
 
-    Writers take the norms before or after clipping; the global norm of what they stored tells which. Rounding noise of
-    gradients that are zero in exact arithmetic (a key bias, say) is measured against 1e-5 of the global norm.
+    Writers take the norms before or after clipping; the global norm of what they stored tells which.
     """
-    reference = _below(golden.arrays, "grad0_norm")
-    stored, raw = float(np.linalg.norm(list(reference.values()))), float(golden.arrays["train0/grad_norm"])
-    clip = golden.raw["training"]["grad_clip_norm"]
+    reference, stored, noise = golden.gradient_norms()
+    raw, clip = float(golden.arrays["train0/grad_norm"]), golden.optimizer.clip_norm
     scale = min(1.0, clip / raw) if abs(stored - clip) < abs(stored - raw) else 1.0
-    ours = {key: scale * value for key, value in export(golden.plan, gradients).items()}
-    for key, expected in reference.items():
-        report.add(
-            "gradient norms by parameter", 1e-4, relative(np.linalg.norm(ours[key]), expected, 1e-5 * stored), key
-        )
-    for key in ours.keys() - reference.keys():
-        report.add("parameters without gradient", 0.0, float(np.abs(ours[key]).max()), key)
+    norms = {key: scale * float(np.linalg.norm(value)) for key, value in export(golden.plan, gradients).items()}
+    for key, norm in norms.items():
+        if key not in reference:
+            report.add("gradients of parameters without one", 0.0, norm, key)
+        elif key in noise:
+            report.add("gradients that are rounding noise", ROUNDING, norm / stored, key)
+        else:
+            report.compare("gradient norms by parameter", 1e-4, norm, reference[key], key)
+    if unknown := reference.keys() - norms.keys():
+        raise UserError(f"{golden.arrays.file}: grad0_norm of unknown parameters: {', '.join(sorted(unknown))}")
 
 
-def _check_parameters(golden: Golden, params: Any, report: Report) -> None:
-    """L2 norm and sum of every parameter after the last step, relative to the norm (times sqrt(n) for the sum)."""
-    ours = export(golden.plan, params)
-    for key, (norm, total) in _below(golden.arrays, "param_after").items():
+def check_updates(golden: Golden, updates: Any, index: int, report: Report) -> None:
+    """Parameters that get no gradient must not move at all, not even by weight decay."""
+    reference, _, _ = golden.gradient_norms()
+    for key, value in export(golden.plan, updates).items():
+        if key not in reference:
+            report.add("updates of parameters without gradient", 0.0, np.abs(value).max(), f"{key}, batch {index}")
+
+
+def check_parameters(golden: Golden, params: Any, report: Report) -> None:
+    """L2 norm and sum of every parameter after the last step, relative to the norm (times sqrt(n) for the sum).
+
+    AdamW turns a gradient of rounding noise into steps of the size of the learning rate and of random sign: such
+    parameters are only held to the greatest distance that two runs can come to lie apart.
+    """
+    ours, (_, _, noise) = export(golden.plan, params), golden.gradient_norms()
+    steps = [learning_rates(golden.optimizer, step).values() for step in range(golden.raw["training"]["batches"])]
+    move = 2 * sum(map(max, steps))
+    for key, (norm, total) in golden.arrays.below("param_after").items():
         if key not in ours:
             continue  # the tied head and the constant
         value = ours[key].astype(np.float64)
-        report.add("parameters after training: norm", 1e-5, relative(np.linalg.norm(value), norm), key)
-        scale = norm * np.sqrt(value.size)
-        report.add("parameters after training: sum", 1e-5, abs(value.sum() - total) / max(scale, 1e-30), key)
+        errors = {"norm": abs(np.linalg.norm(value) - norm), "sum": abs(value.sum() - total) / np.sqrt(value.size)}
+        for what, error in errors.items():
+            if key in noise:
+                report.add("parameters moved by noise", 1.0, error / (move * np.sqrt(value.size)), key)
+            else:
+                report.add(f"parameters after training: {what}", 1e-5, error / max(norm, 1e-30), key)
+
+
+def check_schedule(golden: Golden, report: Report) -> None:
+    """Learning rates of all groups at every step of the schedule."""
+    given = [str(name) for name in golden.arrays["lr_group_names"]]
+    if unknown := set(given) - GROUPS.keys():
+        raise UserError(f"{golden.arrays.file}: lr_group_names: expected {', '.join(GROUPS)}, got {unknown}")
+    for step, expected in enumerate(golden.arrays["lr_schedule"]):
+        ours = learning_rates(golden.optimizer, step)
+        rates = [ours[GROUPS[name]] for name in given]
+        report.compare("learning rates", 1e-5, rates, expected, f"step {step}")
 
 
 def replay_inference(golden: Golden, params: Any, report: Report) -> None:
     """Deployment steps of the trained parameters with memory, one session: summaries, end probabilities, chunks."""
-    policy, settings = golden.policy, golden.raw["inference"]
+    policy, settings, reference = golden.policy, golden.raw["inference"], golden.arrays.below("infer")
+    if settings["batch_size"] != 1:
+        raise UserError(f"{golden.raw.file}: inference.batch_size: expected 1, got {settings['batch_size']}")
     observe, decide = jax.jit(policy.observe), jax.jit(policy.decide)
-    state, reference = policy.init_state(1), _below(golden.arrays, "infer")
+    state = policy.init_state(1)
     episode = np.full((1,), settings["episode_id"], np.int32)
-    for step, rows in _steps(settings):
-        observation = golden.observation("infer", rows) | {"episode": episode}
+    for step in range(settings["steps"]):
+        observation = golden.observation("infer", slice(step, step + 1)) | {"episode": episode}
         context, info, state = observe(params, state, observation)
         chunk = decide(params, context, reference["state"][step, :, 0], reference["noise"][step])
         where, probability = f"step {step}", float(info["end_probability"][0])
-        report.add("inference: summary", 1e-5, relative(context, reference["summary"][step]), where)
-        report.add("inference: end probability", 1e-5, relative(probability, reference["prob"][step]), where)
         flagged = probability >= golden.config.classifier.threshold
+        report.compare("inference: summary", 1e-5, context, reference["summary"][step], where)
+        report.compare("inference: end probability", 1e-5, probability, reference["prob"][step], where)
         report.add("inference: end flag", 0.0, float(flagged != bool(reference["subtask_end"][step])), where)
-        report.add("inference: action chunk", 1e-5, relative(chunk, reference["actions"][step]), where)
+        report.compare("inference: action chunk", 1e-5, chunk, reference["actions"][step], where)
         if step == settings["memory_reset_after_step"]:
             state = bank.reset(state, np.array([True]))
-
-
-def _steps(settings: dict[str, Any]) -> Iterator[tuple[int, slice]]:
-    if settings["batch_size"] != 1:
-        raise UserError(f"inference.batch_size: expected 1, got {settings['batch_size']}")
-    return ((step, slice(step, step + 1)) for step in range(settings["steps"]))

@@ -1,0 +1,44 @@
+"""`mem0-jax golden`: replay the reference's numbers and print the greatest differences."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from mem0_jax.cli import CommandParser
+
+SUMMARY = (
+    "Builds Mem-0 from a folder of the PyTorch reference's inputs and outputs (config.json, initial.pt, golden.npz), "
+    "replays its training batches and inference steps in float32 and prints the greatest relative error of every "
+    "quantity. Exit code 1 if one is past its gate."
+)
+
+
+def parser() -> CommandParser:
+    """The flags."""
+    flags = CommandParser("golden", SUMMARY, ["mem0-jax golden tests/model/assets/tiny_a --json golden.json"])
+    flags.add_argument("folder", type=Path, metavar="DIR", help="the golden folder")
+    flags.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file as well")
+    return flags
+
+
+def main(argv: Sequence[str]) -> int:
+    """Replays a folder."""
+    flags = parser().parse_args(argv)
+    from mem0_jax.golden import replay
+
+    report = replay(flags.folder)
+    rows = [
+        {"quantity": c.name, "error": c.error, "gate": c.gate, "passed": c.passed, "where": c.where}
+        for c in report.checks.values()
+    ]
+    print(f"{'quantity':<34}{'greatest error':>15}{'gate':>9}        where")
+    for row in rows:
+        verdict = "ok" if row["passed"] else "FAIL"
+        print(f"{row['quantity']:<34}{row['error']:>15.2e}{row['gate']:>9.0e}  {verdict:<5} {row['where']}")
+    print("all within their gates" if report.passed else "past a gate: this model is not the reference's")
+    if flags.json:
+        unfinished = flags.json.with_name(f".{flags.json.name}.unfinished")
+        finite = [row | {"error": row["error"] if row["error"] < float("inf") else None} for row in rows]
+        unfinished.write_text(json.dumps({"passed": report.passed, "checks": finite}, indent=1))
+        unfinished.rename(flags.json)
+    return 0 if report.passed else 1
