@@ -182,6 +182,7 @@ class MemoryBank(nnx.Module):
         cross = jnp.einsum("ljh,rh->ljr", features, ranks)
         cross = cross[:, jnp.arange(window + run), clipped]  # [L, T, J]
         square = jnp.square(features).sum(-1)[:, None] + 2 * cross + jnp.square(ranks).sum(-1)[clipped]
+        square = jnp.maximum(square, 0.0)  # rounding, where a feature all but cancels a rank
         inverse = jax.lax.rsqrt(square / width + norm.eps)[:, None]  # [L, 1, T, J]
 
         def project(linear, part):  # the norm's scale belongs to the projection; its bias is added by the caller
