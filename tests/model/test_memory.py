@@ -83,7 +83,9 @@ def streams(draw):
     """Features, episodes and labels of a few lanes, and where the run is cut into calls."""
     lanes, frames = 2, draw(st.sampled_from([6, 12]))
     seed = draw(st.integers(0, 2**32 - 1))
-    boundaries = draw(st.lists(st.lists(st.booleans(), min_size=frames, max_size=frames), min_size=lanes, max_size=lanes))
+    boundaries = draw(
+        st.lists(st.lists(st.booleans(), min_size=frames, max_size=frames), min_size=lanes, max_size=lanes)
+    )
     ends = draw(st.lists(st.lists(st.booleans(), min_size=frames, max_size=frames), min_size=lanes, max_size=lanes))
     sparse = draw(st.booleans())  # long episodes overflow the window
     starts = np.array(boundaries) & (np.random.default_rng(seed).random((lanes, frames)) < (0.2 if sparse else 0.7))
@@ -187,4 +189,6 @@ def test_attention_dropout_is_random_and_off_without_a_key():
     draws = [np.asarray(bound.sequence(state, x, episode, end, jax.random.key(i))[0].anchor) for i in (0, 0, 1)]
     np.testing.assert_array_equal(draws[0], draws[1])
     assert np.abs(draws[0] - draws[2]).max() > 0
-    np.testing.assert_allclose(bound.sequence(state, x, episode, end)[0].anchor, run(x, episode, end, 1)[0].anchor, atol=1e-5)
+    np.testing.assert_allclose(
+        bound.sequence(state, x, episode, end)[0].anchor, run(x, episode, end, 1)[0].anchor, atol=1e-5
+    )
