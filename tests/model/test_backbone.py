@@ -108,7 +108,7 @@ def test_images_of_several_samples_are_taken_in_reading_order():
     position = token_positions(ids, mask, [*GRIDS, *swapped], CONFIG)
     np.testing.assert_array_equal(position[0], EXPECTED)
     np.testing.assert_array_equal(position[1][1][2:8], [2, 2, 3, 3, 4, 4])
-    np.testing.assert_array_equal(position[1][:, -1], [11, 11, 11])
+    np.testing.assert_array_equal(position[1][:, -1], [12, 12, 12])
 
 
 def test_positions_in_the_learned_table():

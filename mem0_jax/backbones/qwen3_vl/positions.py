@@ -29,11 +29,8 @@ def patch_positions(grid: Grid, config: VisionConfig) -> dict[str, np.ndarray]:
         table_index: int32 [P, 4], the four corners in the learned table.
         table_weight: float32 [P, 4], their bilinear weights.
     """
-    time, rows, columns = grid
-    if time != 1:
-        raise ValueError(f"grid {grid}: only still images (time 1) are supported")
-    if rows % config.spatial_merge_size or columns % config.spatial_merge_size:
-        raise ValueError(f"grid {grid}: rows and columns must be multiples of {config.spatial_merge_size}")
+    _check_grid(grid, config)
+    _, rows, columns = grid
     order = merge_order(rows, columns, config.spatial_merge_size)
     row_column = np.stack([order // columns, order % columns], -1).astype(np.int32)
     corners = [_corners(size, config.table_side) for size in (rows, columns)]
@@ -49,6 +46,14 @@ def patch_positions(grid: Grid, config: VisionConfig) -> dict[str, np.ndarray]:
         "table_index": np.stack(index, -1).astype(np.int32),
         "table_weight": np.stack(weight, -1).astype(np.float32),
     }
+
+
+def _check_grid(grid: Grid, config: VisionConfig) -> None:
+    time, rows, columns = grid
+    if time != 1:
+        raise ValueError(f"grid {grid}: only still images (time 1) are supported")
+    if rows % config.spatial_merge_size or columns % config.spatial_merge_size:
+        raise ValueError(f"grid {grid}: rows and columns must be multiples of {config.spatial_merge_size}")
 
 
 def _corners(size: int, side: int) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
@@ -155,6 +160,8 @@ def layout(
         raise ValueError(f"the grids hold {sum(sizes)} patches, got {len(patches)}")
     if not grids:
         raise ValueError("a batch needs at least one image")
+    for grid in grids:
+        _check_grid(grid, config.vision)
     owners = views_of_samples(input_ids, grids, config)
     pieces = np.split(patches, np.cumsum(sizes)[:-1])
     distinct, longest, views = sorted(set(grids)), max(sizes), max(map(len, owners))
