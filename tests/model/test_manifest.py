@@ -90,4 +90,4 @@ def test_a_head_that_is_not_tied_is_refused(small):
 def test_a_setting_that_differs_is_refused(small):
     golden, state = small
     with pytest.raises(ConversionError, match="pos_weight must equal the setting 10"):
-        load(golden.plan, dict(state) | {"classifier.pos_weight": np.float32(3)})
+        load(golden.plan, dict(state) | {"classifier.pos_weight": np.array(3, np.float32)})

@@ -65,7 +65,7 @@ class Walk:
         if episode != self.episode:
             self.window, self.anchor, self.ends, self.episode = [], None, 0, episode
         window = anchor = x
-        if self.window:
+        if self.anchor is not None:
             count = len(self.window)
             ranked = np.stack([f + self.rank_embedding(count - i) for i, f in enumerate(self.window)])
             window = x + self.attend("cross_attn1", self.norm("norm1", x), self.norm("norm1", ranked))
