@@ -42,6 +42,11 @@ COMMANDS: dict[str, Command] = {
         "mem0-jax demo --out runs/demo",
         "mem0_jax.commands.demo",
     ),
+    "data": Command(
+        "import, check, show, measure and pack datasets",
+        "mem0-jax data --help",
+        "mem0_jax.commands.data",
+    ),
     "golden": Command(
         "replay a folder of the reference's inputs and outputs and print the greatest errors",
         "mem0-jax golden tests/model/assets/tiny_a",
@@ -50,12 +55,15 @@ COMMANDS: dict[str, Command] = {
 }
 
 
-def main(argv: Sequence[str] | None = None, commands: Mapping[str, Command] = COMMANDS) -> int:
+def main(
+    argv: Sequence[str] | None = None, commands: Mapping[str, Command] = COMMANDS, program: str = "mem0-jax"
+) -> int:
     """Runs one command.
 
     Args:
       argv: the arguments after the program's name; by default those of the process.
       commands: the commands to choose from.
+      program: what precedes the command; a command that has commands of its own gives its name too.
 
     Returns:
       The exit code: 0 all went well; 1 the command failed; 2 wrong usage; 130 interrupted by Ctrl-C. With the
@@ -63,11 +71,11 @@ def main(argv: Sequence[str] | None = None, commands: Mapping[str, Command] = CO
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     if not argv:
-        print(usage(commands), file=sys.stderr)
+        print(usage(commands, program), file=sys.stderr)
         return BAD_USAGE
     name, rest = argv[0], argv[1:]
     if name in ("-h", "--help", "help"):
-        print(usage(commands))
+        print(usage(commands, program))
         return OK
     if name == "--version":
         print(f"mem0-jax {__version__}")
@@ -75,16 +83,16 @@ def main(argv: Sequence[str] | None = None, commands: Mapping[str, Command] = CO
     if name not in commands:
         kind = "flag" if name.startswith("-") else "command"
         hint = did_you_mean(name, commands)
-        return _complain("mem0-jax", f"unknown {kind} {name!r}{hint}; 'mem0-jax --help' lists them", BAD_USAGE)
-    return _run(f"mem0-jax {name}", commands[name], rest)
+        return _complain(program, f"unknown {kind} {name!r}{hint}; '{program} --help' lists them", BAD_USAGE)
+    return _run(f"{program} {name}", commands[name], rest)
 
 
-def usage(commands: Mapping[str, Command]) -> str:
-    """The text of ``mem0-jax --help``."""
+def usage(commands: Mapping[str, Command], program: str = "mem0-jax") -> str:
+    """The text of ``mem0-jax --help``, or of a command that has commands of its own."""
     width = max((len(name) for name in commands), default=0)
     return "\n".join(
         [
-            "usage: mem0-jax COMMAND [flags]",
+            f"usage: {program} COMMAND [flags]",
             "",
             "Memory-equipped robot policies in JAX/Flax: record, train, evaluate.",
             "",
@@ -94,7 +102,7 @@ def usage(commands: Mapping[str, Command]) -> str:
             "examples:",
             *(f"  {command.example}" for command in commands.values()),
             "",
-            "'mem0-jax COMMAND --help' explains a command and its flags; 'mem0-jax --version' prints the version.",
+            f"'{program} COMMAND --help' explains a command and its flags; 'mem0-jax --version' prints the version.",
             "Exit codes: 0 all went well, 1 failed, 2 wrong usage, 130 interrupted. MEM0_DEBUG=1 shows tracebacks.",
         ]
     )
