@@ -32,9 +32,14 @@ def vector_stats(values: np.ndarray) -> dict[str, Any]:
     return stats | dict(zip(QUANTILES, np.quantile(x, list(QUANTILES.values()), axis=0).tolist()))
 
 
+def sampled_pictures(count: int) -> np.ndarray:
+    """Which of an episode's `count` pictures enter its statistics, int64 [at most MAX_PICTURES]."""
+    return np.linspace(0, count - 1, min(count, MAX_PICTURES)).round().astype(np.int64)
+
+
 def picture_histogram(pictures: np.ndarray) -> tuple[np.ndarray, int]:
     """Count the grey levels of a sample of uint8 [N, H, W, 3]: (int64 [3, 256], number of pictures sampled)."""
-    chosen = np.linspace(0, len(pictures) - 1, min(len(pictures), MAX_PICTURES)).round().astype(int)
+    chosen = sampled_pictures(len(pictures))
     step = max(1, max(pictures.shape[1:3]) // MAX_SIDE)
     sample = pictures[chosen, ::step, ::step]
     return np.stack([np.bincount(sample[..., c].ravel(), minlength=256) for c in range(3)]), len(chosen)

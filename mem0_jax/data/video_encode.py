@@ -6,6 +6,7 @@ Axes: N frames, H height, W width.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, cast
@@ -45,8 +46,8 @@ class VideoFile:
         self._stream.codec_context.time_base = Fraction(1, fps)
         self._reformatter = VideoReformatter()
 
-    def append(self, pictures: np.ndarray) -> int:
-        """Encode an episode, uint8 [N, H, W, 3] RGB, and return the number of its first frame in the file."""
+    def append(self, pictures: Iterable[np.ndarray]) -> int:
+        """Encode an episode, uint8 [N, H, W, 3] RGB (or its pictures one by one): returns its first frame's number."""
         first = self.frames
         for i, picture in enumerate(pictures):
             rgb = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
