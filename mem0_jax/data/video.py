@@ -1,25 +1,79 @@
-"""Frame-exact, forward-walking decoding of one episode inside an mp4.
+"""Frame-exact, forward-walking decoding of one episode inside an mp4, local or remote.
 
 Axes: N frames, H height, W width. Frames are addressed by integers; seconds never decide which picture is shown.
 """
 
 from __future__ import annotations
 
+import contextlib
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
+from av.container import InputContainer
 from av.error import FFmpegError
 from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
 
-# A truncated or damaged file shows up as any of these, depending on where the damage lies.
-_DECODE_ERRORS = (FFmpegError, EOFError)
+from mem0_jax.data.files import AnyPath, MissingFileError, open_binary
+from mem0_jax.errors import UserError
+
+# A truncated or damaged file, or a connection that fails, shows up as any of these.
+DECODE_ERRORS = (FFmpegError, EOFError, OSError)
+CODECS = ("av1", "h264", "hevc", "vp9", "mpeg4")
 
 
-class VideoError(ValueError):
+class VideoError(UserError, ValueError):
     """A video that cannot be opened, or does not hold the frames its dataset promises."""
+
+
+def open_video_file(path: AnyPath, name: str) -> tuple[InputContainer, VideoStream, contextlib.ExitStack]:
+    """Open an mp4 and its video stream for one reader.
+
+    A remote file is read piece by piece as the decoder asks for it. Only the mp4 container and the codecs in `CODECS`
+    are let through: other containers can name further files and addresses.
+
+    Args:
+        path: the file.
+        name: how errors call it.
+
+    Returns:
+        (container, stream, what to close).
+
+    Raises:
+        MissingFileError, VideoError
+    """
+    stack = contextlib.ExitStack()
+    try:
+        if not path.is_file():
+            raise MissingFileError(f"{name}: video file {path} is missing; download or record the dataset again")
+        source: Any = str(path) if isinstance(path, Path) else stack.enter_context(open_binary(path))
+        container = stack.enter_context(av.open(source, "r", format="mp4"))
+        if not container.streams.video:
+            raise VideoError(f"{name}: {path} holds no video stream")
+        stream = container.streams.video[0]
+        codec = stream.codec.canonical_name if stream.codec_context else "unknown"
+        if codec not in CODECS:
+            raise VideoError(f"{name}: {path} has the codec {codec}; expected one of {', '.join(CODECS)}")
+        # Readers run in parallel, so the decoder's own threads would only compete with them.
+        stream.thread_type = "SLICE"
+        stream.codec_context.thread_count = 1
+    except DECODE_ERRORS as error:
+        stack.close()
+        if isinstance(error, MissingFileError):
+            raise
+        raise VideoError(f"{name}: {path} is not a readable video ({error}); it may be truncated") from error
+    except BaseException:
+        stack.close()
+        raise
+    return container, stream, stack
+
+
+def frames_per_period(stream: VideoStream, fps: float) -> int:
+    """How many frames of the file belong to one of the dataset: 2 for a video of 60 Hz in a dataset of 30 Hz."""
+    return max(1, round(float(stream.average_rate or fps) / fps))
 
 
 class EpisodeVideo:
@@ -27,11 +81,12 @@ class EpisodeVideo:
 
     Row `r` of the episode is frame `first_frame + r` of the file. A frame's number is its presentation time counted in
     frame periods from the stream's start and rounded to the nearest integer, so a file whose times jitter by less than
-    half a period still maps exactly, and a missing or doubled frame is noticed. Reading on from the last frame never
-    seeks; anything else seeks to the keyframe before and walks forward. Not thread-safe: one owner per instance.
+    half a period still maps exactly, and a missing or doubled frame is noticed; of a video with twice the frames every
+    second one is read, as LeRobot does. Reading on from the last frame never seeks; anything else seeks to the keyframe
+    before and walks forward. Not thread-safe: one owner per instance.
 
     Args:
-        path: the mp4.
+        path: the mp4, local or remote.
         fps: the dataset's frames per second.
         first_frame: number in the file of the episode's first frame.
         length: frames in the episode.
@@ -39,45 +94,35 @@ class EpisodeVideo:
         name: how errors call the episode.
     """
 
-    def __init__(self, path: Path, *, fps: float, first_frame: int, length: int, shape: tuple[int, int], name: str):
-        self.path, self.name, self.shape = Path(path), name, shape
+    def __init__(self, path: AnyPath, *, fps: float, first_frame: int, length: int, shape: tuple[int, int], name: str):
+        self.path, self.name, self.shape = path, name, shape
         self.first_frame, self.length = first_frame, length
-        self._rate = Fraction(fps).limit_denominator(1_000_000)
         # A new scaling context for every picture would cost a third of the speed: one serves the whole episode.
         self._reformatter = VideoReformatter()
-        if not self.path.is_file():
-            raise FileNotFoundError(f"{name}: video file {self.path} is missing; download or record the dataset again")
+        self._container, self._stream, self._opened = open_video_file(path, name)
         try:
-            self._container = av.open(str(self.path))
-        except _DECODE_ERRORS as error:
-            raise VideoError(f"{name}: {self.path} is not a readable video ({error}); it may be truncated") from error
-        try:
-            self._open_stream()
+            self._check_stream(fps)
         except BaseException:
-            self._container.close()
+            self._opened.close()
             raise
 
-    def _open_stream(self) -> None:
-        if not self._container.streams.video:
-            raise VideoError(f"{self.name}: {self.path} holds no video stream")
-        stream = self._container.streams.video[0]
-        # Lanes run in parallel, so the decoder's own threads would only compete with them.
-        stream.thread_type = "SLICE"
-        stream.codec_context.thread_count = 1
+    def _check_stream(self, fps: float) -> None:
+        stream = self._stream
         if (stream.height, stream.width) != self.shape:
             raise VideoError(
                 f"{self.name}: pictures of {self.path} are {stream.height}x{stream.width}, "
                 f"but info.json declares {self.shape[0]}x{self.shape[1]}"
             )
+        self._multiple = frames_per_period(stream, fps)
         last = self.first_frame + self.length
-        if stream.frames and stream.frames < last:
+        if stream.frames and stream.frames < (last - 1) * self._multiple + 1:
             raise VideoError(
                 f"{self.name}: {self.path} holds {stream.frames} frames, but the episode needs frames "
                 f"{self.first_frame} to {last - 1}; video and episode table do not belong together"
             )
         assert stream.time_base is not None  # every demuxed stream has one
-        self._stream, self._start = stream, stream.start_time or 0
-        self._frames_per_tick = self._rate * stream.time_base
+        self._start = stream.start_time or 0
+        self._frames_per_tick = Fraction(fps).limit_denominator(1_000_000) * self._multiple * stream.time_base
         self._decoded: Any = None
         self._next = -1
 
@@ -103,32 +148,36 @@ class EpisodeVideo:
     def close(self) -> None:
         """Release the file."""
         self._decoded = None
-        self._container.close()
+        self._opened.close()
 
     def _seek(self, row: int) -> None:
         self._next = -1  # stays so if anything below fails
-        pts = self._start + round((self.first_frame + row) / self._frames_per_tick)
+        pts = self._start + round((self.first_frame + row) * self._multiple / self._frames_per_tick)
         try:
             self._container.seek(pts, stream=self._stream, backward=True)
-        except _DECODE_ERRORS as error:
+        except DECODE_ERRORS as error:
             raise VideoError(f"{self.name}: cannot seek to row {row} in {self.path} ({error})") from error
         self._decoded = self._container.decode(self._stream)
 
     def _read_next(self, number: int) -> np.ndarray:
-        """Decode forward to frame `number` of the file."""
+        """Decode forward to frame `number` of the file, counted in periods of the dataset."""
         first_read, self._next = self._next < 0, -1
+        wanted, row = number * self._multiple, number - self.first_frame
         while True:
             try:
                 frame = next(self._decoded)
-            except (StopIteration, *_DECODE_ERRORS) as error:
+            except (StopIteration, *DECODE_ERRORS) as error:
                 raise VideoError(
                     f"{self.name}: {self.path} ends or is damaged before frame {number} "
-                    f"(row {number - self.first_frame} of {self.length}); the file may be truncated"
+                    f"(row {row} of {self.length}); the file may be truncated"
                 ) from error
             at = round((frame.pts - self._start) * self._frames_per_tick)
-            if at < number and first_read:
-                continue  # between the keyframe and the frame asked for
-            if at != number:
-                raise VideoError(f"{self.name}: {self.path} has frame {at} where frame {number} was expected")
-            self._next = number - self.first_frame + 1
+            if at < wanted and (first_read or at > wanted - self._multiple):
+                continue  # between the keyframe and the frame asked for, or between two frames of the dataset
+            if at != wanted:
+                found = Fraction(at, self._multiple)
+                raise VideoError(f"{self.name}: {self.path} has frame {found} where frame {number} was expected")
+            if frame.is_corrupt or (frame.height, frame.width) != self.shape:
+                raise VideoError(f"{self.name}: {self.path} is damaged at frame {number} (row {row} of {self.length})")
+            self._next = row + 1
             return self._reformatter.reformat(frame, format="rgb24").to_ndarray()

@@ -1,0 +1,192 @@
+"""Files of a dataset, on this machine or behind any fsspec address (gs://, hf://, s3://, memory://, ...).
+
+A dataset comes from a stranger: what it claims about itself must not make us read outside its folder or fill memory.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import os
+import re
+import string
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from mem0_jax.errors import UserError
+
+MAX_JSON_BYTES = 512 * 2**20
+_MAX_TEMPLATE = 1024
+_FIELDS = ("episode_chunk", "episode_index", "chunk_index", "file_index", "video_key")
+
+
+class DatasetError(UserError, ValueError):
+    """A dataset folder that is damaged, incomplete or of an unknown kind."""
+
+
+class MissingFileError(UserError, FileNotFoundError):
+    """A file that a dataset needs is not there."""
+
+
+@dataclass(frozen=True)
+class RemotePath:
+    """A file or folder behind an fsspec address. Offers what the reader needs of `pathlib.Path`; can be pickled."""
+
+    url: str
+
+    def __str__(self) -> str:
+        return self.url
+
+    def __truediv__(self, name: str) -> RemotePath:
+        return RemotePath(f"{self.url.rstrip('/')}/{name}")
+
+    @property
+    def name(self) -> str:
+        """The part behind the last slash."""
+        return self.url.rstrip("/").rsplit("/", 1)[-1]
+
+    def open(self, mode: str = "rb") -> Any:
+        """Open for reading; the file can seek and fetches what is read, not the whole."""
+        system, path = self._place()
+        return system.open(path, mode)
+
+    def is_file(self) -> bool:
+        """Whether it exists and is a file."""
+        system, path = self._place()
+        return system.isfile(path)
+
+    def size(self) -> int:
+        """Bytes."""
+        system, path = self._place()
+        return int(system.size(path) or 0)
+
+    def find(self) -> list[str]:
+        """Names of all files below, relative to this folder."""
+        system, path = self._place()
+        prefix = path.rstrip("/") + "/"
+        try:
+            found = system.find(path)
+        except FileNotFoundError:
+            return []
+        return sorted(name[len(prefix) :] for name in found if name.startswith(prefix))
+
+    def _place(self) -> tuple[Any, str]:
+        scheme = self.url.split("://", 1)[0]
+        hint = f"{self.url}: reading {scheme}:// needs a package that is missing: pip install 'mem0-jax[remote]'"
+        try:
+            import fsspec
+
+            return fsspec.url_to_fs(self.url)  # file systems are cached by fsspec
+        except ImportError as error:
+            raise UserError(f"{hint} ({error})") from error
+        except ValueError as error:
+            raise UserError(
+                f"{self.url}: {error}; expected a folder or an address such as gs://bucket/folder"
+            ) from error
+
+
+AnyPath = Path | RemotePath
+
+
+def dataset_path(root: str | Path | RemotePath) -> AnyPath:
+    """Return the folder `root` as a local path, or as a remote one when it is an address with "://"."""
+    if isinstance(root, str) and "://" in root:
+        return Path(root[len("file://") :]) if root.startswith("file://") else RemotePath(root.rstrip("/"))
+    return root if isinstance(root, RemotePath) else Path(root)
+
+
+def open_binary(path: AnyPath) -> BinaryIO:
+    """Open a file for reading bytes; it can seek."""
+    return cast(BinaryIO, path.open("rb"))
+
+
+def size_of(path: AnyPath) -> int:
+    """Return a file's size in bytes."""
+    return path.stat().st_size if isinstance(path, Path) else path.size()
+
+
+def find(folder: AnyPath, pattern: str) -> list[AnyPath]:
+    """Return the files below `folder` whose relative name matches the shell pattern, sorted."""
+    if isinstance(folder, Path):
+        names = sorted(str(p.relative_to(folder).as_posix()) for p in folder.glob("**/*") if p.is_file())
+    else:
+        names = folder.find()
+    return [folder / name for name in names if fnmatch.fnmatchcase(name, pattern)]
+
+
+def inside(root: AnyPath, name: str, where: str) -> AnyPath:
+    """Return the file `name` of the dataset `root`; a name that leads outside is refused.
+
+    Links are followed: a download cache links every file of a dataset to a place of its own.
+    """
+    if name.startswith(("/", "\\")) or ":" in name.split("/")[0] or ".." in name.replace("\\", "/").split("/"):
+        raise DatasetError(f"{where}: {name!r} leads outside the dataset {root}")
+    return root / name
+
+
+def checked_template(template: Any, where: str) -> str:
+    """Let through only plain integer and name fields: a format string from a file could otherwise ask for gigabytes."""
+    if not isinstance(template, str) or len(template) > _MAX_TEMPLATE:
+        raise DatasetError(
+            f"{where}: path template {str(template)[:80]!r} is not a text of up to {_MAX_TEMPLATE} letters"
+        )
+    try:
+        fields = [part[1:] for part in string.Formatter().parse(template) if part[1] is not None]
+    except ValueError as error:
+        raise DatasetError(f"{where}: path template {template!r} is malformed ({error})") from error
+    for field, spec, conversion in fields:
+        if field not in _FIELDS or conversion or not re.fullmatch(r"(0?[0-9]{1,2}d)?", spec or ""):
+            raise DatasetError(f"{where}: path template {template!r} has the unexpected field {field!r}:{spec!r}")
+    return template
+
+
+def read_json(path: AnyPath) -> dict[str, Any]:
+    """Return the JSON object in a file."""
+    value = _parse(_read_text(path), path)
+    if not isinstance(value, dict):
+        raise DatasetError(f"{path}: expected a JSON object")
+    return value
+
+
+def read_json_lines(path: AnyPath) -> list[dict[str, Any]]:
+    """Return the JSON objects of a file with one a line."""
+    lines = [(i, line) for i, line in enumerate(_read_text(path).split("\n"), 1) if line.strip()]
+    rows = [_parse(line, f"{path}, line {i}") for i, line in lines]
+    for (i, _), row in zip(lines, rows):
+        if not isinstance(row, dict):
+            raise DatasetError(f"{path}, line {i}: expected a JSON object")
+    return rows
+
+
+def check_fits(size: int, where: str) -> None:
+    """Refuse what would not fit into half of this machine's memory; `size` in bytes."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**34
+    if size > memory // 2:
+        raise DatasetError(
+            f"{where} would need {size / 2**30:.1f} GiB of memory; this machine has {memory / 2**30:.1f} GiB. "
+            "Is the file damaged? Otherwise read it on a larger machine"
+        )
+
+
+def _read_text(path: AnyPath) -> str:
+    try:
+        with open_binary(path) as file:
+            data = file.read(MAX_JSON_BYTES + 1)
+    except FileNotFoundError as error:
+        raise MissingFileError(f"{path} is missing; is its dataset complete, and the folder its root?") from error
+    except OSError as error:
+        raise DatasetError(f"{path} cannot be read ({error})") from error
+    if len(data) > MAX_JSON_BYTES:
+        raise DatasetError(f"{path} is larger than {MAX_JSON_BYTES / 2**20:.0f} MiB; no LeRobot metadata is")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{path} is not UTF-8 text ({error})") from error
+
+
+def _parse(text: str, where: Any) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DatasetError(f"{where} is not valid JSON: {error}") from error

@@ -1,0 +1,324 @@
+"""Metadata of LeRobot datasets, versions 2.0, 2.1 and 3.0: info.json, the episode table, tasks and statistics.
+
+Format: https://huggingface.co/docs/lerobot/lerobot-dataset-v3
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mem0_jax.data import files, parquet
+from mem0_jax.data.files import AnyPath, DatasetError, MissingFileError
+
+VERSIONS = ("v2.0", "v2.1", "v3.0")
+MAX_SIDE = 8192  # pixels; of a declared picture
+_MAX_VALUES = 2**24  # of a feature, in one frame
+_MAX_INDEX = 2**40
+EPISODES = "meta/episodes"
+_PLACE = ("chunk_index", "file_index")
+
+Statistics = dict[str, dict[str, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class VideoSpan:
+    """Where an episode's pictures lie: `path` (mp4) and the number of its first frame in that file."""
+
+    path: AnyPath
+    first_frame: int
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One episode: its frames are rows `start` to `start + length - 1` of every column.
+
+    In its parquet file `data_path` they begin at row `data_row`.
+    """
+
+    index: int
+    start: int
+    length: int
+    tasks: tuple[str, ...]
+    data_path: AnyPath
+    videos: dict[str, VideoSpan]
+    data_row: int = 0
+
+    @property
+    def name(self) -> str:
+        """How errors call it."""
+        return f"episode {self.index}"
+
+
+@dataclass(frozen=True)
+class Info:
+    """What meta/info.json says, checked; `raw` is all of it."""
+
+    version: str
+    fps: float
+    features: dict[str, dict[str, Any]]
+    data_path: str
+    video_path: str
+    chunks_size: int
+    raw: dict[str, Any]
+
+    @property
+    def videos(self) -> list[str]:
+        """Keys of the video features."""
+        return [key for key, value in self.features.items() if value["dtype"] == "video"]
+
+    @property
+    def images(self) -> list[str]:
+        """Keys of the image features."""
+        return [key for key, value in self.features.items() if value["dtype"] == "image"]
+
+    @property
+    def texts(self) -> list[str]:
+        """Keys of the string features."""
+        return [key for key, value in self.features.items() if value["dtype"] == "string"]
+
+    @property
+    def numbers(self) -> list[str]:
+        """Keys of the numeric features."""
+        return [key for key, value in self.features.items() if _is_numeric(value["dtype"])]
+
+
+def read_info(root: AnyPath) -> Info:
+    """Read and check meta/info.json.
+
+    Raises:
+        MissingFileError, DatasetError: naming the field and what was expected.
+    """
+    path = root / "meta/info.json"
+    raw = files.read_json(path)
+    version = raw.get("codebase_version")
+    if version not in VERSIONS:
+        raise DatasetError(
+            f"{path}: codebase_version {version!r} is unknown; this reader knows {', '.join(VERSIONS[:-1])} and "
+            f"{VERSIONS[-1]}. Convert the dataset with lerobot's conversion scripts"
+        )
+    fps: Any = raw.get("fps")
+    chunks, features = raw.get("chunks_size", 1000), raw.get("features")
+    if not _is_number(fps) or not 0 < fps <= 10_000:
+        raise DatasetError(f"{path}: fps is {fps!r}; expected a positive number")
+    if not isinstance(chunks, int) or chunks < 1:
+        raise DatasetError(f"{path}: chunks_size is {chunks!r}; expected a positive integer")
+    if not isinstance(features, dict) or not features:
+        raise DatasetError(f"{path}: features is missing or empty; expected one entry for every column and camera")
+    for key, value in features.items():
+        _check_feature(key, value, f"{path}: feature {key!r}")
+    data = files.checked_template(raw.get("data_path"), f"{path}: data_path")
+    has_video = any(value["dtype"] == "video" for value in features.values())
+    video = files.checked_template(raw.get("video_path"), f"{path}: video_path") if has_video else ""
+    return Info(version, float(fps), features, data, video, chunks, raw)
+
+
+def picture_shape(feature: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Return (height, width, channels) of a picture feature; `names` tells whether channels come first."""
+    shape, names = [int(n) for n in feature["shape"]], feature.get("names")
+    if isinstance(names, list) and names and str(names[0]).startswith("channel"):
+        shape = [*shape[1:], shape[0]]
+    return shape[0], shape[1], shape[2]
+
+
+def episode_rows(root: AnyPath, info: Info) -> list[dict[str, Any]]:
+    """Return the rows of the episode table in the order of its files, unchecked.
+
+    v2: episode_index, length, tasks. v3.0: those and the columns without statistics, by their names in the file.
+    """
+    if info.version != "v3.0":
+        return files.read_json_lines(root / "meta/episodes.jsonl")
+    required = ["episode_index", "length", "tasks", *(f"data/{key}" for key in _PLACE)]
+    required += [f"videos/{camera}/{key}" for camera in info.videos for key in (*_PLACE, "from_timestamp")]
+    rows = []
+    for path in _episode_files(root):
+        with parquet.opened(path, "episode table") as file:
+            names = file.schema_arrow.names
+        known = ("dataset_from_index", "dataset_to_index", *(f"videos/{camera}/to_timestamp" for camera in info.videos))
+        columns = required + [name for name in known if name in names]
+        rows += parquet.read_table(path, columns, "episode table").to_pylist()
+    return rows
+
+
+def make_episode(root: AnyPath, info: Info, row: Mapping[str, Any], start: int) -> Episode:
+    """Make an episode of a row of the episode table.
+
+    Raises:
+        DatasetError: naming the episode and the field.
+    """
+    index = _integer(row, "episode_index", "episode table", 0)
+    where = f"episode {index}"
+    length = _integer(row, "length", where, 1)
+    tasks = row.get("tasks")
+    texts = (tasks,) if isinstance(tasks, str) else tuple(tasks or ()) if isinstance(tasks, list | None) else ()
+    if info.version == "v3.0":
+        place = {key: _integer(row, f"data/{key}", where, 0) for key in _PLACE}
+        videos = {camera: _span(root, info, row, camera, where) for camera in info.videos}
+    else:
+        place = {"episode_chunk": index // info.chunks_size, "episode_index": index}
+        videos = {
+            camera: VideoSpan(format_path(root, info.video_path, info, video_key=camera, **place), 0)
+            for camera in info.videos
+        }
+    return Episode(
+        index, start, length, tuple(map(str, texts)), format_path(root, info.data_path, info, **place), videos
+    )
+
+
+def format_path(root: AnyPath, template: str, info: Info, **fields: Any) -> AnyPath:
+    """Fill a path template of info.json in; the result lies inside the dataset."""
+    where = f"{root}/meta/info.json"
+    try:
+        name = template.format(**fields)
+    except KeyError as error:
+        raise DatasetError(f"{where}: {template!r} uses {error}, which {info.version} lacks") from error
+    except (ValueError, TypeError) as error:
+        raise DatasetError(f"{where}: path template {template!r} cannot be filled in ({error})") from error
+    return files.inside(root, name, f"{where}: path template {template!r}")
+
+
+def read_tasks(root: AnyPath, info: Info) -> list[tuple[int, str]]:
+    """Return (task_index, text) of every row of the task table."""
+    if info.version != "v3.0":
+        path = root / "meta/tasks.jsonl"
+        rows = files.read_json_lines(path)
+        return [(_integer(row, "task_index", str(path), 0), str(row.get("task"))) for row in rows]
+    path = root / "meta/tasks.parquet"
+    table = parquet.read_table(path, None, "task table")
+    # Writers disagree on the name of the text's column: it was a pandas index.
+    name = next((name for name in table.column_names if name != "task_index"), None)
+    if name is None or "task_index" not in table.column_names:
+        raise DatasetError(f"{path}: expected the columns task_index and task")
+    index = parquet.numeric(table["task_index"], (1,), f"{path}: task_index")
+    return list(zip(index.tolist(), map(str, table[name].to_pylist())))
+
+
+def read_statistics(root: AnyPath, info: Info) -> Statistics:
+    """Return the statistics of the whole dataset by feature and name (min, max, mean, std, count, v3.0: q01 ... q99).
+
+    v2.1 has them for each episode only; they are joined with every episode's count as its weight.
+
+    Raises:
+        MissingFileError: the dataset has none.
+    """
+    if info.version == "v2.1":
+        return _joined([stats for _, stats in read_episode_statistics(root, info)])
+    path = root / "meta/stats.json"
+    return _statistics(files.read_json(path), str(path))
+
+
+def read_episode_statistics(root: AnyPath, info: Info) -> list[tuple[int, Statistics]]:
+    """Return (episode_index, statistics) of every episode; v2.0 has none."""
+    if info.version == "v2.0":
+        return []
+    if info.version == "v2.1":
+        path = root / "meta/episodes_stats.jsonl"
+        rows = [(_integer(row, "episode_index", str(path), 0), row.get("stats")) for row in files.read_json_lines(path)]
+        return [(index, _statistics(stats, f"{path}: episode {index}")) for index, stats in rows]
+    found = []
+    for path in _episode_files(root):
+        with parquet.opened(path, "episode table") as file:
+            names = [name for name in file.schema_arrow.names if name.startswith("stats/")]
+        for row in parquet.read_table(path, ["episode_index", *names], "episode table").to_pylist():
+            nested: dict[str, dict[str, Any]] = {}
+            for name in names:
+                feature, _, statistic = name[len("stats/") :].rpartition("/")
+                if row[name] is not None:
+                    nested.setdefault(feature, {})[statistic] = row[name]
+            found.append((row["episode_index"], _statistics(nested, f"{path}: episode {row['episode_index']}")))
+    return found
+
+
+def _episode_files(root: AnyPath) -> list[AnyPath]:
+    found = files.find(root / EPISODES, "chunk-*/file-*.parquet")
+    if not found:
+        raise MissingFileError(f"{root}/{EPISODES} holds no parquet file; a v3.0 dataset needs it")
+    return found
+
+
+def _span(root: AnyPath, info: Info, row: Mapping[str, Any], camera: str, where: str) -> VideoSpan:
+    if any(row.get(f"videos/{camera}/{key}") is None for key in (*_PLACE, "from_timestamp")):
+        raise DatasetError(f"{where}: no video of {camera}; the recording was not finished")
+    place = {key: _integer(row, f"videos/{camera}/{key}", where, 0) for key in _PLACE}
+    seconds = row[f"videos/{camera}/from_timestamp"]
+    if not _is_number(seconds) or not 0 <= seconds < _MAX_INDEX:
+        raise DatasetError(f"{where}: videos/{camera}/from_timestamp is {seconds!r}; expected seconds, 0 or more")
+    # from_timestamp is a running sum of floats, a hair below or above the frame's time: floor would be wrong.
+    return VideoSpan(format_path(root, info.video_path, info, video_key=camera, **place), round(seconds * info.fps))
+
+
+def _check_feature(key: str, value: Any, where: str) -> None:
+    if not isinstance(value, dict) or not isinstance(value.get("dtype"), str):
+        raise DatasetError(f"{where} has no dtype; expected an entry with dtype and shape")
+    kind, shape = value["dtype"], value.get("shape")
+    if not (_is_numeric(kind) or kind in ("string", "video", "image", "language")):
+        raise DatasetError(f"{where} has the unknown dtype {kind!r}")
+    if not isinstance(shape, list | tuple) or not all(isinstance(n, int) and n > 0 for n in shape):
+        if kind == "language":
+            return
+        raise DatasetError(f"{where} has shape {shape!r}; expected a list of positive integers")
+    if "/" in key or key.startswith("."):
+        raise DatasetError(f"{where}: names hold no slash and do not start with a dot")
+    if kind in ("video", "image") and (len(shape) != 3 or max(shape) > MAX_SIDE):
+        raise DatasetError(f"{where} has shape {shape}; expected [height, width, channels] of up to {MAX_SIDE} pixels")
+    if math.prod(shape) > _MAX_VALUES and kind not in ("video", "image"):
+        raise DatasetError(f"{where} has shape {shape}; more than {_MAX_VALUES} numbers a frame cannot be meant")
+
+
+def _is_numeric(kind: str) -> bool:
+    return kind == "bool" or (kind.rstrip("0123456789") in ("float", "int", "uint") and _numpy_kind(kind) in "iuf")
+
+
+def _numpy_kind(name: str) -> str:
+    try:
+        return np.dtype(name).kind
+    except TypeError:
+        return "?"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _integer(row: Mapping[str, Any], key: str, where: str, least: int) -> int:
+    value = row.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value < _MAX_INDEX:
+        raise DatasetError(f"{where}: {key} is {value!r}; expected an integer, at least {least}")
+    return value
+
+
+def _statistics(raw: Any, where: str) -> Statistics:
+    if not isinstance(raw, dict) or not all(isinstance(value, dict) for value in raw.values()):
+        raise DatasetError(f"{where}: expected statistics as an object of objects")
+    found: Statistics = {}
+    for feature, values in raw.items():
+        for name, value in values.items():
+            try:
+                found.setdefault(feature, {})[name] = np.asarray(value, np.float64)
+            except (TypeError, ValueError) as error:
+                raise DatasetError(f"{where}: {name} of {feature} is not a list of numbers") from error
+    return found
+
+
+def _joined(parts: list[Statistics]) -> Statistics:
+    """Join statistics of disjoint sets of frames: means and variances weighted by counts."""
+    joined: Statistics = {}
+    for feature in {key: None for part in parts for key in part}:
+        rows = [part[feature] for part in parts if feature in part]
+        if any({"min", "max", "mean", "std", "count"} - row.keys() for row in rows):
+            continue
+        try:
+            low, high, mean, std = (np.stack([row[name] for row in rows]) for name in ("min", "max", "mean", "std"))
+            count = np.stack([row["count"].reshape(-1)[0] for row in rows])
+            weight = (count / count.sum()).reshape(-1, *[1] * (mean.ndim - 1))
+            center = (weight * mean).sum(0)
+            variance = (weight * (std**2 + (mean - center) ** 2)).sum(0)
+        except (ValueError, IndexError) as error:
+            raise DatasetError(f"statistics of {feature} differ in shape from episode to episode") from error
+        joined[feature] = {"min": low.min(0), "max": high.max(0), "mean": center, "std": np.sqrt(variance)}
+        joined[feature]["count"] = np.array([count.sum()])
+    return joined

@@ -1,0 +1,111 @@
+"""Columns of parquet files as arrays, refusing files whose size does not fit what they are said to hold.
+
+Axes: R rows of a file, *S the declared shape of a feature.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mem0_jax.data.files import AnyPath, DatasetError, MissingFileError, check_fits, open_binary
+
+_LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+_BYTES_A_VALUE = 16  # a decoded number and its place in a list, roughly
+
+
+@contextlib.contextmanager
+def opened(path: AnyPath, what: str, texts: Sequence[str] = ()) -> Iterator[pq.ParquetFile]:
+    """Open a parquet file; errors while it is open name `what` it is and where it lies.
+
+    Args:
+        texts: string columns, kept as numbers into their distinct values, so that a long text repeated in every row
+            costs no memory.
+    """
+    try:
+        # Without prefetching, a column is read as a stream and not as a whole.
+        with open_binary(path) as source, pq.ParquetFile(source, read_dictionary=list(texts), pre_buffer=False) as file:
+            yield file
+    except FileNotFoundError as error:
+        raise MissingFileError(f"{what}: {path} is missing") from error
+    except (pa.ArrowException, OSError) as error:
+        raise DatasetError(f"{what}: {path} is not a readable parquet file ({error}); it may be unfinished") from error
+
+
+def read_table(path: AnyPath, columns: Sequence[str] | None, what: str, *, texts: Sequence[str] = ()) -> pa.Table:
+    """Return some columns (None: all) of a file.
+
+    Raises:
+        MissingFileError, DatasetError: missing or damaged file, columns it lacks, more than memory holds.
+    """
+    with opened(path, what, texts) as file:
+        names = file.schema_arrow.names
+        wanted = names if columns is None else list(columns)
+        missing = [name for name in wanted if name not in names]
+        if missing:
+            raise DatasetError(f"{what}: {path} lacks the columns {missing}")
+        check_fits(_decoded_bytes(file, wanted), f"{what}: {path}")
+        return file.read(columns=wanted)
+
+
+def _decoded_bytes(file: pq.ParquetFile, wanted: Sequence[str]) -> int:
+    """Estimate the memory of some columns, by what the footer says."""
+    leaves = [name for field in file.schema_arrow for name in [field.name] * _num_leaves(field.type)]
+    total, metadata = 0, file.metadata
+    chosen = [i for i, name in enumerate(leaves) if name in set(wanted)]
+    for group in range(metadata.num_row_groups):
+        columns = [metadata.row_group(group).column(i) for i in chosen]
+        total += sum(c.total_uncompressed_size + c.num_values * _BYTES_A_VALUE for c in columns)
+    return max(total, metadata.num_rows * len(wanted))
+
+
+def _num_leaves(kind: pa.DataType) -> int:
+    return max(1, sum(_num_leaves(kind.field(i).type) for i in range(kind.num_fields)))
+
+
+def numeric(column: pa.ChunkedArray, shape: Sequence[int], where: str) -> np.ndarray:
+    """Lay a scalar, list or fixed-size-list column out as [R] for shape (1,), else [R, *S].
+
+    Raises:
+        DatasetError: empty cells, values that are no numbers, another number of them than the shape says.
+    """
+    rows, flat = len(column), column.combine_chunks()
+    nulls = flat.null_count
+    while any(is_list(flat.type) for is_list in _LISTS):
+        flat = flat.flatten()
+        nulls += flat.null_count
+    if nulls:
+        raise DatasetError(f"{where} has {nulls} empty cells")
+    if not (pa.types.is_integer(flat.type) or pa.types.is_floating(flat.type) or pa.types.is_boolean(flat.type)):
+        raise DatasetError(f"{where} holds {flat.type}; expected numbers")
+    values = flat.to_numpy(zero_copy_only=False)
+    if values.size != rows * int(np.prod(shape)):
+        raise DatasetError(
+            f"{where} holds {values.size} numbers in {rows} frames; info.json declares shape {tuple(shape)}"
+        )
+    return values if tuple(shape) == (1,) else values.reshape(rows, *shape)
+
+
+def text(column: pa.ChunkedArray, where: str) -> tuple[np.ndarray, list[str]]:
+    """Return a string column as (ids int32 [R], the distinct texts).
+
+    Raises:
+        DatasetError: empty cells, or values that are no texts.
+    """
+    if column.null_count:
+        raise DatasetError(f"{where} has {column.null_count} empty cells")
+    encoded: Any = column.unify_dictionaries().combine_chunks()
+    if not pa.types.is_dictionary(encoded.type):
+        encoded = encoded.dictionary_encode()
+    if not (pa.types.is_string(encoded.type.value_type) or pa.types.is_large_string(encoded.type.value_type)):
+        raise DatasetError(f"{where} holds {encoded.type.value_type}; expected texts")
+    if isinstance(encoded, pa.ChunkedArray):
+        encoded = encoded.combine_chunks()
+    ids, texts = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int32), encoded.dictionary.to_pylist()
+    used, ids = np.unique(ids, return_inverse=True)  # a file may list texts that no row of it uses
+    return ids.astype(np.int32), [texts[i] for i in used]
