@@ -8,6 +8,7 @@ Format: https://huggingface.co/docs/lerobot/lerobot-dataset-v3
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -159,14 +160,17 @@ class LeRobotDataset:
         files: dict[AnyPath, list[Episode]] = {}
         for episode in self.episodes:
             files.setdefault(episode.data_path, []).append(episode)
-        values = [np.dtype(self.features[key]["dtype"]).itemsize * np.prod(self.features[key]["shape"])
-                  for key in self._info.numbers]  # fmt: skip
-        check_fits(self.num_frames * int(sum(values)), f"{self.root}: the numbers of {self.num_frames} frames")
+        shapes = [(np.dtype(self.features[key]["dtype"]), self.features[key]["shape"]) for key in self._info.numbers]
+        size = sum(dtype.itemsize * math.prod(shape) for dtype, shape in shapes)
+        check_fits(self.num_frames * size, f"{self.root}: the numbers of {self.num_frames} frames")
         tables = [self._read_data_file(path, episodes) for path, episodes in files.items()]
         columns: dict[str, Any] = {}
         for key in self._info.numbers + self._info.texts:
-            chunks = pa.chunked_array([chunk for table in tables for chunk in _chunks(table, key)])
             where = f"{self.root}: feature {key!r}"
+            try:
+                chunks = pa.chunked_array([chunk for table in tables for chunk in _chunks(table, key)])
+            except pa.ArrowException as error:
+                raise DatasetError(f"{where} differs in type from file to file ({error})") from error
             if key in self._info.texts:
                 columns[key] = parquet.text(chunks, where)
             else:

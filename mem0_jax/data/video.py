@@ -12,7 +12,6 @@ from typing import Any
 
 import av
 import numpy as np
-from av.container import InputContainer
 from av.error import FFmpegError
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
@@ -29,7 +28,7 @@ class VideoError(UserError, ValueError):
     """A video that cannot be opened, or does not hold the frames its dataset promises."""
 
 
-def open_video_file(path: AnyPath, name: str) -> tuple[InputContainer, VideoStream, contextlib.ExitStack]:
+def open_video_file(path: AnyPath, name: str) -> tuple[Any, VideoStream, contextlib.ExitStack]:
     """Open an mp4 and its video stream for one reader.
 
     A remote file is read piece by piece as the decoder asks for it. Only the mp4 container and the codecs in `CODECS`
