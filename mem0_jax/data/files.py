@@ -25,7 +25,7 @@ class DatasetError(UserError, ValueError):
     """A dataset folder that is damaged, incomplete or of an unknown kind."""
 
 
-class MissingFileError(UserError, FileNotFoundError):
+class MissingFile(UserError, FileNotFoundError):  # noqa: N818
     """A file that a dataset needs is not there."""
 
 
@@ -174,7 +174,7 @@ def _read_text(path: AnyPath) -> str:
         with open_binary(path) as file:
             data = file.read(MAX_JSON_BYTES + 1)
     except FileNotFoundError as error:
-        raise MissingFileError(f"{path} is missing; is its dataset complete, and the folder its root?") from error
+        raise MissingFile(f"{path} is missing; is its dataset complete, and the folder its root?") from error
     except OSError as error:
         raise DatasetError(f"{path} cannot be read ({error})") from error
     if len(data) > MAX_JSON_BYTES:

@@ -18,12 +18,12 @@ import numpy as np
 import pyarrow as pa
 
 from mem0_jax.data import lerobot_meta, parquet
-from mem0_jax.data.files import AnyPath, DatasetError, MissingFileError, RemotePath, check_fits, dataset_path
+from mem0_jax.data.files import AnyPath, DatasetError, MissingFile, RemotePath, check_fits, dataset_path
 from mem0_jax.data.images import EpisodeImages
 from mem0_jax.data.lerobot_meta import VERSIONS, Episode, Statistics, VideoSpan
 from mem0_jax.data.video import EpisodeVideo
 
-__all__ = ["VERSIONS", "DatasetError", "Episode", "LeRobotDataset", "MissingFileError", "VideoSpan"]
+__all__ = ["VERSIONS", "DatasetError", "Episode", "LeRobotDataset", "MissingFile", "VideoSpan"]
 
 
 class LeRobotDataset:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from mem0_jax.data import files, parquet
-from mem0_jax.data.files import AnyPath, DatasetError, MissingFileError
+from mem0_jax.data.files import AnyPath, DatasetError, MissingFile
 
 VERSIONS = ("v2.0", "v2.1", "v3.0")
 MAX_SIDE = 8192  # pixels; of a declared picture
@@ -91,7 +91,7 @@ def read_info(root: AnyPath) -> Info:
     """Read and check meta/info.json.
 
     Raises:
-        MissingFileError, DatasetError: naming the field and what was expected.
+        MissingFile, DatasetError: naming the field and what was expected.
     """
     path = root / "meta/info.json"
     raw = files.read_json(path)
@@ -203,7 +203,7 @@ def read_statistics(root: AnyPath, info: Info) -> Statistics:
     v2.1 has them for each episode only; they are joined with every episode's count as its weight.
 
     Raises:
-        MissingFileError: the dataset has none.
+        MissingFile: the dataset has none.
     """
     if info.version == "v2.1":
         return _joined([stats for _, stats in read_episode_statistics(root, info)])
@@ -236,7 +236,7 @@ def read_episode_statistics(root: AnyPath, info: Info) -> list[tuple[int, Statis
 def _episode_files(root: AnyPath) -> list[AnyPath]:
     found = files.find(root / EPISODES, "chunk-*/file-*.parquet")
     if not found:
-        raise MissingFileError(f"{root}/{EPISODES} holds no parquet file; a v3.0 dataset needs it")
+        raise MissingFile(f"{root}/{EPISODES} holds no parquet file; a v3.0 dataset needs it")
     return found
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mem0_jax.data.files import AnyPath, DatasetError, MissingFileError, check_fits, open_binary
+from mem0_jax.data.files import AnyPath, DatasetError, MissingFile, check_fits, open_binary
 
 _LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
 _BYTES_A_VALUE = 16  # a decoded number and its place in a list, roughly
@@ -32,7 +32,7 @@ def opened(path: AnyPath, what: str, texts: Sequence[str] = ()) -> Iterator[pq.P
         with open_binary(path) as source, pq.ParquetFile(source, read_dictionary=list(texts), pre_buffer=False) as file:
             yield file
     except FileNotFoundError as error:
-        raise MissingFileError(f"{what}: {path} is missing") from error
+        raise MissingFile(f"{what}: {path} is missing") from error
     except (pa.ArrowException, OSError) as error:
         raise DatasetError(f"{what}: {path} is not a readable parquet file ({error}); it may be unfinished") from error
 
@@ -41,7 +41,7 @@ def read_table(path: AnyPath, columns: Sequence[str] | None, what: str, *, texts
     """Return some columns (None: all) of a file.
 
     Raises:
-        MissingFileError, DatasetError: missing or damaged file, columns it lacks, more than memory holds.
+        MissingFile, DatasetError: missing or damaged file, columns it lacks, more than memory holds.
     """
     with opened(path, what, texts) as file:
         names = file.schema_arrow.names

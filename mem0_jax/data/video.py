@@ -16,7 +16,7 @@ from av.error import FFmpegError
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
-from mem0_jax.data.files import AnyPath, MissingFileError, open_binary
+from mem0_jax.data.files import AnyPath, MissingFile, open_binary
 from mem0_jax.errors import UserError
 
 # A truncated or damaged file, or a connection that fails, shows up as any of these.
@@ -42,12 +42,12 @@ def open_video_file(path: AnyPath, name: str) -> tuple[Any, VideoStream, context
         (container, stream, what to close).
 
     Raises:
-        MissingFileError, VideoError
+        MissingFile, VideoError
     """
     stack = contextlib.ExitStack()
     try:
         if not path.is_file():
-            raise MissingFileError(f"{name}: video file {path} is missing; download or record the dataset again")
+            raise MissingFile(f"{name}: video file {path} is missing; download or record the dataset again")
         source: Any = str(path) if isinstance(path, Path) else stack.enter_context(open_binary(path))
         container = stack.enter_context(av.open(source, "r", format="mp4"))
         if not container.streams.video:
@@ -61,7 +61,7 @@ def open_video_file(path: AnyPath, name: str) -> tuple[Any, VideoStream, context
         stream.codec_context.thread_count = 1
     except DECODE_ERRORS as error:
         stack.close()
-        if isinstance(error, MissingFileError):
+        if isinstance(error, MissingFile):
             raise
         raise VideoError(f"{name}: {path} is not a readable video ({error}); it may be truncated") from error
     except BaseException:
