@@ -1,20 +1,17 @@
 """Read the zip-format ``.pt`` files of ``torch.save`` without torch, executing nothing and copying no weights.
 
-A ``.pt`` file is an uncompressed zip archive: ``NAME/data.pkl`` describes nested containers by a pickle of protocol 2,
-and each ``NAME/data/KEY`` holds the raw bytes of one storage. This module interprets the few pickle instructions that
-``torch.save`` writes for tensors in plain containers, and refuses all others; Python's own unpickler is never run.
-Tensors become read-only NumPy views of one memory map of the file: tensors that shared a storage still share it.
+A ``.pt`` file is an uncompressed zip archive (see ``torch_zip``): ``NAME/data.pkl`` describes nested containers by a
+pickle of protocol 2, and each ``NAME/data/KEY`` holds the raw bytes of one storage. This module interprets the few
+pickle instructions that ``torch.save`` writes for tensors in plain containers, and refuses all others; Python's own
+unpickler is never run. `open_pt` leaves tensors in the file until they are read, `read_pt` maps all of them at once.
 
 The format is documented in PyTorch's notes on serialization semantics; the instruction set in Python's ``pickletools``.
 """
 
 import math
-import mmap
 import os
 import pickletools
-import struct
-import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +19,12 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from mem0_jax.errors import UserError
+from mem0_jax.convert.files import Parts, PartsError
+from mem0_jax.convert.stored import StoredTensor
+from mem0_jax.convert.torch_zip import MAX_PICKLE_BYTES, Archive, PtError
 
-MAX_PICKLE_BYTES = 32 * 2**20  # a policy of 2e9 parameters with its optimizer needs less than 1 MiB
+__all__ = ["PtError", "StoredTensor", "open_pt", "read_pt"]
+
 MAX_DEPTH = 64  # nesting of containers
 MAX_OBJECTS = 2**22  # containers and leaves met by walking the result, shared ones counted each time
 MAX_REPEATED_ELEMENTS = 2**24  # of a view larger than its storage, such as tensor.expand makes
@@ -56,108 +56,62 @@ KNOWN_GLOBALS = {*STORAGE_DTYPES, *NUMPY_SCALARS, ORDERED_DICT, REBUILD_TENSOR, 
 SCALARS = (str, int, float, bool, type(None))
 
 
-class PtError(UserError):
-    """A ``.pt`` file that cannot be read: missing, damaged, of another format, or holding more than tensors."""
-
-
-def read_pt(path: str | os.PathLike[str]) -> Any:
-    """Returns what was given to ``torch.save`` with every tensor and parameter as a read-only NumPy array.
+def open_pt(source: str | os.PathLike[str] | Parts) -> Any:
+    """Returns what was given to ``torch.save`` with every tensor and parameter as a `StoredTensor`, still in the file.
 
     Args:
-      path: a file written by ``torch.save`` (torch >= 1.6), holding tensors in dicts, lists and tuples with scalars.
+      source: a file written by ``torch.save`` (torch >= 1.6), holding tensors in dicts, lists and tuples with scalars;
+        or its byte parts, as `Parts.open` takes them.
 
     Returns:
-      Nested dict (also for ``OrderedDict``), list, tuple, str, int, float, bool, None and arrays; a NumPy scalar
-      becomes a Python number. An array keeps the tensor's shape and strides; bfloat16 is ``ml_dtypes.bfloat16``. Arrays
-      map the file and read it when used, so it must stay unchanged meanwhile; copy an array to keep it longer.
+      Nested dict (also for ``OrderedDict``), list, tuple, str, int, float, bool, None and `StoredTensor`; a NumPy
+      scalar becomes a Python number. The file must stay unchanged as long as tensors are read.
 
     Raises:
       PtError: names the file, what is wrong with it and what to do. No other exception leaves this function.
     """
-    path = Path(path)
     try:
-        archive = _Archive.open(path)
-        result = _Interpreter(archive).run(archive.pickle())
+        parts = source if isinstance(source, Parts) else Parts.open(Path(source))
+    except PartsError as error:
+        raise PtError(str(error)) from None
+    try:
+        archive = Archive.open(parts)
+        result = _Interpreter(archive).run(archive.content("data.pkl", MAX_PICKLE_BYTES))
         _measure(result)
-    except PtError as error:
-        raise PtError(f"{path}: {error}") from None
-    except (OSError, ValueError) as error:  # ValueError: a path with a null character
-        raise PtError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    except (PtError, PartsError) as error:
+        raise PtError(f"{parts.paths[0].with_name(parts.name)}: {error}") from None
+    except OSError as error:
+        raise PtError(f"{error.filename or parts.name}: cannot be read: {error.strerror or error}") from None
     return result
 
 
-# ---------------------------------------------------------------------------------------------------------- the archive
+def read_pt(path: str | os.PathLike[str]) -> Any:
+    """`open_pt` with every tensor as a read-only NumPy array.
 
-
-@dataclass(frozen=True)
-class _Archive:
-    """A memory-mapped zip archive of uncompressed entries.
-
-    Attributes:
-      data: uint8 [file size], read only.
-      entries: entry name without the leading folder -> its directory record.
+    An array keeps the tensor's shape and strides, and tensors that shared a storage still share it; bfloat16 is
+    ``ml_dtypes.bfloat16``. Arrays view one memory map of the file (one copy of it where it has several parts) and read
+    it when used, so it must stay unchanged meanwhile; copy an array to keep it longer. Raises PtError as `open_pt`.
     """
+    tree = open_pt(path)
+    whole: np.ndarray | None = None
+    done: dict[int, Any] = {}  # a container met twice stays one container
 
-    data: np.ndarray
-    entries: Mapping[str, zipfile.ZipInfo]
+    def arrays(node: Any) -> Any:
+        nonlocal whole
+        if isinstance(node, StoredTensor):
+            if whole is None:
+                whole = node.parts.read(0, node.parts.size)
+            return node.view(whole)
+        if not isinstance(node, dict | list | tuple):
+            return node
+        if id(node) not in done:
+            if isinstance(node, dict):
+                done[id(node)] = {key: arrays(value) for key, value in node.items()}
+            else:
+                done[id(node)] = type(node)(arrays(value) for value in node)
+        return done[id(node)]
 
-    @staticmethod
-    def open(path: Path) -> "_Archive":
-        with path.open("rb") as file:
-            _check_format(file.read(512))
-            try:
-                with zipfile.ZipFile(file) as archive:
-                    infos = archive.infolist()
-            except (zipfile.BadZipFile, struct.error, ValueError, NotImplementedError, IndexError) as error:
-                raise PtError(f"the zip directory is missing or damaged ({error}): truncated? copy it again") from None
-            data = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
-        roots = {info.filename.split("/")[0] for info in infos if info.filename.endswith("/data.pkl")}
-        if len(roots) != 1:
-            raise PtError(f"expected one NAME/data.pkl in the archive, found {len(roots)}: not a file of torch.save")
-        prefix = roots.pop() + "/"
-        entries = {info.filename.removeprefix(prefix): info for info in infos if info.filename.startswith(prefix)}
-        if len(entries) != len(infos):
-            raise PtError("the archive has repeated or stray entries: not a file of torch.save")
-        archive = _Archive(data, entries)
-        order = archive.entry("byteorder")[:16].tobytes() if "byteorder" in entries else b"little"
-        if order != b"little":
-            raise PtError(f"byte order is {order!r}, only b'little' is supported: save it again on x86 or ARM")
-        return archive
-
-    def entry(self, name: str) -> np.ndarray:
-        """The bytes of an entry: uint8 [size], a view of the map."""
-        info = self.entries.get(name)
-        if info is None:
-            raise PtError(f"entry {name!r} is missing from the archive: damaged, or not a file of torch.save")
-        if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
-            raise PtError(f"entry {name!r} is compressed or encrypted, torch.save stores plain bytes: save it again")
-        # The local header repeats name and extra field with lengths of its own: the data starts behind them.
-        header = bytes(self.data[info.header_offset : info.header_offset + 30])
-        if len(header) < 30 or header[:4] != b"PK\x03\x04":
-            raise PtError(f"entry {name!r} has no header at byte {info.header_offset}: truncated or damaged")
-        start = info.header_offset + 30 + sum(struct.unpack("<HH", header[26:30]))
-        if info.file_size != info.compress_size or start + info.file_size > self.data.size:
-            raise PtError(f"entry {name!r} claims {info.file_size} bytes beyond the end: truncated, copy it again")
-        return self.data[start : start + info.file_size]
-
-    def pickle(self) -> bytes:
-        entry = self.entry("data.pkl")
-        if entry.size > MAX_PICKLE_BYTES:
-            raise PtError(f"data.pkl has {entry.size} bytes, at most {MAX_PICKLE_BYTES} are accepted")
-        return entry.tobytes()
-
-
-def _check_format(head: bytes) -> None:
-    """Refuses what is no zip file, saying what it is where that can be told from its first bytes."""
-    advice = "convert it where torch is installed: torch.save(torch.load(SRC, weights_only=True), DST)"
-    if not head:
-        raise PtError("the file is empty")
-    if head[:2] == b"\x80\x02":
-        raise PtError(f"this is the legacy pickle format of torch < 1.6; {advice}")
-    if head[257:262] == b"ustar":
-        raise PtError(f"this is the legacy tar format of torch < 0.2; {advice}")
-    if head[:4] != b"PK\x03\x04":
-        raise PtError(f"not a file of torch.save: it starts with {head[:8]!r} instead of a zip header")
+    return arrays(tree)
 
 
 # ----------------------------------------------------------------------------------------------------------- the pickle
@@ -170,7 +124,11 @@ class _Global:
 
 @dataclass(frozen=True)
 class _Storage:
-    data: np.ndarray  # [elements] of its dtype
+    parts: Parts
+    key: str
+    start: int  # byte of the file
+    dtype: np.dtype
+    size: int  # elements
 
 
 _MARK = object()
@@ -179,7 +137,7 @@ _MARK = object()
 class _Interpreter:
     """A stack machine for the pickle instructions that torch.save writes, and no others."""
 
-    def __init__(self, archive: _Archive):
+    def __init__(self, archive: Archive):
         self.archive = archive
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
@@ -303,8 +261,8 @@ class _Interpreter:
         if name == ORDERED_DICT and isinstance(args, tuple) and not args:
             self.stack.append({})
         elif name == REBUILD_TENSOR and isinstance(args, tuple) and 6 <= len(args) <= 7:
-            self.stack.append(_view(*args[:4], metadata=args[6] if len(args) == 7 else None))
-        elif name == REBUILD_PARAMETER and isinstance(args, tuple) and args and isinstance(args[0], np.ndarray):
+            self.stack.append(_tensor(*args[:4], metadata=args[6] if len(args) == 7 else None))
+        elif name == REBUILD_PARAMETER and isinstance(args, tuple) and args and isinstance(args[0], StoredTensor):
             self.stack.append(args[0])
         elif name == NUMPY_DTYPE and isinstance(args, tuple) and args and _is(args[0], *NUMPY_DTYPES):
             self.stack.append(np.dtype(f"<{args[0]}"))
@@ -323,13 +281,13 @@ class _Interpreter:
         dtype = STORAGE_DTYPES.get(kind.name)
         if dtype is None or not isinstance(key, str) or type(elements) is not int or elements < 0:
             raise PtError(f"data.pkl is damaged: storage {key!r} has type {kind.name!r} and {elements!r} elements")
-        raw = self.archive.entry(f"data/{key}")
-        if raw.size != elements * dtype.itemsize:
-            raise PtError(f"storage {key!r} has {raw.size} bytes, expected {elements} x {dtype.itemsize}: damaged")
-        self.stack.append(_Storage(raw.view(dtype)))
+        start, size = self.archive.find(f"data/{key}")
+        if size != elements * dtype.itemsize:
+            raise PtError(f"storage {key!r} has {size} bytes, expected {elements} x {dtype.itemsize}: damaged")
+        self.stack.append(_Storage(self.archive.parts, key, start, dtype, elements))
 
 
-def _view(storage: Any, offset: Any, shape: Any, strides: Any, metadata: Any) -> np.ndarray:
+def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, metadata: Any) -> StoredTensor:
     """The tensor of ``_rebuild_tensor_v2``: a view of its storage; offset and strides count elements."""
     if not isinstance(storage, _Storage):
         raise PtError("data.pkl is damaged: a tensor lacks its storage")
@@ -339,16 +297,13 @@ def _view(storage: Any, offset: Any, shape: Any, strides: Any, metadata: Any) ->
     numbers = (offset, *shape, *strides) if isinstance(shape, tuple) and isinstance(strides, tuple) else (None,)
     if not all(type(n) is int and 0 <= n < 2**62 for n in numbers) or len(shape) != len(strides) or len(shape) > 32:
         raise PtError(f"{where}: expected matching tuples of at most 32 whole numbers >= 0")
-    elements, size = math.prod(shape), storage.data.size
+    elements, size = math.prod(shape), storage.size
     last = offset + sum((n - 1) * s for n, s in zip(shape, strides)) if elements else offset - 1
     if last >= size:
         raise PtError(f"{where}: reaches beyond its storage of {size} elements")
     if elements > max(size, MAX_REPEATED_ELEMENTS):
         raise PtError(f"{where}: repeats its storage of {size} elements {elements} times over")
-    if not elements:
-        return storage.data[:0].reshape(shape)
-    steps = tuple(s * storage.data.itemsize if n > 1 else 0 for n, s in zip(shape, strides))
-    return np.lib.stride_tricks.as_strided(storage.data[offset:], shape, steps)
+    return StoredTensor(storage.parts, storage.key, storage.start, storage.dtype, shape, strides, offset)
 
 
 def _number(dtype: Any, raw: Any) -> int | float | bool:

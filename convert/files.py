@@ -1,0 +1,341 @@
+"""One virtual file over one or many: a checkpoint that was cut into byte parts is read in place, without joining it.
+
+Parts are named `NAME.part00`, `NAME.part01`, ... as `split -d` or an uploader leaves them, with any number of digits,
+counting from 0 or 1. SHA-256 sums beside them (`NAME.sha256`, as `sha256sum` writes it) are checked by `Digest` in a
+thread of its own while the file is converted.
+"""
+
+import bisect
+import filecmp
+import glob
+import hashlib
+import io
+import itertools
+import re
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from mem0_jax.errors import UserError
+
+PART = re.compile(r"(?P<name>.+)\.part(?P<number>[0-9]{1,9})")
+SUM_LINE = re.compile(r"(?P<sum>[0-9a-fA-F]{64})(?:[ \t]+\*?(?P<name>[^\s*].*))?")
+MAX_SUM_BYTES = 2**20
+BLOCK_BYTES = 2**22
+
+
+class PartsError(UserError):
+    """A file, or a set of byte parts, that is missing, incomplete, or not the one its SHA-256 sums describe."""
+
+
+class Parts:
+    """A read-only file of one or many parts.
+
+    Attributes:
+        paths: the files, in order.
+        size: bytes of all of them together.
+        name: the name of the whole: that of the file, or of the parts without `.partNN`.
+    """
+
+    def __init__(self, name: str, paths: Sequence[Path]):
+        self.name = name
+        self.paths = tuple(paths)
+        self._sizes = [_size(path) for path in self.paths]
+        self._starts = [0, *itertools.accumulate(self._sizes)][:-1]
+        self.size = sum(self._sizes)
+
+    @staticmethod
+    def open(source: str | Path) -> "Parts":
+        """Finds the parts and checks that they are complete.
+
+        Args:
+            source: a file; a directory with the parts of one file; a pattern such as `X.pt.part*` (a file of that very
+                name comes first); or any one part, which stands for all of them.
+
+        Raises:
+            PartsError: naming parts that are missing, there twice or cut short, or what was found instead of parts.
+        """
+        try:
+            found = _find(Path(source))
+            named = [PART.fullmatch(path.name) for path in found]
+            if len(found) == 1 and named[0] is None:
+                return Parts(found[0].name, found)
+            names = {match["name"] if match else path.name for match, path in zip(named, found)}
+            if len(names) > 1:
+                raise PartsError(f"{source}: holds {_few(names)}: name one of them")
+            parts = Parts(names.pop(), _in_order(found))
+            parts._check_complete()
+        except (OSError, ValueError) as error:  # ValueError: a path with a null character
+            raise PartsError(f"{source}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        return parts
+
+    def read(self, start: int, count: int) -> np.ndarray:
+        """Bytes start to start + count: uint8 [count], read only.
+
+        A memory map of just these bytes where they lie in one part: they cost no memory until they are used, and none
+        once the array is gone. A copy where they cross into the next part.
+        """
+        if start < 0 or count < 0 or start + count > self.size:
+            raise PartsError(f"{self.name}: bytes {start} to {start + count} asked of {self.size}: truncated?")
+        if count == 0:
+            return _frozen(np.empty(0, np.uint8))
+        first = self._index(start)
+        offset = start - self._starts[first]
+        try:
+            if offset + count <= self._sizes[first]:
+                return np.asarray(np.memmap(self.paths[first], np.uint8, "r", offset, (count,)))
+            data = np.empty(count, np.uint8)
+            self._copy(start, memoryview(data))
+        except (OSError, ValueError) as error:  # ValueError: shorter than the map
+            reason = getattr(error, "strerror", None) or error
+            raise PartsError(f"{self.paths[first]}: cannot be read, was it changed meanwhile? ({reason})") from None
+        return _frozen(data)
+
+    def part_at(self, position: int) -> Path:
+        """The part that holds a byte; the first or last one for a position outside."""
+        return self.paths[self._index(min(max(position, 0), self.size - 1))]
+
+    def reader(self) -> io.BufferedReader:
+        """A seekable binary file object over the whole."""
+        return io.BufferedReader(_Reader(self))
+
+    def expected_sha256(self) -> dict[str, str]:
+        """The sums in the `.sha256` files beside the parts, in lower case, by name: `name`, and names of parts.
+
+        `NAME.sha256` is read, also without the suffix of NAME, and one of each part. A line is `HEX  FILE`,
+        `HEX *FILE` or a bare `HEX`, which like a lone line of any name speaks of the file it lies beside.
+
+        Raises:
+            PartsError: naming a line that is none of these.
+        """
+        sums = {}
+        names = {self.name, *(path.name for path in self.paths)}
+        for subject in (Path(self.name).stem, *sorted(names)):
+            path = self.paths[0].with_name(f"{subject}.sha256")
+            if not path.is_file():
+                continue
+            lines = _sum_lines(path)
+            for digest, name in lines:
+                base = name.replace("\\", "/").rsplit("/", 1)[-1]
+                if base in names or (PART.fullmatch(base) and base.startswith(f"{self.name}.part")):
+                    sums[base] = digest
+                elif not name or len(lines) == 1:
+                    sums[subject if subject in names else self.name] = digest
+        return sums
+
+    def _check_complete(self) -> None:
+        listed = self.expected_sha256()
+        absent = set(listed) - {self.name, *(path.name for path in self.paths)}
+        if absent:
+            raise PartsError(f"{self.name}: missing {_few(absent)}, listed in its .sha256: download it again")
+        *others, last = self._sizes
+        full = max(others, default=last)
+        short = [path.name for path, size in zip(self.paths, others) if size != full]
+        if short:
+            raise PartsError(f"{self.name}: {_few(short)} cut short, expected {full} bytes: download it again")
+        if last > full or not last:
+            raise PartsError(
+                f"{self.name}: the last part {self.paths[-1].name} has {last} bytes, expected 1 to {full}: are all "
+                "others cut short, or is it of another file?"
+            )
+
+    def _index(self, position: int) -> int:
+        return bisect.bisect_right(self._starts, position) - 1
+
+    def _copy(self, start: int, target: memoryview) -> None:
+        """Fills `target` from as many parts as it takes."""
+        while len(target):
+            index = self._index(start)
+            offset = start - self._starts[index]
+            count = min(len(target), self._sizes[index] - offset)
+            with self.paths[index].open("rb") as file:
+                file.seek(offset)
+                if file.readinto(target[:count]) != count:
+                    raise OSError(f"{self.paths[index].name} ends early")
+            start, target = start + count, target[count:]
+
+
+class _Reader(io.RawIOBase):
+    def __init__(self, parts: Parts):
+        self._parts = parts
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._parts.size}[whence]
+        if base + offset < 0:
+            raise ValueError(f"negative position {base + offset}")
+        self._position = base + offset
+        return self._position
+
+    def readinto(self, buffer) -> int:
+        target = memoryview(buffer).cast("B")
+        count = max(0, min(len(target), self._parts.size - self._position))
+        self._parts._copy(self._position, target[:count])
+        self._position += count
+        return count
+
+
+class Digest:
+    """Computes the SHA-256 of a file, and of each part with a known sum, in a background thread that starts at once."""
+
+    def __init__(self, parts: Parts, on_bytes: Callable[[int], None] | None = None):
+        """`on_bytes`, if given, is called from that thread with the number of bytes of each block."""
+        self._parts = parts
+        self._expected = parts.expected_sha256()
+        self._on_bytes = on_bytes
+        self._stop = threading.Event()
+        self._sums: dict[str, str] = {}
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._run, name="sha256", daemon=True)
+        self._thread.start()
+
+    def cancel(self) -> None:
+        """Stops the thread; `result` raises from now on."""
+        self._stop.set()
+        self._thread.join()
+
+    def result(self) -> str:
+        """Waits, and returns the SHA-256 of the whole file in hexadecimal.
+
+        Raises:
+            PartsError: naming the parts that differ from their sums or repeat another part.
+            RuntimeError: after `cancel`.
+        """
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        name = self._parts.name
+        if name not in self._sums:
+            raise RuntimeError(f"hashing {name} was cancelled")
+        wrong = {key for key, value in self._expected.items() if self._sums[key] != value}
+        # Equal parts are no fault where the sum of the whole proves them right.
+        repeats = [] if name in self._expected and name not in wrong else self._repeats()
+        problems = repeats + [
+            f"{key} has SHA-256 {self._sums[key]}, but its .sha256 says {self._expected[key]}"
+            for key in sorted(wrong - {name} if wrong - {name} else wrong)
+        ]
+        if problems:
+            raise PartsError("damaged, download again:\n  " + "\n  ".join(problems))
+        return self._sums[name]
+
+    def _run(self) -> None:
+        try:
+            sums = self._hash()
+        except OSError as error:
+            self._error = PartsError(f"{error.filename or self._parts.name}: cannot be read: {error.strerror}")
+        except Exception as error:  # whatever on_bytes raises is the caller's: `result` hands it over
+            self._error = error
+        else:
+            self._sums = sums
+
+    def _hash(self) -> dict[str, str]:
+        """Sums by name; none if stopped."""
+        whole, sums = hashlib.sha256(), {}
+        # Plain reads into one buffer: a memory map would count every page it has touched as memory in use.
+        buffer = memoryview(bytearray(BLOCK_BYTES))
+        for path in self._parts.paths:
+            alone = hashlib.sha256() if path.name in self._expected and path.name != self._parts.name else None
+            with path.open("rb", buffering=0) as file:
+                while count := file.readinto(buffer):
+                    if self._stop.is_set():
+                        return {}
+                    whole.update(buffer[:count])
+                    if alone:
+                        alone.update(buffer[:count])
+                    if self._on_bytes:
+                        self._on_bytes(count)
+            if alone:
+                sums[path.name] = alone.hexdigest()
+        return sums | {self._parts.name: whole.hexdigest()}
+
+    def _repeats(self) -> list[str]:
+        pairs = itertools.combinations(self._parts.paths, 2)
+        return [f"{b.name} repeats {a.name}" for a, b in pairs if filecmp.cmp(a, b, shallow=False)]
+
+
+def _find(source: Path) -> list[Path]:
+    """The files that `source` names, `.sha256` files left out."""
+    if source.is_dir():
+        files = sorted(path for path in source.iterdir() if path.is_file())
+        found = [path for path in files if PART.fullmatch(path.name)]
+        if not found:
+            held = _few({path.name for path in files}) if files else "no files"
+            raise PartsError(f"{source}: a directory without parts such as X.pt.part00, it holds {held}: name a file")
+        return found
+    if source.exists():
+        match = PART.fullmatch(source.name)
+        pattern = glob.escape(str(source.with_name(match["name"] if match else source.name)))
+        return (
+            [path for path in map(Path, glob.glob(f"{pattern}.part*")) if PART.fullmatch(path.name)]
+            if match
+            else [source]
+        )
+    found = [path for path in map(Path, glob.glob(str(source))) if path.is_file() and path.suffix != ".sha256"]
+    if not found:
+        parts = glob.glob(f"{glob.escape(str(source))}.part*")
+        hint = f", but parts of it: name {source}.part*" if parts else ""
+        raise PartsError(f"{source}: No such file or directory{hint}")
+    return found
+
+
+def _in_order(found: Sequence[Path]) -> list[Path]:
+    """Sorts the parts of one file by number; refuses gaps and numbers given twice."""
+    numbered: dict[int, list[Path]] = defaultdict(list)
+    for path in found:
+        match = PART.fullmatch(path.name)
+        if match is None:
+            raise PartsError(f"{path.parent}: several files of the name {path.name}: name one of them")
+        numbered[int(match["number"])].append(path)
+    name, digits = found[0].name.rsplit(".part", 1)
+    first = 1 if min(numbered) == 1 else 0
+    missing = [n for n in range(first, min(max(numbered), first + 10_000)) if n not in numbered]
+    problems = [
+        f"{' and '.join(sorted(p.name for p in same))} have one number" for same in numbered.values() if same[1:]
+    ]
+    if missing:
+        problems.append(f"missing {_few(f'{name}.part{n:0{len(digits)}}' for n in missing)}")
+    if problems:
+        raise PartsError(f"{found[0].parent / name}: {'; '.join(problems)}: download these parts again")
+    return [numbered[n][0] for n in sorted(numbered)]
+
+
+def _sum_lines(path: Path) -> list[tuple[str, str]]:
+    """(sum, file name or "") of every line of a `.sha256` file."""
+    with path.open("rb") as file:
+        content = file.read(MAX_SUM_BYTES).decode("utf-8-sig", "replace")
+    lines = []
+    for number, line in enumerate(content.splitlines(), 1):
+        match = SUM_LINE.fullmatch(line.strip())
+        if match:
+            lines.append((match["sum"].lower(), match["name"] or ""))
+        elif line.strip():
+            raise PartsError(
+                f"{path}, line {number}: expected `HEX  FILE` with 64 hexadecimal digits, got {line[:80]!r}"
+            )
+    return lines
+
+
+def _size(path: Path) -> int:
+    if not path.is_file():
+        raise PartsError(f"{path}: not a regular file")
+    return path.stat().st_size
+
+
+def _frozen(array: np.ndarray) -> np.ndarray:
+    array.flags.writeable = False
+    return array
+
+
+def _few(names) -> str:
+    """At most ten names, so that a hostile directory cannot flood the terminal."""
+    shown = sorted(names)
+    return ", ".join(shown[:10]) + (f" and {len(shown) - 10} more" if len(shown) > 10 else "")

@@ -1,0 +1,63 @@
+"""A tensor in a file, read only when asked for."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mem0_jax.convert.files import Parts
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor lies; the numbers stay in the file until `read`.
+
+    Attributes:
+        parts: the file.
+        storage: name of the run of bytes that holds the tensor; tensors may share one.
+        start: byte of the file at which the storage begins.
+        dtype: of an element, little-endian.
+        shape: of the tensor.
+        strides: elements, not bytes, from one index to the next, by axis.
+        offset: elements from the begin of the storage to the first of the tensor.
+    """
+
+    parts: Parts
+    storage: str
+    start: int
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    offset: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of a contiguous copy."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def same_as(self, other: Any) -> bool:
+        """Whether both are one tensor under two names (tied): same storage, offset, shape and strides."""
+        return isinstance(other, StoredTensor) and self == other
+
+    def read(self) -> np.ndarray:
+        """The tensor, read only. Maps just its own bytes and lets go of them with the array."""
+        return self._shaped(self.parts.read(*self._range()))
+
+    def view(self, whole: np.ndarray) -> np.ndarray:
+        """The tensor as a view of the bytes of the whole file, uint8 [parts.size]."""
+        first, count = self._range()
+        return self._shaped(whole[first : first + count])
+
+    def _range(self) -> tuple[int, int]:
+        """First byte in the file, and bytes up to the last element."""
+        last = sum((n - 1) * s for n, s in zip(self.shape, self.strides))
+        elements = 1 + last if math.prod(self.shape) else 0
+        return self.start + self.offset * self.dtype.itemsize, elements * self.dtype.itemsize
+
+    def _shaped(self, raw: np.ndarray) -> np.ndarray:
+        flat = raw.view(self.dtype)
+        if not flat.size:
+            return flat.reshape(self.shape)
+        steps = tuple(s * self.dtype.itemsize if n > 1 else 0 for n, s in zip(self.shape, self.strides))
+        return np.lib.stride_tricks.as_strided(flat, self.shape, steps, writeable=False)
