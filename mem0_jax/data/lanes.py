@@ -3,86 +3,47 @@
 Axes: L lanes of all hosts, T frames of a window, C action horizon, H, W picture height and width, D vector
 dimensions, N episodes, F frames of the dataset.
 
-A lane is one endless stream of frames. All lanes together play the concatenation of fresh permutations of the
-episodes: pass p of that sequence belongs to lane p % L, so within a permutation lanes hold disjoint episodes and
-together every episode exactly once. A lane's windows of T consecutive frames are packed: a window may hold one
-episode's end and the next one's start, marked by `is_first`. Decoders and pictures in RAM are only caches.
+A lane is one endless stream of frames, see `LaneSchedule`. A lane's windows of T consecutive frames are packed: a
+window may hold one episode's end and the next one's start, marked by `is_first`. Decoders and pictures in RAM are only
+caches.
+
+Damage. An episode plays as long as its pictures can be read. From the first window on that would show a frame that
+cannot be read, the rest of that pass, tick for tick, is played by other episodes from their starts: the readable ones
+of a permutation drawn from (seed, pass). So the stream stays a pure function of the files and the index, no lane
+shifts, and hosts and resumed runs agree without telling each other.
 """
 
 from __future__ import annotations
 
-import threading
+import itertools
+import zlib
 from collections.abc import Callable
 from typing import SupportsIndex
 
 import numpy as np
 
-from mem0_jax.data.lerobot import LeRobotDataset
+from mem0_jax.data.mixture import Mixture
 from mem0_jax.data.normalize import Normalizer
-from mem0_jax.data.pictures import PictureStore
+from mem0_jax.data.pictures import DamagedEpisodeError, EpisodeDataset, PictureStore
+from mem0_jax.data.schedule import JITTER, SUBSTITUTE, LaneSchedule, ReferenceSchedule, random
 from mem0_jax.data.transforms import ColorJitter, adjust_colors
 
 NULL_TEXT = "null"  # Mem-0 marks frames without a subtask by this text; they are not trained on
-_PASSES_AT_ONCE = 16  # passes a lane's table grows by
 _MAX_STEPS = 2**40
-_JITTER_STREAM = 2**64  # start of the random counter, far from that of the episode order
+_SUBSTITUTE_PASS = 2**30  # added to the number of a pass that stands in for another
 
 Element = dict[str, np.ndarray]
 
 
-class LaneSchedule:
-    """Which frame of which episode a lane plays at each tick: a pure function of (lengths, lanes, seed).
+def host_lanes(lanes: int, host: int, hosts: int) -> tuple[int, int]:
+    """Return (first lane, number of lanes) of one of `hosts` machines: contiguous blocks, in the order of the hosts.
 
-    Args:
-        lengths: frames of each episode, [N], all positive.
-        lanes: L.
-        seed: any integer in [0, 2**64).
+    Raises:
+        ValueError: the lanes do not divide among the hosts.
     """
-
-    def __init__(self, lengths: np.ndarray, lanes: int, seed: int):
-        self.lengths, self.lanes, self.seed = np.asarray(lengths, np.int64), lanes, seed
-        if self.lengths.size == 0 or (self.lengths < 1).any():
-            raise ValueError("a schedule needs at least one episode, and every episode at least one frame")
-        if not 0 <= seed < 2**64:
-            raise ValueError(f"seed is {seed}; expected 0 to 2**64 - 1")
-        self._permutation = (-1, np.empty(0, np.int64))
-        # For each lane: the episodes of its passes, and the ticks at which each pass ends.
-        self._episodes = [np.empty(0, np.int64) for _ in range(lanes)]
-        self._ends = [np.empty(0, np.int64) for _ in range(lanes)]
-        self._lock = threading.Lock()
-
-    def permutation(self, cycle: int) -> np.ndarray:
-        """Return the order of the episodes in one cycle, [N]."""
-        rng = np.random.Generator(np.random.Philox(key=np.array([self.seed, cycle], np.uint64)))
-        return rng.permutation(len(self.lengths))
-
-    def locate(self, lane: int, ticks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return (pass number over all lanes, episode, frame within the episode) at a lane's ticks, each int64 [T]."""
-        with self._lock:
-            while not self._ends[lane].size or self._ends[lane][-1] <= ticks[-1]:
-                self._grow(lane)
-            ends, episodes = self._ends[lane], self._episodes[lane]
-        k = np.searchsorted(ends, ticks, side="right")
-        episode = episodes[k]
-        return k * self.lanes + lane, episode, ticks - (ends[k] - self.lengths[episode])
-
-    def _grow(self, lane: int) -> None:
-        known = self._episodes[lane].size
-        # Growing in proportion keeps the cost of a late resume linear.
-        passes = (known + np.arange(max(_PASSES_AT_ONCE, known))) * self.lanes + lane
-        cycles, places = np.divmod(passes, len(self.lengths))
-        new = np.empty_like(passes)
-        for cycle in np.unique(cycles):
-            chosen = cycles == cycle
-            new[chosen] = self._cached_permutation(int(cycle))[places[chosen]]
-        start = self._ends[lane][-1] if known else 0
-        self._episodes[lane] = np.concatenate([self._episodes[lane], new])
-        self._ends[lane] = np.concatenate([self._ends[lane], start + np.cumsum(self.lengths[new])])
-
-    def _cached_permutation(self, cycle: int) -> np.ndarray:
-        if self._permutation[0] != cycle:
-            self._permutation = (cycle, self.permutation(cycle))
-        return self._permutation[1]
+    if hosts < 1 or lanes % hosts or not 0 <= host < hosts:
+        raise ValueError(f"{lanes} lanes cannot be dealt to host {host} of {hosts}; lanes must be a multiple of hosts")
+    return host * (lanes // hosts), lanes // hosts
 
 
 class LaneSource:
@@ -94,35 +55,41 @@ class LaneSource:
     - action float32 [T, C, D], normalised: the actions of this frame and the next C - 1, the episode's last one
       repeated past its end; action_is_pad bool [T, C], true there
     - episode int32 [T]: number of the pass, unique over all lanes (modulo 2**31), so that an episode played twice in a
-      row still shows a boundary; episode_index int32 [T] of the dataset; frame int32 [T] within the episode
+      row still shows a boundary; the k-th stand-in for a damaged one counts 2**30 + k more
+    - episode_index int32 [T] of the dataset (of a mixture: its running number); frame int32 [T] within the episode
     - is_first bool [T]: the pass starts here; subtask_end int32 [T]; text_id int32 [T] into `texts`
 
     after which `transform(element)` returns what the policy wants. Elements are equal whoever asks, in any order and
     from any number of threads.
 
     Args:
-        dataset: the episodes.
+        dataset: the episodes; a `Mixture` for several weighted datasets.
         lanes: L, over all hosts.
         frames: T.
         horizon: C.
         seed: of the episode order and the jitter.
-        camera: key of the video feature.
+        camera: key of the image or video feature.
         image_size: (height, width) to resize to, or None to keep the camera's.
         resample: "bilinear" or "bicubic".
         cache_frames: keep the resized pictures in RAM: an episode is decoded once, when first touched.
         cache_bytes: the most that cache may grow to.
         jitter: random light, drawn anew for each picture from (seed, step, lane).
         normalizer: of state and action; None leaves them raw.
-        first_lane, num_local_lanes: the contiguous block of lanes that this host plays; default all.
-        transform: the policy's own preparation.
+        first_lane, num_local_lanes: the contiguous block of lanes that this host plays (see `host_lanes`); default all.
+        transform: the policy's own preparation, in the loader's threads.
         text: the feature with the instruction: "subtask", "global_task", or "task" for the dataset's task texts.
+        schedule: "interleaved", see `LaneSchedule`, or "reference", see `ReferenceSchedule`: Mem-0's own batches, one
+            lane a device. There, a lane's windows alternate between `workers` streams, so a policy's memory must follow
+            `episode`.
+        workers: of the reference schedule.
+        strict: stop at the first damaged episode instead of playing others in its place.
 
     Frames whose text is "null" are left out. A dataset without a `subtask_end` feature counts as having none.
     """
 
     def __init__(
         self,
-        dataset: LeRobotDataset,
+        dataset: EpisodeDataset,
         *,
         lanes: int,
         frames: int,
@@ -139,6 +106,9 @@ class LaneSource:
         num_local_lanes: int | None = None,
         transform: Callable[[Element], Element] | None = None,
         text: str = "subtask",
+        schedule: str = "interleaved",
+        workers: int = 2,
+        strict: bool = False,
     ):
         self.dataset, self.lanes, self.frames, self.horizon, self.seed = dataset, lanes, frames, horizon, seed
         self.first_lane = first_lane
@@ -148,15 +118,27 @@ class LaneSource:
         if not 0 <= first_lane < first_lane + self.num_local_lanes <= lanes:
             raise ValueError(f"lanes {first_lane} to {first_lane + self.num_local_lanes - 1} are not among {lanes}")
         self._jitter, self._transform = jitter, transform
-        self._index_frames(text)
+        kept = self._index_frames(text, schedule)
         self._load_vectors(normalizer)
-        self.schedule = LaneSchedule(self._kept_length, lanes, seed)
+        self.schedule, self._schedule_name = self._make_schedule(schedule, workers)
         self._pictures = PictureStore(
-            dataset, camera, image_size, resample, self._episodes, cache_bytes if cache_frames else None
+            dataset,
+            camera,
+            self._episodes,
+            kept,
+            size=image_size,
+            resample=resample,
+            cache_bytes=cache_bytes if cache_frames else None,
+            strict=strict,
         )
 
     def __len__(self) -> int:
         return _MAX_STEPS * self.num_local_lanes
+
+    @property
+    def damaged(self) -> dict[int, str]:
+        """What is wrong with each damaged episode met so far, by `episode_index`."""
+        return {int(self._episode_index[e]): text for e, text in sorted(self._pictures.damaged.items())}
 
     def fingerprint(self) -> dict[str, int | str]:
         """What must be equal for a saved position to mean the same element; JSON-able."""
@@ -167,7 +149,8 @@ class LaneSource:
             "seed": self.seed,
             "episodes": len(self._episodes),
             "total_frames": len(self._kept_rows),
-            "schedule": "interleaved-1",
+            "lengths": zlib.crc32(self._kept_length.astype("<i8").tobytes()),
+            "schedule": self._schedule_name,
         }
 
     def __getitem__(self, index: SupportsIndex) -> Element:
@@ -175,19 +158,18 @@ class LaneSource:
         if not 0 <= step < _MAX_STEPS:
             raise IndexError(f"element {index} is outside the source")
         lane = self.first_lane + local
-        passes, episode, offset = self.schedule.locate(lane, step * self.frames + np.arange(self.frames))
+        passes, episode, offset, image = self._play(*self.schedule.window(lane, step, self.frames))
         rows = self._kept_rows[self._kept_start[episode] + offset]
-        frame = rows - self._row_start[episode]
         future = rows[:, None] + np.arange(self.horizon)
         last = self._row_last[episode][:, None]
         element = {
-            "image": self._read_pictures(step, lane, episode, frame),
+            "image": self._adjusted(step, lane, image),
             "state": self._state[rows],
             "action": self._action[np.minimum(future, last)],
             "action_is_pad": future > last,
             "episode": (passes % 2**31).astype(np.int32),
             "episode_index": self._episode_index[episode],
-            "frame": frame.astype(np.int32),
+            "frame": (rows - self._row_start[episode]).astype(np.int32),
             "is_first": offset == 0,
             "subtask_end": self._subtask_end[rows],
             "text_id": self._text_id[rows],
@@ -198,24 +180,26 @@ class LaneSource:
         """Release decoders and cached pictures."""
         self._pictures.close()
 
-    def _index_frames(self, text: str) -> None:
-        """Lay out the rows to play, episode after episode."""
+    def _index_frames(self, text: str, schedule: str) -> list[np.ndarray]:
+        """Lay out the rows to play, episode after episode; return each episode's frames to play."""
         dataset = self.dataset
         if text != "task" and text not in dataset.features:
             raise ValueError(f'{dataset.root} has no text feature {text!r}; pass text="task" to use its task texts')
-        text_id, self.texts = dataset.texts(text)
-        played = np.array([t.strip() != NULL_TEXT for t in self.texts], bool)[text_id]
-        self._text_id = text_id
-        kept = [e.start + np.flatnonzero(played[e.start : e.start + e.length]) for e in dataset.episodes]
-        self._episodes = [e for e, rows in zip(dataset.episodes, kept) if rows.size]
-        if not self._episodes:
+        self._text_id, self.texts = dataset.texts(text)
+        played = np.array([t.strip() != NULL_TEXT for t in self.texts], bool)[self._text_id]
+        kept = [(e, np.flatnonzero(played[e.start : e.start + e.length])) for e in dataset.episodes]
+        if not any(frames.size for _, frames in kept):
             raise ValueError(f"{dataset.root}: every frame's {text} is {NULL_TEXT!r}; there is nothing to play")
-        self._kept_rows = np.concatenate(kept)
-        self._kept_length = np.array([rows.size for rows in kept if rows.size])
-        self._kept_start = np.cumsum(self._kept_length) - self._kept_length
+        if schedule != "reference":  # there, an episode without frames keeps its place in the shuffle
+            kept = [(e, frames) for e, frames in kept if frames.size]
+        self._episodes = [e for e, _ in kept]
         self._row_start = np.array([e.start for e in self._episodes])
         self._row_last = np.array([e.start + e.length - 1 for e in self._episodes])
         self._episode_index = np.array([e.index for e in self._episodes], np.int32)
+        self._kept_rows = np.concatenate([e.start + frames for e, frames in kept])
+        self._kept_length = np.array([frames.size for _, frames in kept])
+        self._kept_start = np.cumsum(self._kept_length) - self._kept_length
+        return [frames for _, frames in kept]
 
     def _load_vectors(self, normalizer: Normalizer | None) -> None:
         state = self.dataset.column("observation.state").astype(np.float32)
@@ -226,11 +210,85 @@ class LaneSource:
         ends = self.dataset.column("subtask_end") if has_ends else np.zeros(len(state))
         self._subtask_end = ends.astype(np.int32)
 
-    def _read_pictures(self, step: int, lane: int, episode: np.ndarray, frame: np.ndarray) -> np.ndarray:
-        pictures = self._pictures.read(lane, episode, frame)
+    def _make_schedule(self, name: str, workers: int) -> tuple[LaneSchedule | ReferenceSchedule, str]:
+        """Return the schedule, and what a saved position must know of it."""
+        mixture = self.dataset if isinstance(self.dataset, Mixture) else None
+        if name == "interleaved":
+            if mixture is None:
+                return LaneSchedule(self._kept_length, self.lanes, self.seed), "interleaved-1"
+            group = mixture.group[self._episode_index]
+            for number, dataset in enumerate(mixture.datasets):
+                if number not in group:
+                    raise ValueError(f"{dataset.root}: every frame is {NULL_TEXT!r}; take it out of the mixture")
+            schedule = LaneSchedule(self._kept_length, self.lanes, self.seed, group, mixture.weights)
+            return schedule, f"interleaved-1 {' '.join(f'{weight:.9g}' for weight in mixture.weights)}"
+        if name != "reference":
+            raise ValueError(f'schedule is {name!r}; expected "interleaved" or "reference"')
+        if mixture is not None:
+            raise ValueError('schedule="reference" plays one dataset, not a mixture')
+        schedule = ReferenceSchedule(self._kept_length, self._episode_index, self.lanes, workers, self.seed)
+        return schedule, f"reference-1 workers={workers}"
+
+    def _play(self, stream: int, ticks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Return (pass, episode, offset among its played frames), int64 [T], and pictures uint8 [T, H, W, 3]."""
+        passes, episode, offset = self.schedule.locate(stream, ticks)
+        pictures = np.empty((len(ticks), *self._pictures.size, 3), np.uint8)
+        cuts = [0, *(np.flatnonzero(np.diff(passes)) + 1).tolist(), len(ticks)]
+        for a, b in itertools.pairwise(cuts):
+            try:
+                self._pictures.read(stream, int(episode[a]), int(offset[a]), pictures[a:b])
+            except DamagedEpisodeError:
+                part = (passes[a:b], episode[a:b], offset[a:b], pictures[a:b])
+                self._substitute(stream, int(ticks[a]), *part)
+        return passes, episode, offset, pictures
+
+    def _substitute(
+        self,
+        stream: int,
+        tick: int,
+        passes: np.ndarray,
+        episode: np.ndarray,
+        offset: np.ndarray,
+        pictures: np.ndarray,
+    ) -> None:
+        """Overwrite a run of one pass, starting at `tick`, by what is played in a damaged episode's place."""
+        damaged, number = int(episode[0]), int(passes[0])
+        begin = tick - int(offset[0])
+        # Whole windows are replaced, for the first of them may have been asked for alone.
+        first = (begin + self._pictures.readable(damaged)) // self.frames * self.frames
+        place, done = tick - max(begin, first), 0  # frames of stand-ins played before, and written now
+        for k, other in enumerate(self._stand_ins(number)):
+            length = int(self._kept_length[other])
+            if place < length:
+                count = min(length - place, len(pictures) - done)
+                run = slice(done, done + count)
+                self._pictures.read(stream, other, place, pictures[run])
+                passes[run], episode[run] = number + _SUBSTITUTE_PASS + k, other
+                offset[run] = place + np.arange(count)
+                done += count
+                if done == len(pictures):
+                    return
+            place = max(0, place - length)
+
+    def _stand_ins(self, number: int):
+        """Yield the wholly readable episodes in the order drawn for one pass, over and over."""
+        order = random(self.seed, number, SUBSTITUTE).permutation(len(self._episodes)).tolist()
+        while True:
+            whole = False
+            for e in order:
+                if self._kept_length[e] and self._pictures.readable(e) == self._kept_length[e]:
+                    whole = True
+                    yield e
+            if not whole:
+                first = next(iter(self.damaged.items()))
+                raise ValueError(
+                    f"{self.dataset.root}: no episode can be read to its end; episode {first[0]}, {first[1]}"
+                )
+
+    def _adjusted(self, step: int, lane: int, pictures: np.ndarray) -> np.ndarray:
         if self._jitter is None:
             return pictures
-        key = np.array([self.seed, step * self.lanes + lane], np.uint64)
-        rng = np.random.Generator(np.random.Philox(key=key, counter=_JITTER_STREAM))
-        factors = self._jitter.draw(rng, self.frames)
-        return np.stack([adjust_colors(picture, f) for picture, f in zip(pictures, factors)])
+        factors = self._jitter.draw(random(self.seed, step * self.lanes + lane, JITTER), self.frames)
+        for picture, f in zip(pictures, factors):
+            picture[:] = adjust_colors(picture, f)
+        return pictures

@@ -1,6 +1,6 @@
 """Pictures of a dataset by episode and frame: the seam between storage and lanes, and a store over it.
 
-Axes: n frames asked for, T frames of a window, H, W picture height and width.
+Axes: n frames asked for, H, W picture height and width.
 
 A dataset brings its own way to read pictures: video files, JPEGs in packed shards or in parquet. Lanes know only
 `FrameReader`, which `EpisodeDataset.open_frames` makes; `VideoFrames` serves datasets that only have `open_video`.
@@ -9,6 +9,7 @@ A dataset brings its own way to read pictures: video files, JPEGs in packed shar
 from __future__ import annotations
 
 import itertools
+import logging
 import threading
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -17,6 +18,9 @@ import numpy as np
 
 from mem0_jax.data.transforms import resize
 from mem0_jax.data.video import EpisodeVideo
+
+_AT_ONCE = 16  # frames read at once: pictures of the camera's size may be large
+_log = logging.getLogger(__name__)
 
 
 class FrameReader(Protocol):
@@ -53,6 +57,7 @@ class EpisodeDataset(Protocol):
     """
 
     root: Any
+    fps: float
     features: Any
 
     @property
@@ -92,16 +97,27 @@ class VideoFrames:
             self._open = None
 
 
-class PictureStore:
-    """Resized pictures by (episode, frame): from one forward-walking reader a lane, or from whole episodes in RAM.
+class DamagedEpisodeError(Exception):
+    """The frames asked for lie at or behind the first one of their episode that cannot be read."""
 
-    Safe to use from many threads: a lane's reader, or an episode's first decoding, is held by one at a time.
+
+class PictureStore:
+    """Resized pictures of the frames that are played: from one forward-walking reader a stream, or from RAM.
+
+    An episode is readable up to its first frame that cannot be read, whatever lies behind, and whoever asks: a stream
+    that enters an episode in its middle first walks through that episode once, unless that was done before. Damage is
+    warned of once an episode. Safe to use from many threads: a stream's reader, or an episode's walk, is held by one.
 
     Args:
         dataset, camera, episodes: where pictures come from; numbers of episodes count in this list.
+        frames: the frames of each episode that are played, int64 ascending; "place" below counts in these.
         size: (height, width), or None for the camera's own.
         resample: "bilinear" or "bicubic".
         cache_bytes: keep decoded episodes, in at most that much RAM; None keeps nothing.
+        strict: raise the reader's error at the first damage.
+
+    Attributes:
+        damaged: what is wrong with each damaged episode met so far, by its number.
 
     Raises:
         ValueError: the pictures do not fit into `cache_bytes`.
@@ -111,72 +127,111 @@ class PictureStore:
         self,
         dataset: EpisodeDataset,
         camera: str,
+        episodes: Sequence[Episode],
+        frames: Sequence[np.ndarray],
+        *,
         size: tuple[int, int] | None,
         resample: str,
-        episodes: Sequence[Episode],
         cache_bytes: int | None,
+        strict: bool,
     ):
-        self._dataset, self._camera, self._episodes = dataset, camera, episodes
-        self._size, self._resample = size or dataset.image_shape(camera), resample
+        self._dataset, self._camera, self._episodes, self._frames = dataset, camera, episodes, frames
+        self.size, self._resample, self._strict = size or dataset.image_shape(camera), resample, strict
         self._cached = cache_bytes is not None
-        needed = sum(episode.length for episode in episodes) * self._size[0] * self._size[1] * 3
+        needed = sum(map(len, frames)) * self.size[0] * self.size[1] * 3
         if cache_bytes is not None and needed > cache_bytes:
             raise ValueError(
-                f"cache_frames: {dataset.root} needs {needed / 2**20:.1f} MiB at {self._size[0]}x{self._size[1]}, but "
+                f"cache_frames: {dataset.root} needs {needed / 2**20:.1f} MiB at {self.size[0]}x{self.size[1]}, but "
                 f"cache_bytes is {cache_bytes / 2**20:.1f} MiB; raise it, shrink image_size, or set cache_frames=False"
             )
+        self.damaged: dict[int, str] = {}
         self._lock = threading.Lock()
-        self._locks: dict[int, threading.Lock] = {}  # by episode when cached, by lane otherwise
-        self._decoded: dict[int, np.ndarray] = {}
-        self._readers: dict[int, FrameReader] = {}  # by lane
+        self._locks: dict[tuple[str, int], threading.Lock] = {}
+        self._decoded: dict[int, np.ndarray] = {}  # by episode
+        self._readable: dict[int, int] = {}  # by episode, once it is known
+        self._readers: dict[int, FrameReader] = {}  # by stream
+        self._reached: dict[int, tuple[int, int]] = {}  # by stream: (episode, place) up to which it has read
 
-    def read(self, lane: int, episode: np.ndarray, frame: np.ndarray) -> np.ndarray:
-        """Return uint8 [T, H, W, 3] for a lane's consecutive (episode, frame) pairs."""
-        if self._cached and (episode == episode[0]).all():
-            return self._episode(int(episode[0]))[frame]
-        out = np.empty((len(frame), *self._size, 3), np.uint8)
-        cuts = [0, *(np.flatnonzero((np.diff(episode) != 0) | (np.diff(frame) <= 0)) + 1), len(frame)]
-        for a, b in itertools.pairwise(cuts):
-            if self._cached:
-                out[a:b] = self._episode(int(episode[a]))[frame[a:b]]
-            else:
-                self._decode(lane, int(episode[a]), frame[a:b], out[a:b])
-        return out
+    def read(self, stream: int, episode: int, place: int, out: np.ndarray) -> None:
+        """Fill `out`, uint8 [n, H, W, 3], with an episode's played frames from `place` on.
+
+        Raises:
+            DamagedEpisodeError: the episode is not readable so far.
+        """
+        stop = place + len(out)
+        if self._cached:
+            if self.readable(episode) < stop:
+                raise DamagedEpisodeError
+            out[:] = self._decoded[episode][place:stop]
+            return
+        with self._key_lock("stream", stream):
+            walked = place == 0 or self._reached.get(stream) == (episode, place)
+            if (episode in self._readable or not walked) and self.readable(episode) < stop:
+                raise DamagedEpisodeError
+            self._reached.pop(stream, None)
+            if stream not in self._readers:
+                self._readers[stream] = open_frames(self._dataset, self._camera)
+            try:
+                self._read_resized(self._readers[stream], episode, place, out)
+            except (OSError, ValueError) as error:
+                if self.readable(episode) >= stop:
+                    raise  # the walk could read them: not damage, but storage that comes and goes
+                raise DamagedEpisodeError from error
+            self._reached[stream] = (episode, stop)
+            if stop == len(self._frames[episode]):
+                self._readable[episode] = stop
+
+    def readable(self, episode: int) -> int:
+        """Return how many of an episode's played frames can be read before the first that cannot."""
+        if episode not in self._readable:
+            with self._key_lock("episode", episode):
+                if episode not in self._readable:
+                    self._readable[episode] = self._walk(episode)
+        return self._readable[episode]
 
     def close(self) -> None:
         """Release readers and cached pictures."""
         for reader in self._readers.values():
             reader.close()
-        self._readers, self._decoded = {}, {}
+        self._readers, self._reached = {}, {}
+        if self._cached:
+            self._decoded, self._readable = {}, {}
 
-    def _episode(self, episode: int) -> np.ndarray:
-        pictures = self._decoded.get(episode)
-        if pictures is not None:
-            return pictures
-        with self._key_lock(episode):
-            if episode not in self._decoded:
-                length = self._episodes[episode].length
-                pictures = np.empty((length, *self._size, 3), np.uint8)
-                reader = open_frames(self._dataset, self._camera)
-                try:
-                    self._read_resized(reader, episode, np.arange(length), pictures)
-                finally:
-                    reader.close()
-                self._decoded[episode] = pictures
-            return self._decoded[episode]
+    def _walk(self, episode: int) -> int:
+        """Read an episode from its start, keep its pictures if they are cached, and return how many could be read."""
+        count = len(self._frames[episode])
+        pictures = np.empty((count if self._cached else 1, *self.size, 3), np.uint8)
+        reader, place = open_frames(self._dataset, self._camera), 0
+        try:
+            for place in range(count):
+                out = pictures[place : place + 1] if self._cached else pictures
+                self._read_resized(reader, episode, place, out)
+            place = count
+        except (OSError, ValueError) as error:
+            if self._strict:
+                raise
+            frame = int(self._frames[episode][place])
+            self.damaged[episode] = f"from frame {frame} on: {error}"
+            _log.warning(
+                "%s: %s cannot be read from frame %d on (%s); other episodes are played in its place",
+                self._dataset.root,
+                self._episodes[episode].name,
+                frame,
+                error,
+            )
+        finally:
+            reader.close()
+        if self._cached:
+            self._decoded[episode] = pictures[:place]
+        return place
 
-    def _decode(self, lane: int, episode: int, frame: np.ndarray, out: np.ndarray) -> None:
-        with self._key_lock(lane):
-            if lane not in self._readers:
-                self._readers[lane] = open_frames(self._dataset, self._camera)
-            self._read_resized(self._readers[lane], episode, frame, out)
-
-    def _read_resized(self, reader: FrameReader, episode: int, frame: np.ndarray, out: np.ndarray) -> None:
-        for a in range(0, len(frame), 16):  # a few at a time: pictures of the camera's size may be large
-            pictures = reader.read_frames(self._episodes[episode], frame[a : a + 16])
+    def _read_resized(self, reader: FrameReader, episode: int, place: int, out: np.ndarray) -> None:
+        frames = self._frames[episode][place : place + len(out)]
+        for a in range(0, len(frames), _AT_ONCE):
+            pictures = reader.read_frames(self._episodes[episode], frames[a : a + _AT_ONCE])
             for i, picture in enumerate(pictures, start=a):
-                out[i] = resize(picture, self._size, self._resample)
+                out[i] = resize(picture, self.size, self._resample)
 
-    def _key_lock(self, key: int) -> threading.Lock:
+    def _key_lock(self, kind: str, key: int) -> threading.Lock:
         with self._lock:
-            return self._locks.setdefault(key, threading.Lock())
+            return self._locks.setdefault((kind, key), threading.Lock())

@@ -5,6 +5,7 @@ Axes: L lanes of this host. A batch is the element of `LaneSource` with a leadin
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,7 +24,8 @@ class LaneLoader(Iterator[dict[str, np.ndarray]]):
     any split of the lanes over hosts. Call `close()`, or use it as a context manager, to stop the threads.
     """
 
-    def __init__(self, source: LaneSource, *, threads: int, prefetch: int, start_step: int):
+    def __init__(self, source: LaneSource, *, threads: int | None, prefetch: int, start_step: int):
+        threads = (os.cpu_count() or 1) if threads is None else threads
         if threads < 0 or prefetch < 0 or start_step < 0:
             raise ValueError(f"threads ({threads}), prefetch ({prefetch}) and start_step ({start_step}) must be >= 0")
         lanes = source.num_local_lanes
@@ -42,6 +44,11 @@ class LaneLoader(Iterator[dict[str, np.ndarray]]):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @property
+    def damaged(self) -> int:
+        """Damaged episodes met so far by this host, prefetched batches included; `source.damaged` says which."""
+        return len(self._source.damaged)
 
     def get_state(self) -> dict[str, Any]:
         """Return the position as a small JSON-able dict: the next step, and what it depends on."""
@@ -76,12 +83,14 @@ class LaneLoader(Iterator[dict[str, np.ndarray]]):
         self._step = step
 
 
-def make_loader(source: LaneSource, *, threads: int = 2, prefetch: int = 2, start_step: int = 0) -> LaneLoader:
+def make_loader(
+    source: LaneSource, *, threads: int | None = None, prefetch: int = 2, start_step: int = 0
+) -> LaneLoader:
     """Return the batches of `source` from `start_step` on.
 
     Args:
         source: the lanes.
-        threads: prefetching threads; 0 reads in the caller's thread.
+        threads: prefetching threads, default one a processor; 0 reads in the caller's thread.
         prefetch: batches held ready; 0 reads in the caller's thread.
         start_step: number of the first batch.
     """

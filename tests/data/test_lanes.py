@@ -14,11 +14,12 @@ from episodes import CAMERA, LENGTHS, NULLS, episode_frames, read_code
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mem0_jax.data.lanes import LaneSchedule, LaneSource
+from mem0_jax.data.lanes import LaneSource
 from mem0_jax.data.lerobot import LeRobotDataset
 from mem0_jax.data.lerobot_writer import LeRobotWriter, mem0_features
 from mem0_jax.data.normalize import Normalizer, NormStats
 from mem0_jax.data.pipeline import make_loader
+from mem0_jax.data.schedule import LaneSchedule
 from mem0_jax.data.transforms import ColorJitter, action_chunk
 
 lengths_of_episodes = st.lists(st.integers(1, 12), min_size=1, max_size=9)
@@ -305,9 +306,9 @@ def test_bad_settings_are_refused(recorded):
 
 def test_a_lost_video_stops_the_loader_by_name(recorded, tmp_path):
     dataset = LeRobotDataset(shutil.copytree(recorded.root, tmp_path / "copy"))
-    (dataset.root / "videos" / CAMERA / "chunk-000/file-000.mp4").unlink()
+    (tmp_path / "copy/videos" / CAMERA / "chunk-000/file-000.mp4").unlink()
     with (
-        make_loader(source_of(dataset)) as loader,
+        make_loader(source_of(dataset, strict=True)) as loader,
         pytest.raises(FileNotFoundError, match=r"episode \d.*mp4 is missing"),
     ):
         next(loader)
