@@ -14,7 +14,7 @@ import itertools
 import re
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -335,7 +335,7 @@ def _frozen(array: np.ndarray) -> np.ndarray:
     return array
 
 
-def _few(names) -> str:
+def _few(names: Iterable[str]) -> str:
     """At most ten names, so that a hostile directory cannot flood the terminal."""
     shown = sorted(names)
     return ", ".join(shown[:10]) + (f" and {len(shown) - 10} more" if len(shown) > 10 else "")
