@@ -64,7 +64,7 @@ def write_pt(path: str | os.PathLike[str], tree: Any, progress: Callable[[int], 
             _write_entry(file, archive, "byteorder", [memoryview(b"little")])
             for key, (place, tensor) in enumerate(pickler.storages):
                 size = math.prod(tensor.shape) * np.dtype(tensor.dtype).itemsize
-                _write_entry(file, archive, f"data/{key}", _blocks(place, tensor, progress), size)
+                _write_entry(file, archive, f"data/{key}", little_endian_blocks(place, tensor, progress), size)
             _write_entry(file, archive, "version", [memoryview(b"3\n")])
         unfinished.replace(path)
     finally:
@@ -84,7 +84,7 @@ def _write_entry(file: BinaryIO, archive: zipfile.ZipFile, name: str, blocks: An
             entry.write(block)
 
 
-def _blocks(place: str, tensor: LazyTensor | np.ndarray, progress: Callable[[int], None] | None):
+def little_endian_blocks(place: str, tensor: LazyTensor | np.ndarray, progress: Callable[[int], None] | None):
     """The little-endian bytes of a tensor."""
     array = tensor if isinstance(tensor, np.ndarray) else tensor.read()
     if array.shape != tuple(tensor.shape) or array.dtype != tensor.dtype:
@@ -92,7 +92,7 @@ def _blocks(place: str, tensor: LazyTensor | np.ndarray, progress: Callable[[int
             f"{place}: announced as {np.dtype(tensor.dtype).name} {tuple(tensor.shape)}, but reads as "
             f"{array.dtype.name} {array.shape}"
         )
-    content = np.ascontiguousarray(array, _little(array.dtype)).reshape(-1).view(np.uint8)
+    content = np.ascontiguousarray(array, little_endian(array.dtype)).reshape(-1).view(np.uint8)
     for start in range(0, content.size, BLOCK_BYTES):
         block = memoryview(content[start : start + BLOCK_BYTES])
         yield block
@@ -100,7 +100,7 @@ def _blocks(place: str, tensor: LazyTensor | np.ndarray, progress: Callable[[int
             progress(len(block))
 
 
-def _little(dtype: Any) -> np.dtype:
+def little_endian(dtype: Any) -> np.dtype:
     return np.dtype(dtype).newbyteorder("<")
 
 
@@ -167,7 +167,7 @@ class _Pickler:
             self.out += _text(value, place)
 
     def tensor(self, tensor: Any, place: str) -> None:
-        dtype, shape = _little(tensor.dtype), tuple(tensor.shape)
+        dtype, shape = little_endian(tensor.dtype), tuple(tensor.shape)
         kind = STORAGE_NAMES.get(dtype)
         if kind is None:
             raise PtWriteError(f"{place or 'the root'}: torch has no storage of dtype {dtype}, convert it first")
