@@ -105,7 +105,9 @@ class JoinedVideo:
         first = self.frames
         for source, packet in episode.packets():
             if self._stream is None:
-                self._stream = self._container.add_stream_from_template(source)
+                self._stream = self._container.add_stream_from_template(
+                    source, opaque=True
+                )  # by its decoder: no encoder needed
                 self._stream.time_base = source.time_base
                 self._header = source.codec_context.extradata
             if source.codec_context.extradata != self._header:  # the file has one header for all its pictures
