@@ -88,7 +88,7 @@ class Parts:
             if offset + count <= self._sizes[first]:
                 return np.asarray(np.memmap(self.paths[first], np.uint8, "r", offset, (count,)))
             data = np.empty(count, np.uint8)
-            self._copy(start, memoryview(data))
+            self._copy(start, data.data)
         except (OSError, ValueError) as error:  # ValueError: shorter than the map
             reason = getattr(error, "strerror", None) or error
             raise PartsError(f"{self.paths[first]}: cannot be read, was it changed meanwhile? ({reason})") from None
@@ -187,7 +187,7 @@ class _Reader(io.RawIOBase):
 class Digest:
     """Computes the SHA-256 of a file, and of each part with a known sum, in a background thread that starts at once."""
 
-    def __init__(self, parts: Parts, on_bytes: Callable[[int], None] | None = None):
+    def __init__(self, parts: Parts, on_bytes: Callable[[int], object] | None = None):
         """`on_bytes`, if given, is called from that thread with the number of bytes of each block."""
         self._parts = parts
         self._expected = parts.expected_sha256()

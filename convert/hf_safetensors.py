@@ -186,7 +186,7 @@ def write_safetensors(
     folder: str | os.PathLike[str],
     tensors: Mapping[str, LazyTensor | np.ndarray],
     shard_bytes: int = 5 * 10**9,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], object] | None = None,
 ) -> None:
     """Writes `model.safetensors`, or `model-00001-of-0000N.safetensors` and their index, as Hugging Face names them.
 
@@ -253,7 +253,7 @@ def _nbytes(tensor: Any) -> int:
     return math.prod(tensor.shape) * np.dtype(tensor.dtype).itemsize
 
 
-def _write_file(path: Path, tensors: Mapping[str, Any], progress: Callable[[int], None] | None) -> None:
+def _write_file(path: Path, tensors: Mapping[str, Any], progress: Callable[[int], object] | None) -> None:
     # Wide elements first: with a header of whole words, every tensor is then aligned to its element.
     order = sorted(tensors, key=lambda name: -np.dtype(tensors[name].dtype).itemsize)
     header: dict[str, Any] = {METADATA: {"format": "pt"}}

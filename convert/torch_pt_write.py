@@ -40,7 +40,7 @@ class LazyTensor(Protocol):
     def read(self) -> np.ndarray: ...
 
 
-def write_pt(path: str | os.PathLike[str], tree: Any, progress: Callable[[int], None] | None = None) -> None:
+def write_pt(path: str | os.PathLike[str], tree: Any, progress: Callable[[int], object] | None = None) -> None:
     """Writes a file for ``torch.load(weights_only=True)``.
 
     Args:
@@ -84,7 +84,7 @@ def _write_entry(file: BinaryIO, archive: zipfile.ZipFile, name: str, blocks: An
             entry.write(block)
 
 
-def little_endian_blocks(place: str, tensor: LazyTensor | np.ndarray, progress: Callable[[int], None] | None):
+def little_endian_blocks(place: str, tensor: LazyTensor | np.ndarray, progress: Callable[[int], object] | None):
     """The little-endian bytes of a tensor."""
     array = tensor if isinstance(tensor, np.ndarray) else tensor.read()
     if array.shape != tuple(tensor.shape) or array.dtype != tensor.dtype:
@@ -94,7 +94,7 @@ def little_endian_blocks(place: str, tensor: LazyTensor | np.ndarray, progress: 
         )
     content = np.ascontiguousarray(array, little_endian(array.dtype)).reshape(-1).view(np.uint8)
     for start in range(0, content.size, BLOCK_BYTES):
-        block = memoryview(content[start : start + BLOCK_BYTES])
+        block = content[start : start + BLOCK_BYTES].data
         yield block
         if progress:
             progress(len(block))
@@ -186,10 +186,10 @@ class _Pickler:
         """The key of a tensor's storage, new or that of a tied one."""
         if id(tensor) in self.keys:
             return self.keys[id(tensor)]
-        same_as = getattr(tensor, "same_as", None)
-        for key in self.alike[kind] if same_as else ():
-            if same_as(self.storages[key][1]):
-                return key
+        if hasattr(tensor, "same_as"):
+            for key in self.alike[kind]:
+                if tensor.same_as(self.storages[key][1]):
+                    return key
         key = self.keys[id(tensor)] = len(self.storages)
         self.alike[kind].append(key)
         self.storages.append((place, tensor))
