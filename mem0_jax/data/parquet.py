@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from mem0_jax.data.files import AnyPath, DatasetError, MissingFile, check_fits, open_binary
 
-_LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
 _BYTES_A_VALUE = 16  # a decoded number and its place in a list, roughly
 
 
@@ -76,7 +76,7 @@ def numeric(column: pa.ChunkedArray, shape: Sequence[int], where: str) -> np.nda
     """
     rows, flat = len(column), column.combine_chunks()
     nulls = flat.null_count
-    while any(is_list(flat.type) for is_list in _LISTS):
+    while any(is_list(flat.type) for is_list in LISTS):
         flat = flat.flatten()
         nulls += flat.null_count
     if nulls:

@@ -1,0 +1,271 @@
+"""Check of one parquet file: columns, rows, index columns, values, subtask ends.
+
+Axes: R rows of the file, N frames of an episode, D numbers of a feature in one frame.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from mem0_jax.data import parquet
+from mem0_jax.data.check_meta import AUTOMATIC, Metadata, feature_names
+from mem0_jax.data.files import AnyPath, DatasetError, MissingFile
+from mem0_jax.data.findings import Findings, runs
+from mem0_jax.data.lerobot_meta import Episode
+
+TIME_TOLERANCE = 1e-4  # seconds, LeRobot's
+NULL_TEXT = "null"  # Mem-0 marks frames without a subtask by this text
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Statistics of a feature over some frames, float64 [D] each; `square` is the sum of squared deviations."""
+
+    count: int
+    low: np.ndarray
+    high: np.ndarray
+    mean: np.ndarray
+    square: np.ndarray
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> Moments:
+        """Measure numbers [N, D]."""
+        mean = values.mean(0)
+        return cls(len(values), values.min(0), values.max(0), mean, ((values - mean) ** 2).sum(0))
+
+    def join(self, other: Moments) -> Moments:
+        """Return the moments of both sets of frames together (Chan et al. 1979)."""
+        count, shift = self.count + other.count, other.mean - self.mean
+        mean = self.mean + shift * other.count / count
+        square = self.square + other.square + shift**2 * self.count * other.count / count
+        return Moments(count, np.minimum(self.low, other.low), np.maximum(self.high, other.high), mean, square)
+
+
+@dataclass
+class DataReport:
+    """What one file holds: findings, moments by episode and feature, and the episode ids recorded in it."""
+
+    findings: Findings
+    moments: dict[int, dict[str, Moments]] = field(default_factory=dict)
+    ids: dict[int, int] = field(default_factory=dict)
+
+
+def check_data_file(meta: Metadata, path: AnyPath, episodes: Sequence[Episode]) -> DataReport:
+    """Check the file that is to hold the rows of `episodes`, in order."""
+    report = DataReport(Findings(path))
+    found, info = report.findings, meta.info
+    wanted = info.numbers + info.texts
+    try:
+        with parquet.opened(path, "data") as file:
+            names = file.schema_arrow.names
+        columns = [key for key in wanted if key in names]
+        table = parquet.read_table(path, columns, "data", texts=[key for key in info.texts if key in columns])
+    except (DatasetError, MissingFile) as error:
+        kind = "missing-file" if isinstance(error, MissingFile) else "unreadable-file"
+        for episode in episodes:
+            found.error(kind, str(error), episode=episode.index)
+        return report
+    for key in [*wanted, *info.images]:
+        if key not in names:
+            found.error("missing-column", f"the column is missing from {path.name}", feature=key)
+    for key in names:
+        if key not in info.features:
+            found.warning("extra-column", "the column is not among info.json's features", feature=key)
+    rows = _episode_rows(table, episodes, found)
+    values = {key: _numbers(table[key], meta, key, rows, found) for key in info.numbers if key in columns}
+    texts = {key: _texts(table[key], key, rows, found) for key in info.texts if key in columns}
+    for episode in episodes:
+        mine = rows[episode.index]
+        if len(mine):
+            numbers = {key: value[mine] for key, value in values.items() if value is not None}
+            words = {key: (ids[mine], text) for key, (ids, text) in texts.items()}
+            _check_episode(meta, episode, numbers, words, report)
+    return report
+
+
+def _episode_rows(table: pa.Table, episodes: Sequence[Episode], found: Findings) -> dict[int, np.ndarray]:
+    """Return each episode's rows, and say where they are not those that the episode table promises."""
+    lengths = [episode.length for episode in episodes]
+    where = np.arange(len(table))
+    try:
+        index = parquet.numeric(table["episode_index"], (1,), "episode_index")
+    except (DatasetError, KeyError):
+        index = np.full(len(table), -1)  # reported with the other columns; rows then follow the lengths
+        if sum(lengths) == len(table):
+            index = np.repeat([episode.index for episode in episodes], lengths)
+    rows = {episode.index: where[index == episode.index] for episode in episodes}
+    for episode in episodes:
+        mine = rows[episode.index]
+        if len(mine) != episode.length:
+            message = f"the episode table says {episode.length} frames, but the file holds {len(mine)}"
+            found.error("frame-count", message, episode=episode.index)
+        elif mine[0] != episode.data_row or mine[-1] - mine[0] + 1 != len(mine):
+            message = f"rows {mine[0]} to {mine[-1]} of the file hold it; expected rows from {episode.data_row} on"
+            found.error("episode-order", message, episode=episode.index)
+    for other in sorted(set(index.tolist()) - rows.keys()):
+        count = int((index == other).sum())
+        found.error("episode-index", f"{count} rows have this episode_index, which does not belong here", episode=other)
+    return rows
+
+
+def _numbers(
+    column: pa.ChunkedArray, meta: Metadata, key: str, rows: dict[int, np.ndarray], found: Findings
+) -> np.ndarray | None:
+    """Return a numeric column as [R, D], or None when it cannot be laid out as declared."""
+    feature = meta.info.features[key]
+    shape = feature["shape"]
+    try:
+        values = parquet.numeric(column, shape, "the column")
+    except DatasetError as error:
+        _locate_bad_cells(column, math.prod(shape) if len(shape) == 1 else None, str(error), key, rows, found)
+        return None
+    if values.dtype != np.dtype(feature["dtype"]):
+        message = f"holds {values.dtype}, info.json declares {feature['dtype']}"
+        severe = (values.dtype.kind in "f") != (np.dtype(feature["dtype"]).kind in "f")
+        (found.error if severe else found.warning)("dtype", message, feature=key)
+    return values.reshape(len(values), -1)
+
+
+def _locate_bad_cells(
+    column: pa.ChunkedArray, length: int | None, message: str, key: str, rows: dict[int, np.ndarray], found: Findings
+) -> None:
+    """Name the frames whose cell is empty or has another number of values; if none stands out, the whole column."""
+    array: Any = column.combine_chunks()
+    bad = array.is_null().to_numpy(zero_copy_only=False)
+    if any(is_list(array.type) for is_list in parquet.LISTS):
+        sizes = np.array([-1 if cell is None else len(cell) for cell in array.to_pylist()])
+        bad |= sizes != (length if length is not None else np.bincount(np.maximum(sizes, 0)).argmax())
+        bad |= np.array([cell is not None and None in cell for cell in array.to_pylist()], bool)
+    located = False
+    for episode, mine in rows.items():
+        if bad[mine].any():
+            located = True
+            text = f"{message}; here are the frames with an empty or misshapen cell"
+            found.error("shape", text, episode=episode, frames=runs(bad[mine]), feature=key)
+    if not located:
+        found.error("shape", message, feature=key)
+
+
+def _texts(
+    column: pa.ChunkedArray, key: str, rows: dict[int, np.ndarray], found: Findings
+) -> tuple[np.ndarray, list[str]]:
+    """Return a text column as (ids [R], texts); empty cells become "" and are reported."""
+    missing = column.is_null().to_numpy()
+    try:
+        if missing.any():
+            column = pa.chunked_array([pa.array([str(text or "") for text in column.to_pylist()], pa.string())])
+        ids, texts = parquet.text(column, "the column")
+    except DatasetError as error:
+        found.error("dtype", str(error), feature=key)
+        return np.zeros(len(column), np.int32), [NULL_TEXT]
+    empty = np.array([not text.strip() for text in texts], bool)[ids]
+    for episode, mine in rows.items():
+        if missing[mine].any():
+            found.error("empty-text", "has empty cells", episode=episode, frames=runs(missing[mine]), feature=key)
+        elif empty[mine].any():
+            found.warning("empty-text", "the text is empty", episode=episode, frames=runs(empty[mine]), feature=key)
+    return ids, texts
+
+
+def _check_episode(
+    meta: Metadata,
+    episode: Episode,
+    numbers: dict[str, np.ndarray],
+    texts: dict[str, tuple[np.ndarray, list[str]]],
+    report: DataReport,
+) -> None:
+    found = report.findings
+    for key, values in numbers.items():
+        wrong = ~np.isfinite(values) if values.dtype.kind == "f" else np.zeros(values.shape, bool)
+        if wrong.any():
+            names = feature_names(meta.info.features[key])
+            dims = ", ".join(names[d] for d in np.flatnonzero(wrong.any(0)))
+            where: dict[str, Any] = {"episode": episode.index, "feature": key, "frames": runs(wrong.any(1))}
+            found.error("not-finite", f"NaN or infinity in {dims}", **where)
+        elif key not in AUTOMATIC:
+            report.moments.setdefault(episode.index, {})[key] = Moments.of(values.astype(np.float64))
+    _check_counters(meta, episode, numbers, found)
+    _check_task(meta, episode, numbers, found)
+    if "episode_id" in numbers:
+        ids = numbers["episode_id"].ravel()
+        report.ids[episode.index] = int(ids[0])
+        if (ids != ids[0]).any():
+            message = f"changes within the episode; its first frame has {ids[0]}"
+            found.error("episode-id", message, episode=episode.index, frames=runs(ids != ids[0]), feature="episode_id")
+    if "subtask_end" in numbers:
+        _check_subtask_ends(episode, numbers["subtask_end"].ravel(), texts.get("subtask"), found)
+
+
+def _check_counters(meta: Metadata, episode: Episode, numbers: dict[str, np.ndarray], found: Findings) -> None:
+    """Compare frame_index, index and timestamp with what they count."""
+    count = np.arange(len(next(iter(numbers.values()))))
+    for key, expected in {"frame_index": count, "index": episode.start + count}.items():
+        if key in numbers:
+            wrong = np.not_equal(numbers[key].ravel(), expected)
+            if wrong.any():
+                first = int(np.flatnonzero(wrong)[0])
+                message = f"is {numbers[key].ravel()[first]} where {expected[first]} was expected"
+                found.error(key.replace("_", "-"), message, episode=episode.index, frames=runs(wrong), feature=key)
+    if "timestamp" in numbers:
+        times, expected = numbers["timestamp"].ravel().astype(np.float64), count / meta.info.fps
+        # Stored as float32, whose steps are coarser than the tolerance in long episodes.
+        allowed = np.maximum(TIME_TOLERANCE, 2 * np.spacing(expected.astype(np.float32)))
+        wrong = np.abs(times - expected) > allowed
+        if wrong.any():
+            first = int(np.flatnonzero(wrong)[0])
+            message = f"is {times[first]:.4f} s where {expected[first]:.4f} s was expected at {meta.info.fps:g} fps"
+            found.error("timestamp", message, episode=episode.index, frames=runs(wrong), feature="timestamp")
+
+
+def _check_task(meta: Metadata, episode: Episode, numbers: dict[str, np.ndarray], found: Findings) -> None:
+    if meta.tasks is None or "task_index" not in numbers:
+        return
+    index = numbers["task_index"].ravel()
+    where: dict[str, Any] = {"episode": episode.index, "feature": "task_index"}
+    unknown = ~np.isin(index, list(meta.tasks))
+    if unknown.any():
+        listed = sorted(set(index[unknown].tolist()))
+        found.error("task", f"{listed} is not in the task table", frames=runs(unknown), **where)
+        return
+    texts = {meta.tasks[int(i)] for i in np.unique(index)}
+    if episode.tasks and texts != set(episode.tasks):
+        message = f"the rows' tasks are {sorted(texts)}, the episode table's {sorted(episode.tasks)}"
+        found.warning("task", message, **where)
+
+
+def _check_subtask_ends(
+    episode: Episode, flags: np.ndarray, subtask: tuple[np.ndarray, list[str]] | None, found: Findings
+) -> None:
+    """A subtask ends with flagged frames: a run of flags closes a segment, and does not reach into the next."""
+    where: dict[str, Any] = {"episode": episode.index, "feature": "subtask_end"}
+    strange = (flags != 0) & (flags != 1)
+    if strange.any():
+        found.error("subtask-end", "is neither 0 nor 1", frames=runs(strange), **where)
+        return
+    flagged = flags.astype(bool)
+    if not flagged.any():
+        found.warning("subtask-end", "no frame is flagged: the end of a subtask cannot be learned from it", **where)
+        return
+    ids, texts = subtask or (np.zeros(len(flags), np.int32), ["subtask"])
+    played = np.array([text.strip() != NULL_TEXT for text in texts], bool)[ids]
+    starts = np.flatnonzero(np.diff(ids, prepend=ids[0] - 1))
+    unmarked, early, outside = (np.zeros(len(flags), bool) for _ in range(3))
+    for start, end in zip(starts, [*starts[1:], len(flags)]):
+        segment = flagged[start:end]
+        if not played[start]:
+            outside[start:end] = segment
+            continue
+        unmarked[end - 1] = not segment[-1]
+        early[start] = segment[0] and not segment.all() and start > 0
+    if unmarked.any():
+        found.warning("subtask-end", "the subtask ends here without a flag", frames=runs(unmarked), **where)
+    if early.any():
+        found.warning("subtask-end", "a new subtask starts with the flag set", frames=runs(early), **where)
+    if outside.any():
+        found.warning("subtask-end", 'flagged although the subtask is "null"', frames=runs(outside), **where)

@@ -1,0 +1,181 @@
+"""Check of a dataset's metadata: features, tasks, the episode table."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from mem0_jax.data import lerobot_meta
+from mem0_jax.data.files import AnyPath, DatasetError, MissingFile
+from mem0_jax.data.findings import Findings
+from mem0_jax.data.lerobot_meta import Episode, Info
+
+AUTOMATIC = ("timestamp", "frame_index", "episode_index", "index", "task_index")
+_GRID = 0.01  # frames; how far a video's from_timestamp may lie beside a frame
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What the metadata says, as far as it can be read; `tasks` is None when its table cannot."""
+
+    root: AnyPath
+    info: Info
+    episodes: list[Episode] = field(default_factory=list)
+    tasks: dict[int, str] | None = None
+
+
+def check_meta(root: AnyPath, info: Info) -> tuple[Metadata, Findings]:
+    """Read the metadata and return it with everything wrong in it; unreadable episodes are left out of it."""
+    found = Findings(root / "meta/info.json")
+    _check_features(info, found)
+    tasks = _check_tasks(root, info, found)
+    episodes, rows = _read_episodes(root, info, found)
+    _check_totals(info, episodes, rows, found)
+    if info.version == "v3.0":
+        _check_spans(info, episodes, rows, found)
+    if tasks is not None:
+        for episode in episodes:
+            unknown = sorted(set(episode.tasks) - set(tasks.values()))
+            if unknown:
+                found.error("task", f"the task table has no {unknown}", file=_table(root, info), episode=episode.index)
+    return Metadata(root, info, episodes, tasks), found
+
+
+def feature_names(feature: Mapping[str, Any]) -> list[str]:
+    """Return a name for every number of a feature: those of info.json where they fit, else its position."""
+    count, names = math.prod(feature["shape"]), feature.get("names")
+    if isinstance(names, dict) and len(names) == 1:  # {"motors": [...]}
+        names = next(iter(names.values()))
+    if isinstance(names, list) and len(names) == count:
+        return [str(name) for name in names]
+    return [f"[{i}]" for i in range(count)]
+
+
+def _table(root: AnyPath, info: Info) -> str:
+    return str(root / (lerobot_meta.EPISODES if info.version == "v3.0" else "meta/episodes.jsonl"))
+
+
+def _check_features(info: Info, found: Findings) -> None:
+    for key in AUTOMATIC:
+        if key not in info.features:
+            found.error("feature", "info.json lacks this feature, which every dataset has", feature=key)
+    for key, feature in info.features.items():
+        names, shape = feature.get("names"), feature.get("shape", ())
+        # Names may be those of the numbers or those of the axes.
+        if key in info.numbers and isinstance(names, list) and len(names) not in (0, math.prod(shape), len(shape)):
+            found.warning("names", f"{len(names)} names for shape {shape}", feature=key)
+        declared = (feature.get("info") or feature.get("video_info") or {}) if key in info.videos else {}
+        fps = declared.get("video.fps") if isinstance(declared, dict) else None
+        if fps is not None and fps != info.fps:
+            found.error("fps", f"video.fps is {fps}, but the dataset has {info.fps:g} frames a second", feature=key)
+
+
+def _check_tasks(root: AnyPath, info: Info, found: Findings) -> dict[int, str] | None:
+    file = str(root / ("meta/tasks.parquet" if info.version == "v3.0" else "meta/tasks.jsonl"))
+    try:
+        rows = lerobot_meta.read_tasks(root, info)
+    except (DatasetError, MissingFile) as error:
+        found.error("tasks", str(error), file=file)
+        return None
+    for number, count in Counter(index for index, _ in rows).items():
+        if count > 1:
+            found.error("tasks", f"task_index {number} is given {count} times", file=file)
+    for text, count in Counter(text for _, text in rows).items():
+        if count > 1:
+            found.warning("tasks", f"the task {text!r} is listed {count} times", file=file)
+    if info.raw.get("total_tasks") not in (None, len(rows)):
+        found.warning("totals", f"total_tasks is {info.raw['total_tasks']}, but the task table holds {len(rows)}")
+    return dict(rows)
+
+
+def _read_episodes(root: AnyPath, info: Info, found: Findings) -> tuple[list[Episode], dict[int, Mapping[str, Any]]]:
+    """Return the readable episodes by index, with their first rows filled in, and their rows of the table."""
+    table = _table(root, info)
+    try:
+        raw = lerobot_meta.episode_rows(root, info)
+    except (DatasetError, MissingFile) as error:
+        found.error("episode-table", str(error), file=table)
+        return [], {}
+    readable: dict[int, Episode] = {}
+    rows: dict[int, Mapping[str, Any]] = {}
+    last = -1
+    for row in raw:
+        try:
+            episode = lerobot_meta.make_episode(root, info, row, 0)
+        except DatasetError as error:
+            found.error("episode-table", str(error), file=table, episode=_as_index(row))
+            continue
+        if episode.index in readable:
+            found.error("episode-table", "is listed twice", file=table, episode=episode.index)
+            continue
+        if episode.index < last:
+            message = f"is listed after episode {last}; LeRobot expects them in order"
+            severity = found.error if info.version == "v3.0" else found.warning
+            severity("episode-order", message, file=table, episode=episode.index)
+        last = max(last, episode.index)
+        readable[episode.index], rows[episode.index] = episode, row
+    listed = sorted({index for row in raw if (index := _as_index(row)) is not None})
+    for before, after in itertools.pairwise([-1, *listed]):
+        if after > before + 1:
+            gap = "is" if after == before + 2 else f"and all up to {after - 1} are"
+            found.error("episode-table", f"{gap} not in the episode table", file=table, episode=before + 1)
+    return _with_starts([readable[index] for index in sorted(readable)]), rows
+
+
+def _as_index(row: Mapping[str, Any]) -> int | None:
+    index = row.get("episode_index")
+    return index if isinstance(index, int) else None
+
+
+def _with_starts(episodes: Sequence[Episode]) -> list[Episode]:
+    out, start, rows = [], 0, {}
+    for episode in episodes:
+        row = rows.get(episode.data_path, 0)
+        out.append(replace(episode, start=start, data_row=row))
+        start, rows[episode.data_path] = start + episode.length, row + episode.length
+    return out
+
+
+def _check_totals(
+    info: Info, episodes: Sequence[Episode], rows: Mapping[int, Mapping[str, Any]], found: Findings
+) -> None:
+    totals = {"total_episodes": len(episodes), "total_frames": sum(episode.length for episode in episodes)}
+    for key, value in totals.items():
+        if info.raw.get(key) != value:
+            found.error("totals", f"{key} is {info.raw.get(key)!r}, but the episode table gives {value}")
+    for episode in episodes:
+        expected = {"dataset_from_index": episode.start, "dataset_to_index": episode.start + episode.length}
+        for key, value in expected.items():
+            given = rows[episode.index].get(key, value)
+            if given != value:
+                found.error("episode-table", f"{key} is {given}; the lengths add up to {value}", episode=episode.index)
+
+
+def _check_spans(
+    info: Info, episodes: Sequence[Episode], rows: Mapping[int, Mapping[str, Any]], found: Findings
+) -> None:
+    """Compare the times of episodes in shared videos with frames, lengths, and each other."""
+    for camera in info.videos:
+        files: dict[AnyPath, list[Episode]] = {}
+        for episode in episodes:
+            row = rows[episode.index]
+            where: dict[str, Any] = {"episode": episode.index, "feature": camera}
+            begin, end = (row.get(f"videos/{camera}/{key}") for key in ("from_timestamp", "to_timestamp"))
+            begin = float(begin or 0) * info.fps
+            if abs(begin - round(begin)) > _GRID:
+                found.error("video-times", f"from_timestamp falls {begin:.3f} frames into the video", **where)
+            if isinstance(end, float) and not abs(end * info.fps - begin - episode.length) <= _GRID:
+                held = end * info.fps - begin
+                found.error("video-times", f"its video span holds {held:.2f} frames, not {episode.length}", **where)
+            files.setdefault(episode.videos[camera].path, []).append(episode)
+        for path, users in files.items():
+            users.sort(key=lambda episode: episode.videos[camera].first_frame)
+            for before, after in itertools.pairwise(users):
+                end, begin = before.videos[camera].first_frame + before.length, after.videos[camera].first_frame
+                if end > begin:
+                    message = f"shares {end - begin} frames of the video with {before.name}"
+                    found.error("video-times", message, file=str(path), episode=after.index, feature=camera)

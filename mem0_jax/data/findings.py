@@ -1,0 +1,78 @@
+"""What a check of a dataset finds, and how it is said.
+
+Axes: N frames of an episode.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from mem0_jax.data.files import AnyPath
+
+Severity = Literal["error", "warning"]
+Runs = tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing wrong with a dataset.
+
+    Attributes:
+        severity: "error" (reading or training goes wrong) or "warning" (suspicious).
+        kind: a short name of the check, such as "missing-file".
+        message: what is wrong, what was expected.
+        file: path of the file.
+        episode: its index, or None when it is not about one episode.
+        frames: runs of frames in the episode, (first, last) each.
+        feature: key of the feature, or "".
+    """
+
+    severity: Severity
+    kind: str
+    message: str
+    file: str = ""
+    episode: int | None = None
+    frames: Runs = ()
+    feature: str = ""
+
+    def __str__(self) -> str:
+        where = [] if self.episode is None else [f"episode {self.episode}"]
+        if self.frames:
+            text = ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in self.frames)
+            where.append(("frame " if text.isdigit() else "frames ") + text)
+        if self.feature:
+            where.append(self.feature)
+        return f"{', '.join(where)}: {self.message}" if where else self.message
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON-able dict of all fields."""
+        return asdict(self) | {"frames": [list(run) for run in self.frames]}
+
+
+class Findings(list[Finding]):
+    """A list that is written to with `error` and `warning`; `file` is the file that entries are about."""
+
+    def __init__(self, file: AnyPath | str = ""):
+        super().__init__()
+        self.file = str(file)
+
+    def error(self, kind: str, message: str, **where: Any) -> None:
+        """Add an error; `where` may have file, episode, frames and feature."""
+        self._add("error", kind, message, where)
+
+    def warning(self, kind: str, message: str, **where: Any) -> None:
+        """Add a warning."""
+        self._add("warning", kind, message, where)
+
+    def _add(self, severity: Severity, kind: str, message: str, where: dict[str, Any]) -> None:
+        fields: dict[str, Any] = {"file": self.file} | where
+        self.append(Finding(severity, kind, message, **fields))
+
+
+def runs(wrong: np.ndarray) -> Runs:
+    """Return the runs of True in bool [N] as (first, last) pairs."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], wrong, [False]]).astype(np.int8)))
+    return tuple((int(a), int(b) - 1) for a, b in zip(edges[::2], edges[1::2]))
