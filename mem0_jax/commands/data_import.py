@@ -1,7 +1,6 @@
 """`mem0-jax data import`: recordings of other programs as LeRobot datasets."""
 
 import argparse
-import json
 import os
 import sys
 from collections import Counter
@@ -9,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mem0_jax.cli import CommandParser
+from mem0_jax.commands.output import write_json
 from mem0_jax.errors import UserError
 
 SUMMARY = (
@@ -72,10 +72,7 @@ def main(argv: Sequence[str]) -> None:
     print(", ".join(f"{task} {count}" for task, count in tasks.items()))
     if flags.json:
         rows = {"episodes": report.episodes, "skipped": report.skipped, "warnings": report.warnings}
-        text = json.dumps({"dataset": str(report.dataset), "format": report.version} | rows, indent=1)
-        unfinished = flags.json.with_name(f".{flags.json.name}.unfinished")
-        unfinished.write_text(text, "utf-8")
-        unfinished.rename(flags.json)
+        write_json(flags.json, {"dataset": str(report.dataset), "format": report.version} | rows)
 
 
 def _positive(text: str) -> int:

@@ -11,6 +11,7 @@ import numpy as np
 
 MODEL_DIM = 16
 GRIPPER_DIMS = (14, 15)  # of the model layout
+SEVENTH_JOINTS = (6, 13)  # likewise
 JOINT_NAMES = (
     *(f"left_joint_{i}" for i in range(7)),
     *(f"right_joint_{i}" for i in range(7)),

@@ -14,14 +14,14 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mem0_jax.data.layout import GRIPPER_DIMS, JOINT_NAMES, MODEL_DIM
+from mem0_jax.data.layout import GRIPPER_DIMS, JOINT_NAMES, MODEL_DIM, SEVENTH_JOINTS
 
 if TYPE_CHECKING:
     from mem0_jax.data.lerobot import LeRobotDataset
@@ -55,8 +55,19 @@ class NormStats:
     def from_dataset(
         cls, dataset: LeRobotDataset, *, state: str = "observation.state", action: str = "action"
     ) -> NormStats:
-        """Compute all statistics over all frames of a dataset."""
-        return cls(_measure(dataset.column(state)), _measure(dataset.column(action)))
+        """Compute all statistics over all frames of a dataset; no video is opened."""
+        return cls.from_datasets([dataset], state=state, action=action)
+
+    @classmethod
+    def from_datasets(
+        cls, datasets: Sequence[LeRobotDataset], *, state: str = "observation.state", action: str = "action"
+    ) -> NormStats:
+        """Compute the statistics of several datasets as if they were one, from all their values.
+
+        Raises:
+            ValueError: a feature is missing, has another shape than [F, D], or NaN; names the dataset.
+        """
+        return cls(*(_measure([_vectors(dataset, key) for dataset in datasets]) for key in (state, action)))
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], where: str = "norm_stats") -> NormStats:
@@ -182,10 +193,51 @@ class Normalizer:
         self.action = VectorNormalizer(stats.action, mode, "action")
 
 
-def _measure(x: np.ndarray) -> dict[str, np.ndarray]:
-    x = np.asarray(x, np.float64)
-    q01, q99 = np.quantile(x, [0.01, 0.99], axis=0)
-    return {"min": x.min(0), "max": x.max(0), "mean": x.mean(0), "std": x.std(0), "q01": q01, "q99": q99}
+def span_warnings(stats: NormStats) -> list[str]:
+    """Say what of complete statistics will normalise badly, naming the joints; [] if all is well."""
+    found = []
+    for kind in ("state", "action"):
+        of = getattr(stats, kind)
+        span, inner = of["max"] - of["min"], of["q99"] - of["q01"]
+        arm = ~np.isin(np.arange(MODEL_DIM), GRIPPER_DIMS)
+        # A 6-joint arm has no seventh joint, and 0 in its place.
+        absent = np.isin(np.arange(MODEL_DIM), SEVENTH_JOINTS) & (of["min"] == 0) & (of["max"] == 0)
+        still, tiny = span <= _NO_RANGE, span < _TINY
+        kinds = {
+            "never move: the model will always be shown 0 there": arm & still & ~absent,
+            f"span less than {_TINY} rad: min_max magnifies their noise to [-1, 1]": arm & tiny & ~still,
+            "move in less than 2 % of the frames: quantile will always give 0": arm & ~tiny & (inner <= _NO_RANGE),
+            "leave the range 0 to 1: grippers are not normalised": ~arm & ((of["min"] < 0) | (of["max"] > 1)),
+        }
+        for what, where in kinds.items():
+            if where.any():
+                found.append(f"{kind}: {', '.join(JOINT_NAMES[d] for d in np.flatnonzero(where))} {what}")
+    return found
+
+
+def _vectors(dataset: LeRobotDataset, key: str) -> np.ndarray:
+    x = dataset.column(key)
+    if x.shape[1:] != (MODEL_DIM,):
+        raise ValueError(
+            f"{dataset.root}: {key} has shape {list(x.shape)}; expected [F, {MODEL_DIM}], the model layout"
+        )
+    if not np.isfinite(x).all():
+        row, d = np.argwhere(~np.isfinite(x))[0]
+        episode = next(episode for episode in dataset.episodes if row < episode.start + episode.length)
+        raise ValueError(
+            f"{dataset.root}: {key} has NaN or infinite values, first in {JOINT_NAMES[d]} of episode {episode.index}, "
+            f"frame {row - episode.start}"
+        )
+    return x
+
+
+def _measure(parts: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    """Statistics of the rows of all parts [F, D], dimension by dimension to need little memory in float64."""
+    rows = []
+    for d in range(MODEL_DIM):
+        x = np.concatenate([part[:, d] for part in parts]).astype(np.float64)
+        rows.append([x.min(), x.max(), x.mean(), x.std(), *np.quantile(x, [0.01, 0.99])])
+    return dict(zip(_STATS, np.array(rows).T))
 
 
 def _problems(kind: str, stats: Mapping[str, np.ndarray]) -> list[str]:

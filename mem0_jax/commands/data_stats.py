@@ -1,0 +1,73 @@
+"""`mem0-jax data stats`: what normalisation needs to know about datasets."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mem0_jax.cli import CommandParser
+from mem0_jax.commands.output import write_json
+from mem0_jax.errors import UserError
+
+SUMMARY = (
+    "Computes minimum, maximum, mean, standard deviation and quantiles of states and actions over all frames of one or "
+    "more LeRobot datasets, taken as one. Videos are not opened. Joints that hardly move are warned of."
+)
+COLUMNS = ("min", "q01", "mean", "q99", "max", "std")
+
+
+def parser() -> CommandParser:
+    """The flags."""
+    flags = CommandParser(
+        "data stats",
+        SUMMARY,
+        [
+            "mem0-jax data stats datasets/put_back_block --out norm_stats.json",
+            "mem0-jax data stats datasets/swap_blocks datasets/swap_T --json stats.json",
+        ],
+    )
+    flags.add_argument("datasets", nargs="+", type=Path, metavar="DIR", help="a LeRobot dataset, v2.1 or v3.0")
+    flags.add_argument("--out", type=Path, metavar="FILE", help="write norm_stats.json, which Mem-0's reference reads")
+    flags.add_argument("--json", type=Path, metavar="FILE", help="write everything that is printed to this file")
+    return flags
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measures datasets."""
+    flags = parser().parse_args(argv)
+    from tqdm import tqdm
+
+    from mem0_jax.data.lerobot import LeRobotDataset
+    from mem0_jax.data.normalize import NormStats, span_warnings
+
+    if len({folder.resolve() for folder in flags.datasets}) < len(flags.datasets):
+        raise UserError("a dataset is given twice; its frames would count double")
+    try:
+        folders = tqdm(flags.datasets, desc="reading", unit="dataset", disable=None)
+        datasets = [LeRobotDataset(folder) for folder in folders]
+        stats = NormStats.from_datasets(datasets)
+        warnings = span_warnings(stats)
+    except (ValueError, OSError) as error:
+        raise UserError(str(error)) from error
+    rows = [{"dataset": str(d.root), "episodes": len(d.episodes), "frames": d.num_frames} for d in datasets]
+    for row in rows:
+        print(f"{row['dataset']}: {row['episodes']} episodes, {row['frames']:,} frames")
+    for kind in ("state", "action"):
+        print(f"\n{table(kind, getattr(stats, kind))}")
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    if flags.out:
+        write_json(flags.out, stats.to_json())
+        print(f"\nwritten to {flags.out}")
+    if flags.json:
+        write_json(flags.json, {"datasets": rows, "stats": stats.to_json(), "warnings": warnings})
+
+
+def table(kind: str, stats: Mapping[str, Any]) -> str:
+    """The statistics of one kind of vector, a line a joint."""
+    from mem0_jax.data.layout import JOINT_NAMES
+
+    lines = [f"{kind:<15}" + "".join(f"{name:>10}" for name in COLUMNS)]
+    for d, joint in enumerate(JOINT_NAMES):
+        lines.append(f"{joint:<15}" + "".join(f"{stats[name][d]:>10.4f}" for name in COLUMNS))
+    return "\n".join(lines)
