@@ -29,7 +29,7 @@ def parser() -> CommandParser:
     )
     flags.add_argument("dataset", metavar="DIR", help="the LeRobot dataset (v2.0, v2.1, v3.0), a folder or an address")
     flags.add_argument("out", type=Path, metavar="OUT", help="folder to write; must not exist")
-    flags.add_argument("--size", type=_size, metavar="HxW", help="resize the pictures, bilinear; default the camera's")
+    flags.add_argument("--size", type=_size, metavar="HxW", help="resize the pictures, bilinear; with the size that is trained on, reading is fastest")
     flags.add_argument("--quality", type=int, default=95, help="JPEG quality, 1 to 100")
     flags.add_argument("--shard-mib", type=float, default=256, help="about how large a shard shall be, in MiB")
     flags.add_argument("--workers", type=int, default=2, help="threads")
@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
             unfinished.write_text(json.dumps(figures, indent=1))
             unfinished.rename(flags.json)
     except OSError as error:  # disk full, not allowed, ...
-        raise error if isinstance(error, UserError) else UserError(f"cannot write ({error})") from error
+        raise error if isinstance(error, UserError) else UserError(str(error)) from error
     print(
         f"{packed.root}: {packed.episodes} episodes, {packed.frames} frames in {packed.shards} shards, "
         f"{packed.bytes / 2**20:.1f} MiB ({packed.bytes / packed.frames / 1000:.1f} kB a frame)"

@@ -408,8 +408,8 @@ def _frame_bytes(dataset: LeRobotDataset, settings: dict[str, Any]) -> float:
 
 
 def _fingerprint(dataset: LeRobotDataset, columns: list[Column]) -> str:
-    """Tell datasets apart by all their numbers and texts."""
-    digest = hashlib.sha256(json.dumps([[e.index, e.length] for e in dataset.episodes]).encode())
+    """Tell datasets apart by info.json and all their numbers and texts."""
+    digest = hashlib.sha256(json.dumps([dataset.info, [[e.index, e.length] for e in dataset.episodes]]).encode())
     for column in columns:
         digest.update(json.dumps(column.describe()).encode())
         digest.update(column.values.tobytes())
