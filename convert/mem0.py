@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from mem0_jax.backbones.qwen3_vl.config import Qwen3VLConfig
-from mem0_jax.convert.rules import KEEP, TRANSPOSE, Constant, Op, Rule, Tied, flatten_kernel
+from mem0_jax.convert.rules import KEEP, TRANSPOSE, AnyRule, Constant, Op, Rule, Tied, flatten_kernel
 from mem0_jax.policies.mem0 import Mem0Config
 
-Rules = list[Rule | Tied | Constant]
+Rules = list[AnyRule]
 
 
 def linear(source: str, target: str, *, bias: bool = True, parts: Sequence[str] = (), **layers: int) -> Rules:
@@ -58,7 +58,10 @@ def qwen3_vl_rules(config: Qwen3VLConfig, source: str = "", target: str = "") ->
     for name in ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"):
         rules += linear(f"{layer}{name}", our_layer + name.replace(".", "/"), bias=False)
     rules += norm(f"{text}norm", f"{ours}norm", bias=False)
-    return [*rules, Tied(f"{source}lm_head.weight", f"{text}embed_tokens.weight")]
+    head = f"{source}lm_head.weight"
+    if config.text.tie_word_embeddings:
+        return [*rules, Tied(head, f"{text}embed_tokens.weight")]
+    return [*rules, Rule(head, (f"{target}lm_head/kernel",), TRANSPOSE)]
 
 
 def memory_rules() -> Rules:

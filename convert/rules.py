@@ -3,9 +3,9 @@
 Every source key and every leaf must be accounted for; a plan is made, and checked whole, before any tensor is read.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -15,6 +15,21 @@ from mem0_jax.tree import flatten, unflatten
 
 class ConversionError(UserError):
     """Source and target do not fit; the message lists everything that does not."""
+
+
+class Tensor(Protocol):
+    """A tensor that is read when asked for. NumPy arrays stand for themselves wherever one is expected."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> np.dtype: ...
+    def read(self) -> np.ndarray: ...
+
+
+def array_of(tensor: Any) -> np.ndarray:
+    """The values of a `Tensor` or an array."""
+    return tensor.read() if hasattr(tensor, "read") else np.asarray(tensor)
 
 
 @dataclass(frozen=True)
@@ -59,7 +74,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Tied:
-    """A source tensor that must equal another one and has no leaf of its own."""
+    """A source tensor that must equal another one and has no leaf of its own; it may be left out of a file."""
 
     source: str
     same_as: str
@@ -71,6 +86,9 @@ class Constant:
 
     source: str
     value: float
+
+
+AnyRule = Rule | Tied | Constant
 
 
 @dataclass(frozen=True)
@@ -92,41 +110,80 @@ class Plan:
     abstract: dict[str, Any]
 
 
-def make_plan(rules: Sequence[Rule | Tied | Constant], shapes: Mapping[str, tuple[int, ...]], abstract: Any) -> Plan:
+@dataclass
+class Misfits:
+    """What keeps a source and a model apart.
+
+    Attributes:
+        unmapped: source tensors without a rule.
+        missing: source tensors that a rule expects.
+        unfilled: leaves without a source.
+        clashes: shapes that do not fit, and rules for leaves that do not exist.
+    """
+
+    unmapped: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    unfilled: list[str] = field(default_factory=list)
+    clashes: list[str] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.unmapped or self.missing or self.unfilled or self.clashes)
+
+    def lines(self) -> list[str]:
+        """One line each."""
+        return [
+            *(f"no rule for source tensor {key}" for key in self.unmapped),
+            *(f"source tensor {key} is missing" for key in self.missing),
+            *(f"no source for leaf {path}" for path in self.unfilled),
+            *self.clashes,
+        ]
+
+
+class PlanError(ConversionError):
+    """Source and model do not fit; `misfits` has the lists that the message shows."""
+
+    def __init__(self, misfits: Misfits):
+        self.misfits, lines = misfits, misfits.lines()
+        super().__init__(f"{len(lines)} mismatches between source and model:\n  " + "\n  ".join(lines))
+
+
+def make_plan(rules: Sequence[AnyRule], shapes: Mapping[str, tuple[int, ...]] | None, abstract: Any) -> Plan:
     """Accounts for every source key and every leaf.
 
     Args:
         rules: the model's table.
-        shapes: shape of every source tensor.
+        shapes: shape of every source tensor; None plans the way back, from leaves to source tensors.
         abstract: our tree, of arrays or `jax.ShapeDtypeStruct`.
 
     Raises:
-        ConversionError: listing all source keys without a rule, leaves without a source and shapes that clash.
+        PlanError: listing all source keys without a rule, leaves without a source and shapes that clash.
     """
-    leaves = flatten(abstract)
-    entries, checks, problems = [], [], []
+    leaves, misfits = flatten(abstract), Misfits()
+    entries: list[Entry] = []
     for rule in rules:
         if isinstance(rule, Rule):
-            entries += _expand(rule, leaves, problems)
-        else:
-            checks.append(rule)
-    consumed = [e.source for e in entries] + [c.source for c in checks]
-    problems += [f"no rule for source tensor {key} {tuple(shapes[key])}" for key in shapes if key not in set(consumed)]
-    problems += [f"source tensor {key} is missing" for key in consumed if key not in shapes]
+            entries += _expand(rule, leaves, misfits)
+    checks = [rule for rule in rules if not isinstance(rule, Rule)]
     filled = {target for entry in entries for target in entry.targets}
-    problems += [f"no source for leaf {path}" for path in leaves if path not in filled]
-    for entry in entries:
-        if entry.source in shapes:
-            problems += _clashes(entry, shapes[entry.source], leaves)
-    if problems:
-        raise ConversionError(f"{len(problems)} mismatches between source and model:\n  " + "\n  ".join(problems))
+    misfits.unfilled += [path for path in leaves if path not in filled]
+    if shapes is not None:
+        known = {entry.source for entry in entries} | {check.source for check in checks}
+        misfits.unmapped += [f"{key} {tuple(shapes[key])}" for key in shapes if key not in known]
+        needed = [e.source for e in entries] + [c.source for c in checks if isinstance(c, Constant)]
+        misfits.missing += [key for key in needed if key not in shapes]
+        checks = [check for check in checks if check.source in shapes]
+        for entry in entries:
+            if entry.source in shapes:
+                misfits.clashes += _clashes(entry, shapes[entry.source], leaves)
+    if misfits:
+        raise PlanError(misfits)
     return Plan(tuple(entries), tuple(checks), leaves)
 
 
-def _expand(rule: Rule, leaves: Mapping[str, Any], problems: list[str]) -> list[Entry]:
+def _expand(rule: Rule, leaves: Mapping[str, Any], misfits: Misfits) -> list[Entry]:
     unknown = [path for path in rule.targets if path not in leaves]
     if unknown:
-        problems += [f"rule for {rule.source} names {path}, which is no leaf of the model" for path in unknown]
+        misfits.clashes += [f"rule for {rule.source} names {path}, which is no leaf of the model" for path in unknown]
         return []
     if "{n}" not in rule.source:
         return [Entry(rule.source, rule.targets, rule.op, None)]
@@ -148,40 +205,92 @@ def _clashes(entry: Entry, shape: tuple[int, ...], leaves: Mapping[str, Any]) ->
     return [f"{entry.source} {tuple(shape)} gives {got}, but {', '.join(entry.targets)} needs {expected}"]
 
 
-def load(plan: Plan, source: Mapping[str, np.ndarray], dtype: Any = np.float32) -> dict[str, Any]:
+def pieces(entry: Entry, tensors: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
+    """Reads the source of an entry once: each target with its values, the leaf's or those of layer `entry.layer`."""
+    value = array_of(tensors[entry.source])
+    parts = np.split(value, len(entry.targets)) if len(entry.targets) > 1 else [value]
+    for target, part in zip(entry.targets, parts):
+        yield target, entry.op.forward(part)
+
+
+def load(plan: Plan, tensors: Mapping[str, Any], dtype: Any = np.float32) -> dict[str, Any]:
     """Reads every tensor of the plan into a nested dict of arrays of `dtype`.
 
     Raises:
         ConversionError: a tied tensor differs from its twin, or a constant from the setting.
     """
-    for check in plan.checks:
-        _verify(check, source)
+    verify(plan, tensors)
     tree = {path: np.empty(leaf.shape, dtype) for path, leaf in plan.abstract.items()}
     for entry in plan.entries:
-        parts = np.split(np.asarray(source[entry.source]), len(entry.targets)) if len(entry.targets) > 1 else None
-        for i, target in enumerate(entry.targets):
-            value = entry.op.forward(parts[i] if parts else np.asarray(source[entry.source]))
+        for target, value in pieces(entry, tensors):
             tree[target][... if entry.layer is None else entry.layer] = value
     return unflatten(tree)
 
 
-def _verify(check: Tied | Constant, source: Mapping[str, np.ndarray]) -> None:
-    value = np.asarray(source[check.source])
-    other = np.asarray(source[check.same_as]) if isinstance(check, Tied) else np.float32(check.value)
-    if value.shape != other.shape or not np.array_equal(value.astype(np.float32), other.astype(np.float32)):
-        name = check.same_as if isinstance(check, Tied) else f"the setting {check.value}"
-        raise ConversionError(f"{check.source} must equal {name}, but differs")
+def verify(plan: Plan, tensors: Mapping[str, Any]) -> None:
+    """Holds the plan's checks. Raises ConversionError as `load` does."""
+    for check in plan.checks:
+        mine, twin = tensors[check.source], tensors[check.same_as] if isinstance(check, Tied) else None
+        if twin is not None and hasattr(mine, "same_as") and mine.same_as(twin):
+            continue  # one storage: nothing to read
+        value = array_of(mine)
+        other = array_of(twin) if isinstance(check, Tied) else np.float32(check.value)
+        if value.shape != other.shape or not _equal(value, other):
+            name = check.same_as if isinstance(check, Tied) else f"the setting {check.value}"
+            raise ConversionError(f"{check.source} must equal {name}, but differs")
+
+
+def _equal(a: np.ndarray, b: np.ndarray) -> bool:
+    """Equality row by row, so that a large table is never copied whole."""
+    if a.ndim == 0:
+        return bool(a.astype(np.float32) == np.asarray(b).astype(np.float32))
+    return all(np.array_equal(x.astype(np.float32), y.astype(np.float32)) for x, y in zip(a, b))
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The source tensor of an entry, made from the leaves when read."""
+
+    entry: Entry
+    leaves: Mapping[str, Any]
+
+    @property
+    def dtype(self) -> np.dtype:
+        return np.dtype(self.leaves[self.entry.targets[0]].dtype)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        probes = [np.broadcast_to(np.int8(0), self._shape_of(target)) for target in self.entry.targets]
+        return _joined([self.entry.op.inverse(probe) for probe in probes]).shape
+
+    def _shape_of(self, target: str) -> tuple[int, ...]:
+        return tuple(self.leaves[target].shape[self.entry.layer is not None :])
+
+    def read(self) -> np.ndarray:
+        """The values, as the source holds them."""
+        return _joined([self.entry.op.inverse(self._part(target)) for target in self.entry.targets])
+
+    def _part(self, target: str) -> np.ndarray:
+        leaf = self.leaves[target]
+        if hasattr(leaf, "read"):
+            return leaf.read(self.entry.layer)
+        return np.asarray(leaf)[... if self.entry.layer is None else self.entry.layer]
+
+
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def exported(plan: Plan, leaves: Mapping[str, Any]) -> dict[str, Exported]:
+    """The way back: source tensors by key, read when asked for (without the tied ones and constants).
+
+    Args:
+        plan: of this model, from either direction.
+        leaves: by path, arrays or objects whose `read(layer)` gives one layer (None: all).
+    """
+    return {entry.source: Exported(entry, leaves) for entry in plan.entries}
 
 
 def export(plan: Plan, tree: Any) -> dict[str, np.ndarray]:
-    """The inverse of `load`: source tensors by key (without the tied ones and constants)."""
-    leaves = flatten(tree)
-
-    def part(entry: Entry, target: str) -> np.ndarray:
-        return entry.op.inverse(np.asarray(leaves[target])[... if entry.layer is None else entry.layer])
-
-    out = {}
-    for entry in plan.entries:
-        parts = [part(entry, target) for target in entry.targets]
-        out[entry.source] = parts[0] if len(parts) == 1 else np.concatenate(parts)
-    return out
+    """The inverse of `load`: the arrays of `exported`."""
+    return {key: tensor.read() for key, tensor in exported(plan, flatten(tree)).items()}

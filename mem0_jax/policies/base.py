@@ -16,10 +16,12 @@ class Policy(Protocol):
     Attributes:
         learning_rate_groups: (group, path regex) pairs; the first match wins and every parameter must match one.
         no_gradient: path regexes of parameters that never influence the policy's outputs.
+        logical_axes: (logical axes, path regex) pairs, see `distributed.sharding`.
     """
 
     learning_rate_groups: tuple[tuple[str, str], ...]
     no_gradient: tuple[str, ...]
+    logical_axes: tuple[tuple[str, str], ...]
 
     def init(self, key: Array) -> Params:
         """Fresh parameters."""

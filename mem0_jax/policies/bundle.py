@@ -1,31 +1,41 @@
 """Self-describing policy folders: loading one needs nothing else.
 
-config.json       format version, policy, its configuration, inputs, provenance
+config.json       format version, what it holds (a policy, or a backbone alone), its configuration, provenance
+params/           Orbax checkpoint of the parameters
 norm_stats.json   statistics of state and action
 tokenizer.json    the tokenizer
-params/           Orbax checkpoint of the parameters
+processor/        further files of the Hugging Face processor, as they came
+optimizer/        Orbax checkpoint of the optimizer's moments, where a run is to be continued
 """
 
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from tokenizers import Tokenizer
 
 from mem0_jax import __version__
+from mem0_jax.backbones.qwen3_vl.config import Qwen3VLConfig
+from mem0_jax.backbones.qwen3_vl.model import Qwen3VL
 from mem0_jax.backbones.qwen3_vl.processor import Processor, load_tokenizer
 from mem0_jax.config import from_dict, to_dict
 from mem0_jax.data.normalize import Normalizer, NormStats
 from mem0_jax.data.transforms import ObservationTransform
 from mem0_jax.errors import UserError
+from mem0_jax.nn import module
 from mem0_jax.policies.base import Params
 from mem0_jax.policies.mem0 import Mem0, Mem0Config
+from mem0_jax.store import open_tree
+from mem0_jax.tree import flatten, unflatten
 
 FORMAT_VERSION = 1
 
@@ -53,12 +63,12 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A policy with everything it needs."""
+    """A policy with everything it needs; without statistics or tokenizer it can be looked into and trained on only."""
 
     config: Mem0Config
     params: Params
-    stats: NormStats
-    tokenizer: Tokenizer
+    stats: NormStats | None
+    tokenizer: Tokenizer | None
     inputs: Inputs = field(default_factory=Inputs)
     provenance: dict[str, Any] = field(default_factory=dict)
 
@@ -70,42 +80,98 @@ class Bundle:
     @cached_property
     def processor(self) -> Processor:
         """Images and instructions to backbone arrays."""
+        if self.tokenizer is None:
+            raise BundleError(
+                "this bundle has no tokenizer.json: convert it again with --backbone DIR, a Qwen3-VL folder"
+            )
         return Processor(self.tokenizer, self.config.backbone, self.config.image_size, self.inputs.max_length)
 
     @cached_property
     def transform(self) -> ObservationTransform:
         """Environment observations to images and states, and chunks back to actions."""
+        if self.stats is None:
+            raise BundleError("this bundle has no norm_stats.json: convert it again with --norm-stats FILE")
         normalizer = Normalizer(self.stats, self.inputs.normalization)
         return ObservationTransform(normalizer, self.inputs.camera_size, self.inputs.resample)
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A Qwen3-VL alone: to start training from, or to plan with."""
+
+    config: Qwen3VLConfig
+    params: Params
+    tokenizer: Tokenizer | None
+
+
+CONFIGS = {"mem0": Mem0Config, "qwen3_vl": Qwen3VLConfig}
+
+
+def abstract_params(config: Mem0Config | Qwen3VLConfig) -> Params:
+    """The parameter tree of a policy or a backbone as `jax.ShapeDtypeStruct`, float32."""
+    if isinstance(config, Mem0Config):
+        return jax.eval_shape(Mem0(config).init, jax.random.key(0))
+    return jax.eval_shape(lambda key: module.init(lambda rngs: Qwen3VL(config, rngs), key), jax.random.key(0))
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A folder beside `folder` to fill: takes its place when the block ends well, else goes without a trace.
+
+    Raises:
+        BundleError: `folder` exists and is no bundle.
+    """
+    folder = folder.absolute()
+    if folder.exists() and not (folder / "config.json").is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise BundleError(f"{folder} exists and is no bundle: name another folder, or remove it")
+    for left in folder.parent.glob(f".{folder.name}.unfinished-*"):  # by a process that was killed
+        if not _alive(int(left.name.rpartition("-")[2])):
+            shutil.rmtree(left)
+    unfinished = folder.with_name(f".{folder.name}.unfinished-{os.getpid()}")
+    unfinished.mkdir(parents=True)
+    try:
+        yield unfinished
+        if folder.exists():
+            shutil.rmtree(folder)
+        unfinished.rename(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def write_description(folder: Path, config: Mem0Config | Qwen3VLConfig, **entries: Any) -> None:
+    """Writes config.json; `entries` are `inputs`, `provenance`, `training`."""
+    policy = next(name for name, cls in CONFIGS.items() if isinstance(config, cls))
+    entries["provenance"] = {"mem0_jax": __version__, "jax": jax.__version__, **entries.get("provenance", {})}
+    description = {"format_version": FORMAT_VERSION, "policy": policy, "config": to_dict(config), **entries}
+    (folder / "config.json").write_text(json.dumps(description, indent=1))
 
 
 def save_bundle(bundle: Bundle, folder: str | Path) -> Path:
     """Writes a bundle; the folder appears when complete and replaces an older one."""
     folder = Path(folder).absolute()
-    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    description = {
-        "format_version": FORMAT_VERSION,
-        "policy": "mem0",
-        "config": to_dict(bundle.config),
-        "inputs": to_dict(bundle.inputs),
-        "provenance": {"mem0_jax": __version__, "jax": jax.__version__, **bundle.provenance},
-    }
-    (unfinished / "config.json").write_text(json.dumps(description, indent=1))
-    bundle.stats.save(unfinished / "norm_stats.json")
-    bundle.tokenizer.save(str(unfinished / "tokenizer.json"))
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(unfinished / "params", bundle.params)
-    if folder.exists():
-        shutil.rmtree(folder)
-    unfinished.rename(folder)
+    with new_folder(folder) as unfinished:
+        write_description(unfinished, bundle.config, inputs=to_dict(bundle.inputs), provenance=bundle.provenance)
+        if bundle.stats is not None:
+            bundle.stats.save(unfinished / "norm_stats.json")
+        if bundle.tokenizer is not None:
+            bundle.tokenizer.save(str(unfinished / "tokenizer.json"))
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(unfinished / "params", bundle.params)
     return folder
 
 
-def load_bundle(folder: str | Path) -> Bundle:
-    """Reads a bundle; its parameters must fit its configuration exactly."""
-    folder = Path(folder).absolute()
+def read_description(folder: Path) -> tuple[Mem0Config | Qwen3VLConfig, dict[str, Any]]:
+    """The configuration of a bundle and all of its config.json. Raises BundleError."""
     path = folder / "config.json"
     if not path.is_file():
         raise BundleError(f"{folder} is no policy bundle: it has no config.json")
@@ -113,20 +179,68 @@ def load_bundle(folder: str | Path) -> Bundle:
         description = json.loads(path.read_text())
     except ValueError as error:
         raise BundleError(f"{path} is not JSON: {error}") from None
-    if description.get("format_version") != FORMAT_VERSION or description.get("policy") != "mem0":
+    known = isinstance(description, dict) and description.get("format_version") == FORMAT_VERSION
+    if not known or description.get("policy") not in CONFIGS or not isinstance(description.get("config"), dict):
+        version = description.get("format_version") if isinstance(description, dict) else None
         raise BundleError(
-            f"{path}: expected policy 'mem0' of format version {FORMAT_VERSION}, got "
-            f"{description.get('policy')!r} of version {description.get('format_version')!r}"
+            f"{path}: expected {' or '.join(map(repr, CONFIGS))} of format version {FORMAT_VERSION}, got "
+            f"{description.get('policy') if isinstance(description, dict) else None!r} of version {version!r}"
         )
-    config = from_dict(Mem0Config, description["config"])
-    abstract = jax.eval_shape(Mem0(config).init, jax.random.key(0))
-    with ocp.StandardCheckpointer() as checkpointer:
-        params = checkpointer.restore(folder / "params", abstract)
+    return from_dict(CONFIGS[description["policy"]], description["config"]), description
+
+
+def load_bundle(folder: str | Path, dtype: Any = jnp.float32) -> Bundle:
+    """Reads a policy; its parameters must fit its configuration exactly.
+
+    Args:
+        folder: the bundle.
+        dtype: of the parameters; None keeps each as it is stored.
+    """
+    folder = Path(folder).absolute()
+    config, description = read_description(folder)
+    if not isinstance(config, Mem0Config):
+        raise BundleError(f"{folder} holds a backbone alone, not a policy: train one from it, or name another bundle")
+    stats = folder / "norm_stats.json"
     return Bundle(
         config=config,
-        params=params,
-        stats=NormStats.load(folder / "norm_stats.json"),
-        tokenizer=load_tokenizer(folder / "tokenizer.json"),
-        inputs=from_dict(Inputs, description["inputs"]),
-        provenance=description["provenance"],
+        params=_load_params(folder, config, dtype),
+        stats=NormStats.load(stats) if stats.is_file() else None,
+        tokenizer=_tokenizer(folder),
+        inputs=from_dict(Inputs, description.get("inputs", {})),
+        provenance=description.get("provenance", {}),
     )
+
+
+def load_backbone(folder: str | Path, dtype: Any = jnp.float32) -> Backbone:
+    """Reads the backbone of a bundle, of one alone or of a policy's; `dtype` as in `load_bundle`."""
+    folder = Path(folder).absolute()
+    config, _ = read_description(folder)
+    params = _load_params(folder, config, dtype)
+    if isinstance(config, Mem0Config):
+        return Backbone(config.backbone, params["backbone"], _tokenizer(folder))
+    return Backbone(config, params, _tokenizer(folder))
+
+
+def _tokenizer(folder: Path) -> Tokenizer | None:
+    path = folder / "tokenizer.json"
+    return load_tokenizer(path) if path.is_file() else None
+
+
+def _load_params(folder: Path, config: Mem0Config | Qwen3VLConfig, dtype: Any) -> Params:
+    abstract, found = flatten(abstract_params(config)), open_tree(folder / "params")
+    problems = [f"{path} is missing" for path in abstract if path not in found]
+    problems += [f"{path} is unknown to this configuration" for path in found if path not in abstract]
+    problems += [
+        f"{path} is {found[path].shape}, expected {leaf.shape}"
+        for path, leaf in abstract.items()
+        if path in found and found[path].shape != leaf.shape
+    ]
+    if problems:
+        raise BundleError(f"{folder}: parameters and config.json do not fit:\n  " + "\n  ".join(problems))
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    target = {
+        path: jax.ShapeDtypeStruct(leaf.shape, found[path].dtype if dtype is None else dtype, sharding=device)
+        for path, leaf in abstract.items()
+    }
+    with ocp.StandardCheckpointer() as checkpointer:
+        return checkpointer.restore(folder / "params", unflatten(target))

@@ -21,6 +21,7 @@ from mem0_jax.memory import bank
 from mem0_jax.memory.bank import MemoryBank, MemoryConfig, MemoryState
 from mem0_jax.nn import module
 from mem0_jax.nn.layers import split_key
+from mem0_jax.policies import mem0_axes
 from mem0_jax.policies.base import Batch, Params
 
 Array = jax.Array
@@ -106,11 +107,14 @@ class Mem0:
         ("classifier", "classifier/.*"),
         ("memory", "memory/.*"),
     )
-    # The features are taken before the final norm, and nothing reads the language-model head.
-    no_gradient: tuple[str, ...] = (r"backbone/language_model/norm/.*",)
 
     def __init__(self, config: Mem0Config):
         self.config = config
+        # The features are taken before the final norm, and nothing reads the language-model head.
+        self.no_gradient: tuple[str, ...] = (r"backbone/language_model/norm/.*",)
+        if not config.backbone.text.tie_word_embeddings:
+            self.no_gradient += (r"backbone/lm_head/.*",)
+        self.logical_axes = mem0_axes.logical_axes(config.backbone)
         self._build = lambda rngs: Mem0Model(config, rngs)
         self.bind = module.bind(self._build)
 

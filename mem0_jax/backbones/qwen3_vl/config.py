@@ -6,7 +6,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class TextConfig:
-    """The decoder. `mrope_section` counts rotary frequencies for time, height, width and sums to head_dim / 2."""
+    """The decoder.
+
+    Attributes:
+        mrope_section: rotary frequencies for time, height and width; sums to head_dim / 2.
+        tie_word_embeddings: the language-model head is the transposed embedding table, not a matrix of its own.
+    """
 
     hidden_size: int = 2048
     num_hidden_layers: int = 28
@@ -18,6 +23,7 @@ class TextConfig:
     rope_theta: float = 5e6
     mrope_section: tuple[int, int, int] = (24, 20, 20)
     rms_norm_eps: float = 1e-6
+    tie_word_embeddings: bool = True
 
     def __post_init__(self):
         if 2 * sum(self.mrope_section) != self.head_dim:
@@ -95,6 +101,7 @@ class Qwen3VLConfig:
         rope = text.get("rope_scaling") or text["rope_parameters"]
         text_fields = {k: text[k] for k in TextConfig.__dataclass_fields__ if k in text}
         text_fields["mrope_section"] = tuple(rope["mrope_section"])
+        text_fields["tie_word_embeddings"] = bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings")))
         text_fields.setdefault("rope_theta", rope.get("rope_theta", TextConfig.rope_theta))
         vision_fields = {k: vision[k] for k in VisionConfig.__dataclass_fields__ if k in vision}
         vision_fields["deepstack_visual_indexes"] = tuple(vision["deepstack_visual_indexes"])

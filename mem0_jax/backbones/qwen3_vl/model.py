@@ -9,6 +9,7 @@ from flax import nnx
 from mem0_jax.backbones.qwen3_vl.config import Qwen3VLConfig
 from mem0_jax.backbones.qwen3_vl.text import TextStack
 from mem0_jax.backbones.qwen3_vl.vision import VisionTower
+from mem0_jax.nn.layers import Linear
 
 Array = jax.Array
 
@@ -24,11 +25,13 @@ class Features(NamedTuple):
 
 
 class Qwen3VL(nnx.Module):
-    """The backbone; parameters under `visual` and `language_model`."""
+    """The backbone; parameters under `visual` and `language_model`, and `lm_head` where it is not tied."""
 
     def __init__(self, config: Qwen3VLConfig, rngs: nnx.Rngs):
         self.visual = VisionTower(config.vision, rngs)
         self.language_model = TextStack(config.text, rngs)
+        if not config.text.tie_word_embeddings:
+            self.lm_head = Linear(config.text.hidden_size, config.text.vocab_size, rngs, bias=False)
 
     def encode(self, arrays: dict[str, Array], dtype=jnp.float32, *, remat: bool = False) -> Features:
         """Encodes a batch of prompts with images.

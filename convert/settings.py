@@ -1,0 +1,337 @@
+"""The configuration behind a checkpoint: from the shapes of its tensors, from files, and from the released models.
+
+Shapes tell most sizes. What they cannot tell (heads, rotary sections, deepstack taps, window, horizon, token ids) comes
+from a file, or from the released model whose sizes these are; nothing else is assumed.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from math import isqrt
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mem0_jax.backbones.qwen3_vl.config import Qwen3VLConfig, TextConfig, VisionConfig
+from mem0_jax.config import from_dict
+from mem0_jax.convert.rules import ConversionError
+from mem0_jax.policies.mem0 import Mem0Config
+
+MAX_SETTINGS_BYTES = 2**20
+Shapes = Mapping[str, tuple[int, ...]]
+
+# Entries of the reference's YAML files and of golden folders -> fields of Mem0Config.
+NAMES: dict[str, dict[str, str]] = {
+    "memory_bank": {
+        "window_size": "memory.window_size",
+        "num_heads": "memory.num_heads",
+        "memory_accumulation": "memory.memory_accumulation",
+        "dropout": "memory.dropout",
+    },
+    "action_model": {
+        "width": "action.width",
+        "num_attention_heads": "action.num_heads",
+        "num_layers": "action.num_layers",
+        "output_dim": "action.output_dim",
+        "cross_attention_dim": "action.context_width",
+        "hidden_size": "action.hidden_size",
+        "action_dim": "action.action_dim",
+        "state_dim": "action.state_dim",
+        "action_horizon": "action.horizon",
+        "max_seq_len": "action.max_positions",
+        "dropout": "action.dropout",
+        "repeated_diffusion_steps": "flow.draws",
+        "noise_s": "flow.time_scale",
+        "num_timestep_buckets": "flow.buckets",
+        "num_inference_timesteps": "flow.solver_steps",
+    },
+    "classifier": {
+        name: f"classifier.{name}" for name in ("hidden_sizes", "dropout", "pos_weight", "focal_gamma", "threshold")
+    },
+    "loss_weights": {name: name for name in ("lambda_action", "lambda_classifier")},
+}
+# Settings of the reference that this policy has in one form only.
+FIXED: dict[str, Any] = {
+    "initial_anchor_size": 1,
+    "add_pos_embed": True,
+    "final_dropout": True,
+    "interleave_self_attention": True,
+    "norm_type": "ada_norm",
+    "positional_embeddings": None,
+}
+VARIANTS = {"DiT-B": (768, 12), "DiT-L": (1536, 32)}  # width, heads
+# What shapes do not tell and the outputs depend on. Everything else has the reference's default.
+UNTOLD = {
+    "backbone": (
+        *("text.rope_theta", "text.mrope_section", "text.rms_norm_eps", "text.tie_word_embeddings"),
+        *("vision.num_heads", "vision.deepstack_visual_indexes"),
+        *(f"tokens.{name}" for name in ("vision_start", "vision_end", "image", "video", "im_start", "im_end", "pad")),
+    ),
+    "heads": ("memory.window_size", "memory.num_heads", "memory.memory_accumulation", "action.num_heads")
+    + ("action.horizon", "flow.solver_steps", "flow.buckets"),
+}
+# Qwen3-VL-Instruct 2B, 4B and 8B by (text width, text layers, vision width, vision layers).
+RELEASED_BACKBONES = {
+    (2048, 28, 1024, 24): Qwen3VLConfig(),
+    (2560, 36, 1024, 24): Qwen3VLConfig(TextConfig(2560, 36, 32, 8, 128, 9728), VisionConfig(out_hidden_size=2560)),
+    (4096, 36, 1152, 27): Qwen3VLConfig(
+        TextConfig(4096, 36, 32, 8, 128, 12288, tie_word_embeddings=False),
+        VisionConfig(27, 1152, 4304, 16, deepstack_visual_indexes=(8, 16, 24), out_hidden_size=4096),
+    ),
+}
+
+
+@dataclass
+class Settings:
+    """Values for fields by dotted path such as `backbone.text.rope_theta`, and the optimizer's as found.
+
+    Attributes:
+        where: the file, for messages.
+        training: the reference's `trainer` section (or `training` of a golden folder), empty if there was none.
+    """
+
+    values: dict[str, Any] = field(default_factory=dict)
+    where: str = "the shapes of the tensors"
+    training: dict[str, Any] = field(default_factory=dict)
+
+
+def read_settings(path: Path) -> Settings:
+    """Reads a configuration: the reference's YAML, the config.json of a golden folder, or that of a bundle.
+
+    Raises:
+        ConversionError: not readable, of none of these layouts, or with settings this policy does not have.
+    """
+    try:
+        if path.stat().st_size > MAX_SETTINGS_BYTES:
+            raise ConversionError(f"{path}: larger than 1 MiB, not a configuration")
+        text = path.read_text("utf-8")
+        data = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        raise ConversionError(f"{path}: not readable as YAML or JSON ({str(error).splitlines()[0]})") from None
+    if not isinstance(data, dict):
+        raise ConversionError(f"{path}: expected a mapping of settings, found {type(data).__name__}")
+    if "format_version" in data and isinstance(data.get("config"), dict):
+        return Settings(_dotted(data["config"]), str(path))
+    training = data.get("trainer", data.get("training", {}))
+    sections = data.get("execution_module", data)
+    if not isinstance(sections, dict) or not sections.keys() & {*NAMES, "backbone"}:
+        raise ConversionError(f"{path}: none of the sections {', '.join(NAMES)} found: not a Mem-0 configuration")
+    values, problems = _translate(sections)
+    if problems:
+        raise ConversionError(f"{path}: " + "; ".join(problems))
+    return Settings(values, str(path), training if isinstance(training, dict) else {})
+
+
+def _translate(sections: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    values = {f"backbone.{key}": value for key, value in _dotted(sections.get("backbone") or {}).items()}
+    problems: list[str] = []
+    for section, names in NAMES.items():
+        given = sections.get(section) or {}
+        if not isinstance(given, dict):
+            problems.append(f"{section}: expected a mapping")
+            continue
+        given = given | (given.get("diffusion_model_cfg") or {})
+        for key, value in given.items():
+            if key in names:
+                values[names[key]] = tuple(value) if isinstance(value, list) else value
+            elif key in FIXED and value != FIXED[key]:
+                problems.append(f"{section}.{key}: only {FIXED[key]!r} is supported, got {value!r}")
+        if section == "action_model":
+            _translate_action(given, values, problems)
+    return values, problems
+
+
+def _translate_action(given: Mapping[str, Any], values: dict[str, Any], problems: list[str]) -> None:
+    variant = given.get("action_model_type")
+    if variant in VARIANTS:
+        values["action.width"], values["action.num_heads"] = VARIANTS[variant]
+    elif variant is not None:
+        problems.append(f"action_model.action_model_type: expected one of {', '.join(VARIANTS)}, got {variant!r}")
+    if {"noise_beta_alpha", "noise_beta_beta"} <= given.keys():
+        values["flow.time_beta"] = (given["noise_beta_alpha"], given["noise_beta_beta"])
+    width, heads, each = (given.get(k) for k in ("width", "num_attention_heads", "attention_head_dim"))
+    if None not in (width, heads, each) and width != heads * each:
+        problems.append(f"action_model: width {width} is not {heads} heads of {each}")
+
+
+def read_backbone_settings(folder: Path) -> Settings:
+    """Reads a Hugging Face folder's config.json (dense Qwen3-VL) and the ids of its tokenizer."""
+    path = folder / "config.json"
+    try:
+        config = Qwen3VLConfig.from_hf(json.loads(path.read_text("utf-8")))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConversionError(f"{path}: not the configuration of a dense Qwen3-VL ({error})") from None
+    return Settings({f"backbone.{key}": value for key, value in _flat(config).items()}, str(path))
+
+
+def backbone_config(shapes: Shapes, settings: Settings, prefix: str = "") -> Qwen3VLConfig:
+    """The backbone whose tensors are called `prefix` + Hugging Face's names. Raises ConversionError."""
+    problems: list[str] = []
+    values = _backbone_values(shapes, settings, prefix, problems)
+    _refuse(problems)
+    return from_dict(Qwen3VLConfig, values)
+
+
+def mem0_config(shapes: Shapes, settings: Settings) -> Mem0Config:
+    """The configuration of a Mem-0 `model_state_dict`.
+
+    Raises:
+        ConversionError: listing every setting that contradicts the shapes and every one that nothing tells.
+    """
+    problems: list[str] = []
+    backbone = _backbone_values(shapes, settings, "qwen_model.model.", problems)
+    derived, released = _head_shapes(shapes), _flat(Mem0Config())
+    names = ("action.width", "action.num_layers", "action.context_width")
+    known = released if all(derived[name] == released[name] for name in names) else {}
+    given = {name: value for name, value in settings.values.items() if not name.startswith("backbone.")}
+    values = _complete(derived, given, known, "heads", settings.where, problems)
+    _refuse(problems)
+    return from_dict(Mem0Config, _nested(values) | {"backbone": backbone})
+
+
+def _refuse(problems: list[str]) -> None:
+    if problems:
+        raise ConversionError("the configuration is not settled:\n  " + "\n  ".join(problems))
+
+
+def _backbone_values(shapes: Shapes, settings: Settings, prefix: str, problems: list[str]) -> dict[str, Any]:
+    derived = _backbone_shapes(shapes, prefix)
+    sizes = ("text.hidden_size", "text.num_hidden_layers", "vision.hidden_size", "vision.depth")
+    family = RELEASED_BACKBONES.get(tuple(derived[name] for name in sizes))  # pyright: ignore[reportArgumentType]
+    known = _flat(family) if family and derived["text.vocab_size"] == family.text.vocab_size else {}
+    given = {k.removeprefix("backbone."): v for k, v in settings.values.items() if k.startswith("backbone.")}
+    return _nested(_complete(derived, given, known, "backbone", settings.where, problems))
+
+
+def _complete(
+    derived: Mapping[str, Any],
+    given: Mapping[str, Any],
+    released: Mapping[str, Any],
+    part: str,
+    where: str,
+    problems: list[str],
+) -> dict[str, Any]:
+    """Shapes first, then the file, then the released model."""
+    problems += [
+        f"{name} is {_plain(derived[name])} by the tensors' shapes, but {_plain(value)} in {where}"
+        for name, value in given.items()
+        if name in derived and _plain(value) != _plain(derived[name])
+    ]
+    values = {name: released[name] for name in UNTOLD[part] if name in released} | dict(given) | dict(derived)
+    missing = [name for name in UNTOLD[part] if name not in values]
+    if missing:
+        problems.append(
+            f"{part}: the shapes do not tell {', '.join(missing)}, and these are not the sizes of a released model; "
+            "give the settings with --config FILE (the reference's YAML or a config.json) or --backbone DIR"
+        )
+    return values
+
+
+def _backbone_shapes(shapes: Shapes, prefix: str) -> dict[str, Any]:
+    text, vision = _Namespace(shapes, f"{prefix}model.language_model."), _Namespace(shapes, f"{prefix}model.visual.")
+    vocabulary, width = text["embed_tokens.weight", 2]
+    head = text["layers.0.self_attn.q_norm.weight", 1][0]
+    vision_width, _, temporal, patch, _ = vision["patch_embed.proj.weight", 5]
+    merged = vision["merger.linear_fc1.weight", 2][1]
+    return {
+        "text.hidden_size": width,
+        "text.vocab_size": vocabulary,
+        "text.head_dim": head,
+        "text.num_hidden_layers": text.count("layers."),
+        "text.num_attention_heads": text["layers.0.self_attn.q_proj.weight", 2][0] // head,
+        "text.num_key_value_heads": text["layers.0.self_attn.k_proj.weight", 2][0] // head,
+        "text.intermediate_size": text["layers.0.mlp.gate_proj.weight", 2][0],
+        "vision.hidden_size": vision_width,
+        "vision.depth": vision.count("blocks."),
+        "vision.intermediate_size": vision["blocks.0.mlp.linear_fc1.weight", 2][0],
+        "vision.num_position_embeddings": vision["pos_embed.weight", 2][0],
+        "vision.patch_size": patch,
+        "vision.temporal_patch_size": temporal,
+        "vision.spatial_merge_size": isqrt(merged // vision_width),
+        "vision.out_hidden_size": vision["merger.linear_fc2.weight", 2][0],
+    }
+
+
+def _head_shapes(shapes: Shapes) -> dict[str, Any]:
+    action, classifier = _Namespace(shapes, "action_model."), _Namespace(shapes, "classifier.")
+    block = "model.transformer_blocks.0.attn1."
+    sizes = [classifier["blocks.0.fc1.weight", 2][1]]
+    sizes += [classifier[f"blocks.{i}.fc1.weight", 2][0] for i in range(classifier.count("blocks."))]
+    return {
+        "action.width": action[f"{block}to_q.weight", 2][1],
+        "action.context_width": action[f"{block}to_k.weight", 2][1],
+        "action.num_layers": action.count("model.transformer_blocks."),
+        "action.hidden_size": action["state_encoder.layer1.weight", 2][0],
+        "action.state_dim": action["state_encoder.layer1.weight", 2][1],
+        "action.action_dim": action["action_encoder.layer1.weight", 2][1],
+        "action.output_dim": action["model.proj_out_2.weight", 2][0],
+        "action.max_positions": action["position_embedding.weight", 2][0],
+        "classifier.hidden_sizes": tuple(sizes),
+    }
+
+
+@dataclass(frozen=True)
+class _Namespace:
+    """Shapes of the tensors under a prefix."""
+
+    shapes: Shapes
+    prefix: str
+
+    def __getitem__(self, key: tuple[str, int]) -> tuple[int, ...]:
+        name, axes = self.prefix + key[0], key[1]
+        shape = self.shapes.get(name)
+        if shape is None or len(shape) != axes or 0 in shape:
+            found = "is missing" if shape is None else f"has shape {tuple(shape)}, expected {axes} axes"
+            raise ConversionError(f"{name} {found}: not a checkpoint of this model")
+        return shape
+
+    def count(self, stem: str) -> int:
+        """Layers `stem`0, `stem`1, ... without a gap (a tensor beyond a gap is found unmapped by the plan)."""
+        found = {
+            key[len(self.prefix) + len(stem) :].split(".")[0]
+            for key in self.shapes
+            if key.startswith(self.prefix + stem)
+        }
+        n = 0
+        while str(n) in found:
+            n += 1
+        return n
+
+
+def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    """A nested dataclass as dotted path -> value."""
+    values: dict[str, Any] = {}
+    for f in fields(config):
+        value = getattr(config, f.name)
+        if is_dataclass(value):
+            values |= _flat(value, f"{prefix}{f.name}.")
+        else:
+            values[prefix + f.name] = value
+    return values
+
+
+def _dotted(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested mapping as dotted path -> value; lists become tuples."""
+    values: dict[str, Any] = {}
+    for key, value in data.items():
+        if isinstance(value, dict):
+            values |= _dotted(value, f"{prefix}{key}.")
+        else:
+            values[f"{prefix}{key}"] = tuple(value) if isinstance(value, list) else value
+    return values
+
+
+def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for path, value in values.items():
+        *outer, last = path.split(".")
+        node = tree
+        for key in outer:
+            node = node.setdefault(key, {})
+        node[last] = list(value) if isinstance(value, tuple) else value
+    return tree
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, (tuple, list)) else value
