@@ -46,6 +46,13 @@ class Moments:
         square = self.square + other.square + shift**2 * self.count * other.count / count
         return Moments(count, np.minimum(self.low, other.low), np.maximum(self.high, other.high), mean, square)
 
+    def fold(self, width: int) -> Moments:
+        """Treat the D numbers of a frame as D / width rows of their own, as LeRobot does from 0.4 on: [width] each."""
+        low, high, mean, square = (x.reshape(-1, width) for x in (self.low, self.high, self.mean, self.square))
+        center = mean.mean(0)
+        square = square.sum(0) + self.count * ((mean - center) ** 2).sum(0)
+        return Moments(self.count * len(mean), low.min(0), high.max(0), center, square)
+
 
 @dataclass
 class DataReport:
@@ -182,12 +189,12 @@ def _check_episode(
 ) -> None:
     found = report.findings
     for key, values in numbers.items():
-        wrong = ~np.isfinite(values) if values.dtype.kind == "f" else np.zeros(values.shape, bool)
+        wrong: Any = ~np.isfinite(values)
         if wrong.any():
             names = feature_names(meta.info.features[key])
             dims = ", ".join(names[d] for d in np.flatnonzero(wrong.any(0)))
-            where: dict[str, Any] = {"episode": episode.index, "feature": key, "frames": runs(wrong.any(1))}
-            found.error("not-finite", f"NaN or infinity in {dims}", **where)
+            frames = runs(wrong.any(axis=1))
+            found.error("not-finite", f"NaN or infinity in {dims}", episode=episode.index, frames=frames, feature=key)
         elif key not in AUTOMATIC:
             report.moments.setdefault(episode.index, {})[key] = Moments.of(values.astype(np.float64))
     _check_counters(meta, episode, numbers, found)
@@ -216,7 +223,7 @@ def _check_counters(meta: Metadata, episode: Episode, numbers: dict[str, np.ndar
         times, expected = numbers["timestamp"].ravel().astype(np.float64), count / meta.info.fps
         # Stored as float32, whose steps are coarser than the tolerance in long episodes.
         allowed = np.maximum(TIME_TOLERANCE, 2 * np.spacing(expected.astype(np.float32)))
-        wrong = np.abs(times - expected) > allowed
+        wrong = np.greater(np.abs(times - expected), allowed)
         if wrong.any():
             first = int(np.flatnonzero(wrong)[0])
             message = f"is {times[first]:.4f} s where {expected[first]:.4f} s was expected at {meta.info.fps:g} fps"

@@ -62,21 +62,22 @@ def check_stats(
 def _compare(
     meta: Metadata, key: str, stored: Mapping[str, np.ndarray], measured: Moments, found: Findings, **where: Any
 ) -> None:
-    span, size = measured.high - measured.low, np.maximum(np.abs(measured.low), np.abs(measured.high))
-    exact, close = _EXACT * size + 1e-6, _CLOSE * span + _EXACT * size + 1e-6
-    std = np.sqrt(measured.square / measured.count)
-    values = {
-        "min": (measured.low, exact),
-        "max": (measured.high, exact),
-        "mean": (measured.mean, close),
-        "std": (std, close),
-    }
-    names = feature_names(meta.info.features[key])
-    of = "the episode" if where else "the whole dataset"
+    names, of = feature_names(meta.info.features[key]), "the episode" if where else "the whole dataset"
     count = stored.get("count")
     if count is not None and count.size and count.ravel()[0] != measured.count:
         message = f"statistics of {of} count {count.ravel()[0]:g} frames; there are {measured.count}"
         found.error("statistics", message, feature=key, **where)
+    width = meta.info.features[key]["shape"][-1]
+    if "mean" in stored and stored["mean"].size == width < len(names):
+        measured, names = measured.fold(width), [f"[:, {i}]" for i in range(width)]
+    span, size = measured.high - measured.low, np.maximum(np.abs(measured.low), np.abs(measured.high))
+    exact, close = _EXACT * size + 1e-6, _CLOSE * span + _EXACT * size + 1e-6
+    values = {
+        "min": (measured.low, exact),
+        "max": (measured.high, exact),
+        "mean": (measured.mean, close),
+        "std": (np.sqrt(measured.square / measured.count), close),
+    }
     for name, (value, tolerance) in values.items():
         given = stored.get(name)
         if given is None or given.size != value.size:
