@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from mem0_jax.data import packed_format
 from mem0_jax.data.files import DatasetError, MissingFile
+from mem0_jax.data.lanes import LaneSource
 from mem0_jax.data.lerobot import LeRobotDataset
 from mem0_jax.data.pack import pack
 from mem0_jax.data.packed import PackedDataset, PackedPictureError, open_dataset
@@ -314,3 +315,16 @@ def test_any_description_ends_in_our_error(original, tmp_path, data):
         for column in json.loads((original / "packed.json").read_text())["columns"]:
             (dataset.texts if "texts" in column else dataset.column)(column["key"])
         dataset.open_frames(CAMERA)
+
+
+def test_lanes_play_on_past_a_damaged_shard(folder):
+    shard = shard_of(folder)
+    shard.write_bytes(shard.read_bytes()[:100])
+    dataset = PackedDataset(folder)
+    damaged = {e.index for e in dataset.episodes if e.shard == shard}
+    assert 3 in damaged < {e.index for e in dataset.episodes}
+    source = LaneSource(dataset, lanes=2, frames=4, horizon=2, seed=0, text="task")
+    played = {int(e) for i in range(60) for e in source[i]["episode_index"]}
+    assert set(source.damaged) == damaged
+    assert all("truncated" in text for text in source.damaged.values())
+    assert played == {e.index for e in dataset.episodes} - damaged
