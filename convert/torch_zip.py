@@ -7,6 +7,7 @@ documented in PKWARE's APPNOTE.TXT: sections 4.3.7 (local header), 4.3.9 (data d
 import io
 import struct
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -29,11 +30,11 @@ class Archive:
 
     Attributes:
         parts: the file.
-        entries: (first byte, size) of the content, by name without the leading folder.
+        entries: (first byte, size, checksum) of the content, by name without the leading folder.
     """
 
     parts: Parts
-    entries: Mapping[str, tuple[int, int]]
+    entries: Mapping[str, tuple[int, int, int]]
 
     @staticmethod
     def open(parts: Parts) -> "Archive":
@@ -53,7 +54,7 @@ class Archive:
             start = _locate(parts, info, end)
             end = start + info.file_size
             if info.filename.startswith(prefix):
-                entries[info.filename.removeprefix(prefix)] = start, info.file_size
+                entries[info.filename.removeprefix(prefix)] = start, info.file_size, info.CRC
         if len(entries) != len(infos):
             raise PtError("the archive has repeated or stray entries: not a file of torch.save")
         archive = Archive(parts, entries)
@@ -65,15 +66,20 @@ class Archive:
     def find(self, name: str) -> tuple[int, int]:
         """(first byte, size) of an entry's content."""
         if name not in self.entries:
-            raise PtError(f"entry {name!r} is missing from the archive: damaged, or not a file of torch.save")
-        return self.entries[name]
+            raise PtError(f"entry {name!r:.100} is missing from the archive: damaged, or not a file of torch.save")
+        return self.entries[name][:2]
 
     def content(self, name: str, limit: int) -> bytes:
-        """A copy of an entry of at most `limit` bytes."""
+        """A copy of an entry of at most `limit` bytes, compared with its checksum."""
         start, size = self.find(name)
         if size > limit:
             raise PtError(f"{name} has {size} bytes, at most {limit} are accepted")
-        return self.parts.read(start, size).tobytes()
+        content = self.parts.read(start, size).tobytes()
+        if zlib.crc32(content) != self.entries[name][2]:
+            first, last = self.parts.part_at(start).name, self.parts.part_at(start + size).name
+            where = f"in {first} to {last}, " if first != last else f"in {first}, " if len(self.parts.paths) > 1 else ""
+            raise PtError(f"{where}{name} does not match its checksum: damaged, copy it again")
+        return content
 
 
 def _check_format(parts: Parts) -> None:
