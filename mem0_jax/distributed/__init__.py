@@ -1,0 +1,1 @@
+"""Meshes of devices, what lies where on them, and the start-up of several hosts."""
