@@ -29,7 +29,12 @@ def parser() -> CommandParser:
     )
     flags.add_argument("dataset", metavar="DIR", help="the LeRobot dataset (v2.0, v2.1, v3.0), a folder or an address")
     flags.add_argument("out", type=Path, metavar="OUT", help="folder to write; must not exist")
-    flags.add_argument("--size", type=_size, metavar="HxW", help="resize the pictures, bilinear; with the size that is trained on, reading is fastest")
+    flags.add_argument(
+        "--size",
+        type=_size,
+        metavar="HxW",
+        help="resize the pictures, bilinear; with the size that is trained on, reading is fastest",
+    )
     flags.add_argument("--quality", type=int, default=95, help="JPEG quality, 1 to 100")
     flags.add_argument("--shard-mib", type=float, default=256, help="about how large a shard shall be, in MiB")
     flags.add_argument("--workers", type=int, default=2, help="threads")

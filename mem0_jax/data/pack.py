@@ -40,6 +40,7 @@ _WORK = "unfinished"  # in the partial folder: plan and indices, removed at the 
 _DAMAGE = (OSError, ValueError)  # what reading a damaged episode raises
 
 Place = tuple[int, int, int]  # of a JPEG: start in its record, bytes, CRC-32
+Damage = tuple[int, str]  # number of the episode, what is wrong with it
 
 
 class PackError(UserError):
@@ -155,7 +156,7 @@ class _Packer:
         frames = [sum(self.dataset.episodes[e].length for e in shard) for shard in self.shards]
         todo = [i for i in range(len(self.shards)) if not self._index_path(i).is_file()]
         done = self.dataset.num_frames - sum(frames[i] for i in todo)
-        damage: list[str] = []
+        damage: list[Damage] = []
         with (
             tqdm(total=self.dataset.num_frames, initial=done, desc="packing", unit="frame", disable=None) as bar,
             ThreadPoolExecutor(workers) as pool,
@@ -170,7 +171,7 @@ class _Packer:
         if damage:
             raise PackError(
                 f"{self.dataset.root}: {len(damage)} damaged episodes, so nothing was published; replace them and run "
-                "this again, the other shards are kept:\n  " + "\n  ".join(sorted(damage))
+                "this again, the other shards are kept:\n  " + "\n  ".join(text for _, text in sorted(damage))
             )
 
     def write_rest(self) -> None:
@@ -223,7 +224,7 @@ class _Packer:
     def _index_path(self, number: int) -> Path:
         return self.folder / _WORK / f"{number:05d}.npy"
 
-    def _write_shard(self, number: int, bar: tqdm) -> list[str]:
+    def _write_shard(self, number: int, bar: tqdm) -> list[Damage]:
         """Write one shard and its index int64 [cameras, n, 3]; return what is damaged instead, if anything is."""
         path, index_path = self._shard_path(number), self._index_path(number)
         unfinished = path.with_name(f".{path.name}.unfinished")
@@ -243,7 +244,7 @@ class _Packer:
         index_path.with_suffix(".unfinished").rename(index_path)
         return []
 
-    def _write_records(self, path: Path, number: int, bar: tqdm) -> tuple[list[int], list[list[Place]], list[str]]:
+    def _write_records(self, path: Path, number: int, bar: tqdm) -> tuple[list[int], list[list[Place]], list[Damage]]:
         """Return (size of each record, places of each frame's pictures in it by camera, damaged episodes)."""
         from array_record.python.array_record_module import ArrayRecordWriter
 
@@ -257,7 +258,7 @@ class _Packer:
                     places.append(pictures)
                     bar.update()
             except _DamagedError as error:  # the others are looked at as well, so that all are named
-                damage.append(str(error))
+                damage.append((e, str(error)))
         writer.close()
         return sizes, places, damage
 
@@ -310,7 +311,7 @@ def _read(reader: Any, episode: Any, frames: np.ndarray) -> np.ndarray:
 
 def _index(path: Path, sizes: list[int], places: list[list[Place]]) -> np.ndarray:
     """Return int64 [cameras, n, 3]: logical offset, bytes and CRC of each picture, after reading it back."""
-    index = np.array(places, np.int64).transpose(1, 0, 2).copy()
+    index = np.array(places, np.int64).reshape(len(places), -1, 3).transpose(1, 0, 2).copy()
     with path.open("rb") as file:
         try:
             index[:, :, 0] += form.record_offsets(file, sizes)

@@ -194,6 +194,17 @@ def test_any_layout_comes_back(tmp_path_factory, lengths, shard_frames, workers,
     shutil.rmtree(folder)
 
 
+def test_a_dataset_without_pictures(tmp_path):
+    features = {key: value for key, value in FEATURES.items() if value["dtype"] != "video"}
+    with LeRobotWriter(tmp_path / "source", 10, features, "planar") as writer:
+        frames = random_episode(np.random.default_rng(0), 4, ["a"])
+        writer.add_episode({key: frames[key] for key in features}, "task")
+    pack(LeRobotDataset(tmp_path / "source"), tmp_path / "out")
+    found = PackedDataset(tmp_path / "out")
+    assert_same_columns(found, LeRobotDataset(tmp_path / "source"))
+    assert_tfds_equals(tfds_source(tmp_path / "out"), found)
+
+
 # TFDS
 
 
@@ -290,7 +301,7 @@ def damaged_copy(folder):
 def test_every_damaged_episode_is_named_and_the_rest_kept(tmp_path):
     videos = damaged_copy(tmp_path / "source")
     source, out = LeRobotDataset(tmp_path / "source"), tmp_path / "out"
-    with pytest.raises(PackError, match=r"(?s)2 damaged episodes.*episode 1 .*episode 4 "):
+    with pytest.raises(PackError, match=r"(?s)2 damaged episodes.*\n  episode 1 .*\n  episode 4 "):
         pack(source, out, shard_mib=0.1)
     assert not out.exists()
     kept = {path.name: path.stat().st_mtime_ns for path in (tmp_path / ".out.partial").glob("out-train*")}
