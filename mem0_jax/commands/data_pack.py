@@ -33,7 +33,7 @@ def parser() -> CommandParser:
         "--size",
         type=_size,
         metavar="HxW",
-        help="resize the pictures, bilinear; with the size that is trained on, reading is fastest",
+        help="resize (bilinear); reading is fastest at the size trained on",
     )
     flags.add_argument("--quality", type=int, default=95, help="JPEG quality, 1 to 100")
     flags.add_argument("--shard-mib", type=float, default=256, help="about how large a shard shall be, in MiB")

@@ -176,7 +176,7 @@ class _Packer:
 
     def write_rest(self) -> None:
         """Write what lies beside the shards."""
-        for folder in (form.COLUMNS, form.PICTURES, "meta"):
+        for folder in (form.COLUMNS, form.PICTURES, form.SOURCE):
             shutil.rmtree(self.folder / folder, ignore_errors=True)
             (self.folder / folder).mkdir()
         for number, column in enumerate(self.columns):
@@ -185,7 +185,7 @@ class _Packer:
         for number, places in enumerate(index):
             np.ascontiguousarray(places).tofile(self.folder / form.PICTURES / f"{number:03d}.bin")
         for path in files.find(self.dataset.root / "meta", "*"):
-            target = self.folder / "meta" / str(path)[len(str(self.dataset.root / "meta")) + 1 :]
+            target = self.folder / form.SOURCE / str(path)[len(str(self.dataset.root)) + 1 :]
             target.parent.mkdir(parents=True, exist_ok=True)
             with files.open_binary(path) as source, target.open("wb") as copy:
                 shutil.copyfileobj(source, copy)

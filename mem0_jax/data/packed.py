@@ -20,7 +20,7 @@ import numpy as np
 
 from mem0_jax.data import files, lerobot_meta
 from mem0_jax.data.files import AnyPath, DatasetError, MissingFile, RemotePath
-from mem0_jax.data.packed_format import COLUMNS, FORMAT, MANIFEST, PICTURES, picture_limit, read_logical
+from mem0_jax.data.packed_format import COLUMNS, FORMAT, MANIFEST, PICTURES, SOURCE, picture_limit, read_logical
 
 _AXES = ("height", "width", "channels")
 
@@ -65,14 +65,14 @@ class PackedDataset:
 
     def __init__(self, root: str | Path | RemotePath):
         self.root: AnyPath = files.dataset_path(root)
-        self._info = lerobot_meta.read_info(self.root)
-        self.fps, self.info, self.robot_type = self._info.fps, self._info.raw, self._info.raw.get("robot_type")
         manifest = _Fields(files.read_json(self.root / MANIFEST), f"{self.root / MANIFEST}")
         if manifest.value.get("format") != FORMAT:
             raise DatasetError(
                 f"{manifest.where}: format is {manifest.value.get('format')!r}, but this version reads {FORMAT}; "
                 "pack the dataset again with this version, or read it with the version that packed it"
             )
+        self._info = lerobot_meta.read_info(self.root / SOURCE)
+        self.fps, self.info, self.robot_type = self._info.fps, self._info.raw, self._info.raw.get("robot_type")
         self.num_frames = manifest.integer("frames", 1)
         self.episodes = _episodes(self.root, manifest, self.num_frames)
         self._numbers, self._texts = _columns(manifest)
@@ -106,11 +106,11 @@ class PackedDataset:
 
     def tasks(self) -> dict[int, str]:
         """Return the task texts by task_index."""
-        return dict(lerobot_meta.read_tasks(self.root, self._info))
+        return dict(lerobot_meta.read_tasks(self.root / SOURCE, self._info))
 
     def statistics(self) -> lerobot_meta.Statistics:
         """Return the source's stored statistics; see `LeRobotDataset.statistics`."""
-        return lerobot_meta.read_statistics(self.root, self._info)
+        return lerobot_meta.read_statistics(self.root / SOURCE, self._info)
 
     def image_shape(self, camera: str) -> tuple[int, int]:
         """Return (height, width) of a camera's packed pictures."""

@@ -7,7 +7,7 @@ A packed dataset is a folder that `tfds.data_source` reads as it stands, plus wh
     packed.json                              our description: episodes, texts, cameras, shards
     columns/000.bin ...                      every low-dimensional column once more, [F] or [F, *shape]
     pictures/000.bin ...                     int64 [F, 3] for each camera: where its JPEG lies, its bytes, its CRC-32
-    meta/                                    the source's meta folder as it was, statistics included
+    source/meta/                             the source's metadata as it was, statistics included
 
 Axes: F frames of the whole dataset.
 
@@ -37,7 +37,7 @@ from typing import Any, BinaryIO
 
 FORMAT = 1
 MANIFEST = "packed.json"
-COLUMNS, PICTURES = "columns", "pictures"
+COLUMNS, PICTURES, SOURCE = "columns", "pictures", "source"
 SPLIT, TFDS_VERSION = "train", "1.0.0"
 
 TfdsFeature = tuple[str, Sequence[int]]

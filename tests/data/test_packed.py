@@ -306,7 +306,7 @@ def test_any_description_ends_in_our_error(original, tmp_path, data):
         node = parent[key]
         deeper = isinstance(node, dict | list) and node and data.draw(st.booleans())
     parent[key] = data.draw(JSON)
-    for name in ("meta", "columns", "pictures"):
+    for name in ("source", "columns", "pictures"):
         if not (tmp_path / name).exists():
             shutil.copytree(original / name, tmp_path / name)
     (tmp_path / "packed.json").write_text(json.dumps(manifest))
