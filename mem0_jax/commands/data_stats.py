@@ -1,5 +1,6 @@
 """`mem0-jax data stats`: what normalisation needs to know about datasets."""
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,7 +27,7 @@ def parser() -> CommandParser:
             "mem0-jax data stats datasets/swap_blocks datasets/swap_T --json stats.json",
         ],
     )
-    flags.add_argument("datasets", nargs="+", type=Path, metavar="DIR", help="a LeRobot dataset, v2.1 or v3.0")
+    flags.add_argument("datasets", nargs="+", metavar="DIR", help="a LeRobot dataset, a folder or an address")
     flags.add_argument("--out", type=Path, metavar="FILE", help="write norm_stats.json, which Mem-0's reference reads")
     flags.add_argument("--json", type=Path, metavar="FILE", help="write everything that is printed to this file")
     return flags
@@ -40,7 +41,7 @@ def main(argv: Sequence[str]) -> None:
     from mem0_jax.data.lerobot import LeRobotDataset
     from mem0_jax.data.normalize import NormStats, span_warnings
 
-    if len({folder.resolve() for folder in flags.datasets}) < len(flags.datasets):
+    if len(set(map(os.path.realpath, flags.datasets))) < len(flags.datasets):
         raise UserError("a dataset is given twice; its frames would count double")
     try:
         folders = tqdm(flags.datasets, desc="reading", unit="dataset", disable=None)
