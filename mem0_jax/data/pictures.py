@@ -2,8 +2,8 @@
 
 Axes: n frames asked for, H, W picture height and width.
 
-A dataset brings its own way to read pictures: video files, JPEGs in packed shards or in parquet. Lanes know only
-`FrameReader`, which `EpisodeDataset.open_frames` makes; `VideoFrames` serves datasets that only have `open_video`.
+A dataset brings its own way to read pictures. Lanes know only `FrameReader`, which a dataset's `open_frames` makes
+(packed shards), or which wraps its `open_video` (mp4 files and image columns of LeRobot datasets).
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from mem0_jax.data.transforms import resize
-from mem0_jax.data.video import EpisodeVideo
 
-_AT_ONCE = 16  # frames read at once: pictures of the camera's size may be large
+_AT_ONCE = 4  # frames read at once: pictures of the camera's size, that shall stay in the cache of the processor
 _log = logging.getLogger(__name__)
 
 
@@ -53,7 +52,8 @@ class EpisodeDataset(Protocol):
     """What lanes play: `LeRobotDataset` and everything shaped like it.
 
     `column(key)` gives the numbers of all frames, `texts(key)` ids and distinct texts, `image_shape(camera)` (H, W).
-    A dataset has `open_frames(camera) -> FrameReader`, or `open_video(episode, camera)` where pictures are mp4 files.
+    A dataset also has `open_frames(camera) -> FrameReader`, or `open_video(episode, camera)`, which opens one episode
+    and whose `read(start, count)` walks forward through it.
     """
 
     root: Any
@@ -70,15 +70,15 @@ class EpisodeDataset(Protocol):
 def open_frames(dataset: Any, camera: str) -> FrameReader:
     """Return a reader of a dataset's pictures, for one lane."""
     make = getattr(dataset, "open_frames", None)
-    return VideoFrames(dataset, camera) if make is None else make(camera)
+    return EpisodeFrames(dataset, camera) if make is None else make(camera)
 
 
-class VideoFrames:
-    """Pictures from mp4 files, by one decoder that walks forward; a new episode opens a new one."""
+class EpisodeFrames:
+    """Pictures by one decoder an episode, which walks forward; a new episode opens a new one."""
 
     def __init__(self, dataset: Any, camera: str):
         self._dataset, self._camera = dataset, camera
-        self._open: tuple[Any, EpisodeVideo] | None = None
+        self._open: tuple[Any, Any] | None = None
 
     def read_frames(self, episode: Any, frames: np.ndarray) -> np.ndarray:
         """Return uint8 [n, H, W, 3]; see `FrameReader`."""
@@ -191,9 +191,10 @@ class PictureStore:
 
     def close(self) -> None:
         """Release readers and cached pictures."""
-        for reader in self._readers.values():
-            reader.close()
-        self._readers, self._reached = {}, {}
+        for stream in list(self._readers):
+            with self._key_lock("stream", stream):  # a prefetching thread may still be decoding its last pictures
+                self._readers.pop(stream).close()
+                self._reached.pop(stream, None)
         if self._cached:
             self._decoded, self._readable = {}, {}
 

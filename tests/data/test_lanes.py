@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from episodes import CAMERA, LENGTHS, NULLS, episode_frames, read_code
+from episodes import ASSETS, CAMERA, LENGTHS, NULLS, episode_frames, read_code
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mem0_jax.data.lanes import LaneSource
+from mem0_jax.data.lanes import LaneSource, host_lanes
 from mem0_jax.data.lerobot import LeRobotDataset
 from mem0_jax.data.lerobot_writer import LeRobotWriter, mem0_features
 from mem0_jax.data.normalize import Normalizer, NormStats
@@ -162,6 +162,21 @@ def test_real_datasets_stream_alike(real, truth):
     source.close()
 
 
+@pytest.mark.parametrize("camera", ["front", "wrist"])
+@pytest.mark.parametrize("version", ["v21", "v30"])
+def test_image_columns_and_videos_stream_alike(version, camera):
+    """The front camera is an image column; ground truth is what lerobot's own reader returned."""
+    dataset = LeRobotDataset(ASSETS / f"lerobot_{version}_cameras")
+    truth = np.load(ASSETS / f"lerobot_{version}_cameras.npz")[camera]
+    source = source_of(dataset, lanes=2, frames=3, camera=f"observation.images.{camera}", text="task")
+    with make_loader(source) as loader:
+        for _ in range(6):
+            batch = next(loader)
+            start = np.array([episode.start for episode in dataset.episodes])
+            rows = start[batch["episode_index"]] + batch["frame"]
+            np.testing.assert_array_equal(batch["image"], truth[rows])
+
+
 def test_cached_and_decoded_pictures_are_equal_in_any_order(recorded):
     cached, decoded = (source_of(recorded, cache_frames=c, image_size=(32, 40)) for c in (True, False))
     for index in np.random.default_rng(0).permutation(60):
@@ -228,6 +243,16 @@ def test_resume_is_exact_for_any_thread_count_and_a_fresh_object(recorded):
     assert len(json.dumps(state)) < 300
 
 
+def test_closing_waits_for_pictures_being_decoded(recorded):
+    """A decoder freed under a thread that reads from it would end the program."""
+    for i in range(40):
+        source = source_of(recorded, lanes=6, frames=30)
+        with make_loader(source, threads=4, prefetch=3) as loader:
+            for _ in range(i % 3):
+                next(loader)
+        source.close()
+
+
 def test_resume_in_a_new_process(recorded, tmp_path):
     source = source_of(recorded, jitter=ColorJitter())
     with make_loader(source) as loader:
@@ -269,6 +294,13 @@ def test_hosts_with_lane_blocks_make_up_the_global_batch(recorded, split):
     parts = [batches(make(first_lane=f, num_local_lanes=n), 6) for f, n in zip(firsts, split)]
     for step, batch in enumerate(whole):
         equal({key: np.concatenate([part[step][key] for part in parts]) for key in batch}, batch)
+
+
+def test_lanes_are_dealt_to_hosts_in_blocks():
+    assert [host_lanes(12, host, 3) for host in range(3)] == [(0, 4), (4, 4), (8, 4)]
+    for host, hosts in ((0, 5), (3, 3), (0, 0), (-1, 3)):
+        with pytest.raises(ValueError, match=f"12 lanes cannot be dealt to host {host} of {hosts}"):
+            host_lanes(12, host, hosts)
 
 
 def test_a_state_moves_to_another_number_of_hosts(recorded):
