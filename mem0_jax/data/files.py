@@ -171,14 +171,14 @@ def check_fits(size: int, where: str) -> None:
 
 def _read_text(path: AnyPath) -> str:
     try:
+        if (size := size_of(path)) > MAX_JSON_BYTES:
+            raise DatasetError(f"{path} is larger than {MAX_JSON_BYTES / 2**20:.0f} MiB; no LeRobot metadata is")
         with open_binary(path) as file:
-            data = file.read(MAX_JSON_BYTES + 1)
+            data = file.read(size)
     except FileNotFoundError as error:
         raise MissingFile(f"{path} is missing; is its dataset complete, and the folder its root?") from error
     except OSError as error:
         raise DatasetError(f"{path} cannot be read ({error})") from error
-    if len(data) > MAX_JSON_BYTES:
-        raise DatasetError(f"{path} is larger than {MAX_JSON_BYTES / 2**20:.0f} MiB; no LeRobot metadata is")
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:

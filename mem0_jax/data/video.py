@@ -6,6 +6,7 @@ Axes: N frames, H height, W width. Frames are addressed by integers; seconds nev
 from __future__ import annotations
 
 import contextlib
+import itertools
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -150,13 +151,26 @@ class EpisodeVideo:
         self._opened.close()
 
     def _seek(self, row: int) -> None:
+        """Place the decoder on a keyframe at or before a row."""
         self._next = -1  # stays so if anything below fails
-        pts = self._start + round((self.first_frame + row) * self._multiple / self._frames_per_tick)
-        try:
-            self._container.seek(pts, stream=self._stream, backward=True)
-        except DECODE_ERRORS as error:
-            raise VideoError(f"{self.name}: cannot seek to row {row} in {self.path} ({error})") from error
-        self._decoded = self._container.decode(self._stream)
+        number, back = self.first_frame + row, 0
+        while True:
+            pts = self._start + round(max(0, number - back) * self._multiple / self._frames_per_tick)
+            try:
+                self._container.seek(pts, stream=self._stream, backward=True)
+                decoded = self._container.decode(self._stream)
+                first = next(decoded, None)
+            except DECODE_ERRORS as error:
+                raise VideoError(f"{self.name}: cannot seek to row {row} in {self.path} ({error})") from error
+            self._decoded = itertools.chain([] if first is None else [first], decoded)
+            # Where frames are stored in another order than shown, the seek may find a keyframe that is shown later.
+            if first is None or self._position(first) <= number * self._multiple or back > number:
+                return
+            back = 2 * back + 16
+
+    def _position(self, frame: Any) -> int:
+        """When a frame is shown, in frames of the file from its start."""
+        return round((frame.pts - self._start) * self._frames_per_tick)
 
     def _read_next(self, number: int) -> np.ndarray:
         """Decode forward to frame `number` of the file, counted in periods of the dataset."""
@@ -170,7 +184,7 @@ class EpisodeVideo:
                     f"{self.name}: {self.path} ends or is damaged before frame {number} "
                     f"(row {row} of {self.length}); the file may be truncated"
                 ) from error
-            at = round((frame.pts - self._start) * self._frames_per_tick)
+            at = self._position(frame)
             if at < wanted and (first_read or at > wanted - self._multiple):
                 continue  # between the keyframe and the frame asked for, or between two frames of the dataset
             if at != wanted:
