@@ -2,7 +2,7 @@
 
 A file is the length of its header (uint64), the header (JSON: name -> dtype, shape, data_offsets relative to the end of
 the header), and the bytes of the tensors without gaps. Source: the format's documentation in huggingface/safetensors.
-Read here rather than by their package, whose NumPy side copies every tensor.
+Read here rather than by their package, which keeps a whole file mapped and so all of it that was read in memory.
 """
 
 import json
@@ -72,12 +72,12 @@ def open_safetensors(path: str | os.PathLike[str]) -> dict[str, StoredTensor]:
         if (path / INDEX).is_file():
             return _read_index(path / INDEX)
         files = sorted(path.glob("*.safetensors"))
-    except (OSError, ValueError) as error:  # ValueError: a path with a null character
-        raise SafetensorsError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    if len(files) != 1:
-        held = f"{len(files)} of them" if files else "none"
-        raise SafetensorsError(f"{path}: expected {INDEX} or one .safetensors file, found {held}: name a file")
-    return _read_file(files[0])
+        if len(files) == 1:
+            return _read_file(files[0])
+    except OSError as error:
+        raise SafetensorsError(f"{error.filename or path}: cannot be read: {error.strerror}") from None
+    held = f"{len(files)} of them" if files else "none"
+    raise SafetensorsError(f"{path}: expected {INDEX} or one .safetensors file, found {held}: name a file")
 
 
 def _read_file(path: Path) -> dict[str, StoredTensor]:
