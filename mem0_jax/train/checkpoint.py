@@ -21,13 +21,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import LatestN
 
 from mem0_jax import tree
 from mem0_jax.errors import UserError
 from mem0_jax.train.state import TrainState
+from mem0_jax.train.watch import check_disk, tree_bytes
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _log = logging.getLogger(__name__)
 
 
@@ -47,22 +47,48 @@ class Restored:
     extra: dict[str, Any]
 
 
+class _Kept:
+    """Which checkpoints stay: the `newest` and those of the `best` lowest scores."""
+
+    def __init__(self, newest: int, best: int) -> None:
+        self._newest, self._best = newest, best
+        self.scores: dict[int, float] = {}
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        """One answer a checkpoint, as Orbax asks for."""
+        steps = [info.step for info in checkpoints]
+        scored = sorted((step for step in steps if step in self.scores), key=lambda step: self.scores[step])
+        kept = {*sorted(steps)[-self._newest :], *scored[: self._best]}
+        return [step in kept for step in steps]
+
+
 class Checkpoints:
     """The checkpoints of one run in one folder; use it as a context manager, which waits for the last write."""
 
-    def __init__(self, directory: Path, keep: int) -> None:
-        """Open `directory`, made if absent, for the `keep` newest; unfinished writes go before the next save."""
+    def __init__(self, directory: Path, keep: int, keep_best: int = 0) -> None:
+        """Open `directory`, made if absent; unfinished writes go before the next save.
+
+        Stay: the `keep` newest, and the `keep_best` of the lowest score.
+        """
         self._directory = directory.resolve()
+        self._kept = _Kept(keep, keep_best)
         self._manager = ocp.CheckpointManager(
             self._directory,
             item_names=("state", "meta"),
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=LatestN(keep),
+                preservation_policy=self._kept,
                 cleanup_tmp_directories=True,
                 enable_async_checkpointing=True,
                 lightweight_initialize=True,  # a damaged checkpoint must not prevent opening the others
             ),
         )
+        for step in self._manager.all_steps() if keep_best else ():
+            try:
+                score = self._read_meta(step)["score"]
+            except CorruptedError:
+                continue  # `restore` deals with it
+            if score is not None:
+                self._kept.scores[step] = score
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -70,18 +96,25 @@ class Checkpoints:
     def __exit__(self, *_: object) -> None:
         self._manager.close()
 
-    def save(self, state: TrainState, extra: Mapping[str, Any]) -> None:
+    def save(self, state: TrainState, extra: Mapping[str, Any], score: float | None = None) -> None:
         """Save under `state.step`, unless that step is there already; returns once `state` may be donated.
 
-        `extra` must be JSON values (TypeError otherwise). A failure of the write before is raised here.
+        `extra` must be JSON values (TypeError otherwise). `score`, finite, is what validation found, the lower the
+        better. A failure of the write before is raised here.
+
+        Raises:
+            DiskFullError: the disk has too little space for it. What is there stays.
         """
         step = int(state.step)
         if step == self._manager.latest_step():
             return
+        check_disk(self._directory, tree_bytes(state), f"the checkpoint of step {step}")
         flat = _flat(state)
         prints = _fingerprints(list(flat.values()))
         leaves = {p: [list(v.shape), str(v.dtype), f] for (p, v), f in zip(flat.items(), prints)}
-        meta = {"format_version": FORMAT_VERSION, "leaves": leaves, "extra": extra}
+        if score is not None:
+            self._kept.scores[step] = score
+        meta = {"format_version": FORMAT_VERSION, "leaves": leaves, "score": score, "extra": extra}
         sealed = {"crc32": _crc32(meta), "content": meta}
         args = ocp.args.Composite(state=ocp.args.StandardSave(tree.unflatten(flat)), meta=ocp.args.JsonSave(sealed))
         self._manager.save(step, args=args, force=True)

@@ -87,30 +87,54 @@ class TrainConfig:
         steps: batches to train on, at most `optimizer.total_steps`.
         lanes: episodes walked side by side, the first axis of a batch.
         optimizer: see `OptimizerConfig`.
+        accumulate: parts a batch's frames are cut into; they are computed one after the other, memory carried through.
         freeze: regexes of whole paths of parameters not to train, such as "backbone/.*".
+        bfloat16: the same for parameters to be kept in bfloat16 instead of float32.
+        ema_decay: of the moving average of the trained parameters; 0 keeps none.
         seed: of the initial parameters and of every random draw of the loss.
         log_every: steps a log row covers.
         save_every: steps between checkpoints; the last step is always saved.
         keep: newest checkpoints kept.
+        validate_every: steps between validations, each of which is saved too; 0 never validates.
+        keep_best: checkpoints of the lowest validation score kept besides.
         metrics_window: log rows the classifier's accuracy, precision, recall and F1 are counted over.
+        watchdog_seconds: a step that takes longer has the stacks of all threads written to `hang.txt`; 0 never.
+        profile_at, profile_steps: a trace of so many steps, from that step on, is written to `profile/`; 0 steps: none.
     """
 
     steps: int
     lanes: int
     optimizer: OptimizerConfig
+    accumulate: int = 1
     freeze: tuple[str, ...] = ()
+    bfloat16: tuple[str, ...] = ()
+    ema_decay: float = 0.0
     seed: int = 0
     log_every: int = 10
     save_every: int = 1000
     keep: int = 2
+    validate_every: int = 0
+    keep_best: int = 0
     metrics_window: int = 10
+    watchdog_seconds: float = 0.0
+    profile_at: int = 0
+    profile_steps: int = 0
 
     def __post_init__(self) -> None:
         problems = [
             f"{name}: expected at least 1, got {getattr(self, name)}"
-            for name in ("steps", "lanes", "log_every", "save_every", "keep", "metrics_window")
+            for name in ("steps", "lanes", "accumulate", "log_every", "save_every", "keep", "metrics_window")
             if getattr(self, name) < 1
         ]
+        problems += [
+            f"{name}: expected a number >= 0, got {getattr(self, name)}"
+            for name in ("validate_every", "keep_best", "watchdog_seconds", "profile_at", "profile_steps")
+            if not getattr(self, name) >= 0
+        ]
+        if not 0 <= self.ema_decay < 1:
+            problems.append(f"ema_decay: expected a number in [0, 1), got {self.ema_decay}")
+        if self.keep_best and not self.validate_every:
+            problems.append("keep_best: needs validate_every, which is 0")
         if not 0 <= self.seed < 2**32:
             problems.append(f"seed: expected an integer in [0, 2**32), got {self.seed}")
         if self.steps > self.optimizer.total_steps:

@@ -1,4 +1,7 @@
-"""The metrics log of a run: one JSON object a line in `metrics.jsonl`, one line for each `log_every` steps."""
+"""The metrics log of a run: one JSON object a line in `metrics.jsonl`, one line for each `log_every` steps.
+
+What validation finds goes to `validation.jsonl` in the same form, one line a validation.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +10,21 @@ import logging
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from mem0_jax.errors import UserError
+from mem0_jax.train.clock import Clock
 from mem0_jax.train.config import TrainConfig
+from mem0_jax.train.flops import peak_flops
 from mem0_jax.train.metrics import ClassifierWindow, summarise
 from mem0_jax.train.optim import learning_rates
 
 MAX_SKIPPED_IN_A_ROW = 100
+Sink = Callable[[dict[str, Any]], None]
 _log = logging.getLogger(__name__)
 
 
@@ -31,17 +37,36 @@ class MetricsLog:
 
     A row holds `step`; the mean over its steps of every metric of the policy, `loss` and `grad_norm` (null where never
     finite); the classifier's metrics over the newest `metrics_window` rows, if the policy counts; `learning_rate/GROUP`
-    of the latest update; `skipped`, updates left out since the run began; and of this process: `frames_per_second`,
-    `data_wait_ms` a step, `seconds` since it started and `eta_seconds` (null for the first step, which compiles).
+    of the latest update; `skipped`, updates left out since the run began; of this process: `frames_per_second`, the
+    same `_per_device`, `data_wait_ms` a step, `seconds` since it started and `eta_seconds` (all but `seconds` null for
+    the first step, which compiles); `mfu`, the operations done by formula over those the devices could do, where both
+    are known; and of the whole run `goodput` and `seconds/BUCKET`, see `Clock`.
     """
 
-    def __init__(self, path: Path, config: TrainConfig, step: int, restored: Mapping[str, Any] | None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        config: TrainConfig,
+        step: int,
+        restored: Mapping[str, Any] | None = None,
+        flops_per_frame: float = 0.0,
+        sinks: tuple[Sink, ...] = (),
+        began: float | None = None,
+    ) -> None:
         """Open the log of a run that continues after `step`, dropping later rows and a half-written last line.
 
-        `restored` is what `snapshot` returned at that step.
+        Args:
+            folder: of the run.
+            config: its settings.
+            step: see above.
+            restored: what `snapshot` returned at that step.
+            flops_per_frame: operations a frame takes; 0 if unknown.
+            sinks: called with every row of both files.
+            began: `time.perf_counter()` when the work on the run began; default now.
         """
-        restored = restored or {"names": [], "values": [], "classifier": [], "skipped": 0}
-        self._path, self._config = path, config
+        restored = restored or {"names": [], "values": [], "classifier": [], "skipped": 0, "clock": {}}
+        self._path, self._validation, self._config = folder / "metrics.jsonl", folder / "validation.jsonl", config
+        self._sinks, self._flops_per_frame = sinks, flops_per_frame
         self._names: list[str] = list(restored["names"])
         self._values: list[list[float]] = [list(row) for row in restored["values"]]
         self._classifier = ClassifierWindow(config.metrics_window, restored["classifier"])
@@ -51,7 +76,9 @@ class MetricsLog:
         self._first_step, self._frames, self._steps, self._waited = step, 0, 0, 0.0
         self._opened = self._mark = time.perf_counter()
         self._warm = self._opened
-        _truncate(path, step)
+        self.clock = Clock(restored["clock"], _last_clock(self._path), self._opened if began is None else began)
+        for path in (self._path, self._validation):
+            _truncate(path, step)
 
     def add(self, metrics: dict[str, jax.Array], frames: int, waited: float) -> None:
         """Note one step's metrics (arrays [] that may still be in the making), its frames and seconds spent on data."""
@@ -74,6 +101,7 @@ class MetricsLog:
             "values": self._values,
             "classifier": self._classifier.rows(),
             "skipped": self._skipped,
+            "clock": self.clock.seconds(),
         }
 
     def write_row(self, step: int) -> dict[str, Any]:
@@ -91,10 +119,8 @@ class MetricsLog:
         rates = learning_rates(self._config.optimizer, max(0, step - self._skipped - 1))
         row |= {f"learning_rate/{group}": rate for group, rate in rates.items()}
         row["skipped"] = self._skipped
-        row |= self._speed(step)
-        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(finite) + "\n")
+        row |= self._speed(step) | self.clock.row()
+        finite = self._append(self._path, row)
         if self._skipped > skipped_before:
             _log.warning(
                 "step %d: %d updates were left out because the gradient was not finite (%d since the run began)",
@@ -109,6 +135,18 @@ class MetricsLog:
             )
         return finite
 
+    def write_validation(self, step: int, found: Mapping[str, float]) -> dict[str, Any]:
+        """Append what a validation after `step` found to `validation.jsonl`, by names that start with `validation/`."""
+        return self._append(self._validation, {"step": step} | {f"validation/{k}": float(v) for k, v in found.items()})
+
+    def _append(self, path: Path, row: Mapping[str, Any]) -> dict[str, Any]:
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(finite) + "\n")
+        for sink in self._sinks:
+            sink(finite)
+        return finite
+
     def _fetch(self) -> None:
         for metrics in jax.device_get(self._pending):
             skipped = int(metrics.pop("skipped"))
@@ -121,8 +159,13 @@ class MetricsLog:
     def _speed(self, step: int) -> dict[str, float]:
         now = time.perf_counter()
         seconds, done = max(now - self._mark, 1e-9), step - self._first_step
+        rate = self._frames / seconds if self._frames else math.nan
+        devices = jax.devices()
+        peak = peak_flops(devices[0].device_kind)
         speed = {
-            "frames_per_second": self._frames / seconds if self._frames else math.nan,
+            "frames_per_second": rate,
+            "frames_per_second_per_device": rate / len(devices),
+            "mfu": rate * self._flops_per_frame / (len(devices) * peak) if self._flops_per_frame and peak else math.nan,
             "data_wait_ms": 1000 * self._waited / self._steps if self._steps else math.nan,
             "seconds": now - self._opened,
             "eta_seconds": (self._config.steps - step) * (now - self._warm) / done if done else math.nan,
@@ -147,7 +190,15 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def _last_clock(path: Path) -> dict[str, float]:
+    """What the last row says of the clock."""
+    last = next(reversed(read_rows(path)), {})
+    return {k.removeprefix("seconds/"): float(v) for k, v in last.items() if k.startswith("seconds/")}
+
+
 def _truncate(path: Path, step: int) -> None:
+    if not path.exists():
+        return
     rows = [row for row in read_rows(path) if row["step"] <= step]
     beside = path.with_name(path.name + ".tmp")
     beside.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

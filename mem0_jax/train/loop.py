@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import signal
-import threading
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
@@ -20,12 +17,22 @@ import numpy as np
 from tqdm import tqdm
 
 from mem0_jax.errors import UserError
-from mem0_jax.train.checkpoint import CheckpointError, Checkpoints
+from mem0_jax.train.checkpoint import CheckpointError, Checkpoints, Restored
 from mem0_jax.train.config import TrainConfig
-from mem0_jax.train.log import MetricsLog, read_rows
+from mem0_jax.train.log import MetricsLog, Sink, read_rows
 from mem0_jax.train.optim import make_optimizer
 from mem0_jax.train.state import TrainState, create_params, create_state
 from mem0_jax.train.step import make_train_step
+from mem0_jax.train.watch import (
+    DiskFullError,
+    Profiler,
+    StopRequest,
+    Watchdog,
+    check_disk,
+    memory_plan,
+    out_of_memory,
+    tree_bytes,
+)
 
 if TYPE_CHECKING:
     from mem0_jax.policies.base import Policy
@@ -33,7 +40,10 @@ if TYPE_CHECKING:
 # Steps handed to the device before the loop waits for the oldest: enough to keep it busy, while each holds a batch.
 MAX_IN_FLIGHT = 2
 # Settings a run may change when it continues; any other would make it a different run.
-FREE_SETTINGS = {"steps", "log_every", "save_every", "keep", "metrics_window"}
+FREE_SETTINGS = {
+    *("steps", "log_every", "save_every", "keep", "keep_best", "validate_every", "metrics_window"),
+    *("watchdog_seconds", "profile_at", "profile_steps"),
+}
 _log = logging.getLogger(__name__)
 
 
@@ -74,12 +84,32 @@ class FitResult:
     compile_seconds: float
 
 
+@dataclass(frozen=True)
+class Extras:
+    """What a run may have besides a policy, data and settings.
+
+    Attributes:
+        initial: makes the initial parameters from a key, in place of the policy's `init`; traceable like it.
+        validate: gets the state and returns figures by name, of which "score" ranks checkpoints, the lower the better.
+        settings: further settings as JSON values; they are saved, and must be equal when the run continues.
+        flops_per_frame: operations a frame takes by formula, for the log's `mfu`; 0 if unknown.
+        sinks: called with every row of the log, validations included.
+    """
+
+    initial: Callable[[jax.Array], dict[str, Any]] | None = None
+    validate: Callable[[TrainState], dict[str, float]] | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    flops_per_frame: float = 0.0
+    sinks: tuple[Sink, ...] = ()
+
+
 def fit(
     policy: Policy,
     loader_factory: Callable[[], BatchIterator],
     config: TrainConfig,
     workdir: str | Path,
     progress: Callable[[dict[str, Any]], None] | None = None,
+    extras: Extras | None = None,
 ) -> FitResult:
     """Train `policy` for `config.steps` batches, continuing whatever run `workdir` holds.
 
@@ -90,21 +120,24 @@ def fit(
         policy: see `Policy`; its `init` must be traceable, for a resumed run only asks for its shapes.
         loader_factory: makes the batch iterator, standing at its beginning.
         config: see `TrainConfig`.
-        workdir: folder of the run, made if absent: `checkpoints/` and `metrics.jsonl`. One process at a time.
-        progress: called with every row of the log.
+        workdir: folder of the run, made if absent: `checkpoints/`, `metrics.jsonl`, `validation.jsonl`; `hang.txt` and
+            `profile/` where asked for. One process at a time.
+        progress: called with every row of the metrics log.
+        extras: see `Extras`.
     Raises:
         CheckpointError: `workdir` holds a run with other settings or another model.
         DataError: the loader ended before `config.steps` or its batches have the wrong leading axes.
         DivergedError: the gradient stayed non-finite.
+        OutOfMemoryError, DiskFullError: as they say; the disk is looked at before the first step.
         TrainingInterrupted: after Ctrl-C or SIGTERM, once the run is saved.
     """
     started = time.perf_counter()
     workdir = Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     loader = loader_factory()
-    with Checkpoints(workdir / "checkpoints", config.keep) as checkpoints, _StopRequest() as stop:
-        run = _Run(policy, loader, config, workdir, checkpoints, progress)
-        with run.bar:
+    with Checkpoints(workdir / "checkpoints", config.keep, config.keep_best) as checkpoints, StopRequest() as stop:
+        run = _Run(policy, loader, config, workdir, checkpoints, progress, extras or Extras())
+        with run.bar, run.watchdog:
             while run.step < config.steps:
                 run.advance()
                 if stop.requested and run.step < config.steps:
@@ -130,68 +163,128 @@ class _Run:
         workdir: Path,
         checkpoints: Checkpoints,
         progress: Callable[[dict[str, Any]], None] | None,
+        extras: Extras,
     ) -> None:
         self._loader, self._config, self._checkpoints, self._progress = loader, config, checkpoints, progress
-        abstract = jax.eval_shape(lambda: create_params(policy, config.seed))
-        optimizer = make_optimizer(
-            config.optimizer, policy.learning_rate_groups, policy.no_gradient, config.freeze, abstract
-        )
-        template = jax.eval_shape(lambda p: create_state(policy, optimizer, p, config.seed, config.lanes), abstract)
-        restored = checkpoints.restore(template)
-        self.resumed_from: int | None = None
-        if restored is None:
-            params = create_params(policy, config.seed)
-            self.state = create_state(policy, optimizer, params, config.seed, config.lanes)
-        else:
-            _check_settings(workdir, restored.extra["config"], _as_json(config))
-            self.state = restored.state
-            self.resumed_from = int(restored.state.step)
-            loader.set_state(restored.extra["data"])
-            _log.info("%s: continuing after step %d", workdir, self.resumed_from)
+        self._validate, self._settings = extras.validate, _as_json(config) | dict(extras.settings)
+        began = time.perf_counter()
+        restored, optimizer = self._start(policy, workdir, extras)
         self.step = self.resumed_from or 0
         self.compile_seconds = 0.0
-        self._train_step = jax.jit(make_train_step(policy, optimizer), donate_argnums=0)
-        self._metrics = MetricsLog(
-            workdir / "metrics.jsonl", config, self.step, restored.extra["log"] if restored else None
+        self._train_step = jax.jit(
+            make_train_step(policy, optimizer, config.accumulate, config.ema_decay), donate_argnums=0
         )
+        log = restored and restored.extra["log"]
+        self._metrics = MetricsLog(workdir, config, self.step, log, extras.flops_per_frame, extras.sinks, began)
         # Quiet where nobody watches: `disable=None` asks whether the output is a terminal.
         self.bar = tqdm(total=config.steps, initial=self.step, disable=None, unit="step", dynamic_ncols=True)
+        self.watchdog = Watchdog(workdir / "hang.txt", config.watchdog_seconds)
+        self._profiler = Profiler(workdir / "profile", config.profile_at, config.profile_steps)
         self._in_flight: deque[jax.Array] = deque()
         self._row_due: int | None = None
         self._first = self.step
+        self._plan: dict[str, int] = {}
+
+    def _start(self, policy: Policy, workdir: Path, extras: Extras) -> tuple[Restored | None, Any]:
+        """Make or restore the state; returns what was restored, and the optimizer."""
+        config = self._config
+
+        def params() -> dict[str, Any]:
+            return create_params(policy, config.seed, config.bfloat16, extras.initial)
+
+        abstract = jax.eval_shape(params)
+        optimizer = make_optimizer(
+            config.optimizer, policy.learning_rate_groups, policy.no_gradient, config.freeze, abstract
+        )
+
+        def state(params: dict[str, Any]) -> TrainState:
+            return create_state(policy, optimizer, params, config.seed, config.lanes, config.ema_decay > 0)
+
+        template = jax.eval_shape(state, abstract)
+        restored = self._checkpoints.restore(template)
+        self.resumed_from: int | None = None
+        if restored is None:
+            check_disk(workdir, 2 * tree_bytes(template), "two checkpoints of this run")
+            self.state = state(params())
+        else:
+            _check_settings(workdir, restored.extra["config"], self._settings)
+            self.state = restored.state
+            self.resumed_from = int(restored.state.step)
+            self._loader.set_state(restored.extra["data"])
+            _log.info("%s: continuing after step %d", workdir, self.resumed_from)
+        return restored, optimizer
 
     def advance(self) -> None:
-        """Train on one batch; write the row and the checkpoint that fall due."""
-        asked = time.perf_counter()
+        """Train on one batch; write the row, the validation and the checkpoint that fall due."""
+        self._profiler.before_step(self.step)
+        batch, waited = self._next_batch()
+        self._metrics.clock.switch("compile" if self.step == self._first else "steps")
         try:
-            batch = next(self._loader)
-        except StopIteration:
-            raise DataError(
-                f"the loader ended after {self.step} of {self._config.steps} batches; it must repeat its data"
-            ) from None
-        waited = time.perf_counter() - asked
+            self._take_step(batch, waited)
+        except jax.errors.JaxRuntimeError as error:
+            if (clear := out_of_memory(error, self._plan)) is not None:
+                raise clear from error
+            raise
+        self.bar.update()
+        if self.step % self._config.log_every == 0:
+            self._row_due = self.step
+        validated = self._validated()
+        if validated is not None or self.step % self._config.save_every == 0:
+            self._save_if_there_is_room(validated)
+        self.watchdog.step()
+
+    def _next_batch(self) -> tuple[dict[str, np.ndarray], float]:
+        asked = time.perf_counter()
+        with self._metrics.clock.during("data"):
+            try:
+                batch = next(self._loader)
+            except StopIteration:
+                raise DataError(
+                    f"the loader ended after {self.step} of {self._config.steps} batches; it must repeat its data"
+                ) from None
         if self.step == self._first:
             _check_batch(batch, self._config.lanes)
+            self._plan = memory_plan(self.state, batch)
+        return batch, time.perf_counter() - asked
+
+    def _take_step(self, batch: dict[str, np.ndarray], waited: float) -> None:
         self.state, metrics = self._train_step(self.state, batch)
         self._write_due_row()  # of the steps before, while the device works on this one
         self.step += 1
         lanes, frames = next(iter(batch.values())).shape[:2]
         self._metrics.add(metrics, lanes * frames, waited)
         self._throttle(metrics["loss"])
-        self.bar.update()
-        if self.step % self._config.log_every == 0:
-            self._row_due = self.step
-        if self.step % self._config.save_every == 0:
-            self.save()
 
-    def save(self) -> None:
+    def _validated(self) -> dict[str, float] | None:
+        """What the validation that falls due finds."""
+        if self._validate is None or not self._config.validate_every or self.step % self._config.validate_every:
+            return None
+        self.watchdog.pause()
+        with self._metrics.clock.during("validation"):
+            found = self._validate(self.state)
+        self._metrics.write_validation(self.step, found)
+        return found
+
+    def _save_if_there_is_room(self, validated: dict[str, float] | None) -> None:
+        try:
+            self.save(validated)
+        except DiskFullError as error:
+            # Stopping would lose what a later checkpoint may save, once there is room again.
+            _log.warning("step %d is not saved: %s", self.step, error)
+
+    def save(self, validated: Mapping[str, float] | None = None) -> None:
         """Write the row that is due, if any, then checkpoint the present step."""
+        self.watchdog.pause()
         self._write_due_row()
-        extra = {"config": _as_json(self._config), "data": self._loader.get_state(), "log": self._metrics.snapshot()}
-        self._checkpoints.save(self.state, extra)
+        score = (validated or {}).get("score", math.nan)
+        with self._metrics.clock.during("checkpoint"):
+            log = self._metrics.snapshot()
+            extra = {"config": self._settings, "data": self._loader.get_state(), "log": log}
+            self._checkpoints.save(self.state, extra, score if math.isfinite(score) else None)
 
     def finish(self) -> None:
         """Write the last row, even of fewer steps, and the last checkpoint."""
+        self._profiler.stop()
         if self.step > self._first and (self._row_due or self.step % self._config.log_every):
             self._row_due = self.step
         self.save()
@@ -212,30 +305,6 @@ class _Run:
         self._in_flight.append(loss)
         if len(self._in_flight) > MAX_IN_FLIGHT:
             self._in_flight.popleft().block_until_ready()
-
-
-class _StopRequest:
-    """Turns the first Ctrl-C or SIGTERM into a wish to stop after the step; the second one acts as usual."""
-
-    def __init__(self) -> None:
-        self.requested = False
-        self._before: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> _StopRequest:
-        if threading.current_thread() is threading.main_thread():  # Python lets no other thread handle signals
-            self._before = {s: signal.signal(s, self._request) for s in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before = {}
-
-    def _request(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
-        self.__exit__()
-        # Not print: a signal may arrive in the middle of one.
-        os.write(2, b"\nfinishing the step and saving; once more to stop at once without saving\n")
 
 
 def _as_json(config: TrainConfig) -> dict[str, Any]:
