@@ -68,8 +68,10 @@ UNTOLD = {
         *("vision.num_heads", "vision.deepstack_visual_indexes"),
         *(f"tokens.{name}" for name in ("vision_start", "vision_end", "image", "video", "im_start", "im_end", "pad")),
     ),
-    "heads": ("memory.window_size", "memory.num_heads", "memory.memory_accumulation", "action.num_heads")
-    + ("action.horizon", "flow.solver_steps", "flow.buckets"),
+    "heads": (
+        *("memory.window_size", "memory.num_heads", "memory.memory_accumulation"),
+        *("action.num_heads", "action.horizon", "flow.solver_steps", "flow.buckets"),
+    ),
 }
 # Qwen3-VL-Instruct 2B, 4B and 8B by (text width, text layers, vision width, vision layers).
 RELEASED_BACKBONES = {

@@ -7,13 +7,15 @@ so that ``mem0-jax --help`` answers at once. Commands with a fixed set of flags 
 import argparse
 import difflib
 import importlib
+import json
 import os
 import sys
 import textwrap
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
 from mem0_jax import __version__
 from mem0_jax.errors import UserError
@@ -41,6 +43,11 @@ COMMANDS: dict[str, Command] = {
         "record, train with and without memory, evaluate, report: all on this machine",
         "mem0-jax demo --out runs/demo",
         "mem0_jax.commands.demo",
+    ),
+    "convert": Command(
+        "turn PyTorch checkpoints into bundles and back, look into them, compare them",
+        "mem0-jax convert m1_mix_final_step50000.pt bundles/m1_mix --backbone Qwen3-VL-2B-Instruct",
+        "mem0_jax.commands.convert",
     ),
     "data": Command(
         "import, check, show, measure and pack datasets",
@@ -106,6 +113,16 @@ def usage(commands: Mapping[str, Command], program: str = "mem0-jax") -> str:
             "Exit codes: 0 all went well, 1 failed, 2 wrong usage, 130 interrupted. MEM0_DEBUG=1 shows tracebacks.",
         ]
     )
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Writes results for a program to read; the file appears whole."""
+    unfinished = file.with_name(f".{file.name}.unfinished")
+    try:
+        unfinished.write_text(json.dumps(value, indent=1) + "\n")
+        unfinished.replace(file)
+    except OSError as error:
+        raise UserError(f"{file}: cannot be written ({error.strerror})") from None
 
 
 def did_you_mean(word: str, known: Mapping[str, object] | Sequence[str]) -> str:

@@ -8,7 +8,7 @@ with dropout off. Axis letters: B samples, P patches of all images, I images, C 
 import json
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from mem0_jax.heads.dit import DiTConfig
 from mem0_jax.heads.flow import FlowConfig
 from mem0_jax.memory import bank
 from mem0_jax.memory.bank import MemoryConfig
+from mem0_jax.policies.bundle import Bundle
 from mem0_jax.policies.mem0 import TABLES, Mem0, Mem0Config
 from mem0_jax.train.metrics import classifier_metrics
 from mem0_jax.train.optim import OptimizerConfig, learning_rates, make_optimizer
@@ -238,13 +239,46 @@ class Golden:
         return norms, total, {key for key, norm in norms.items() if norm <= ROUNDING * total}
 
 
-def replay(folder: str | Path, policy: type[Mem0] = Mem0) -> Report:
-    """Replays everything in a golden folder; `policy` can be a deliberately wrong one."""
+def replay(folder: str | Path, policy: type[Mem0] = Mem0, bundle: Bundle | None = None) -> Report:
+    """Replays everything in a golden folder.
+
+    Args:
+        folder: the golden folder.
+        policy: can be a deliberately wrong one.
+        bundle: its parameters take the place of those in the folder's initial.pt.
+
+    Raises:
+        UserError: the folder is damaged, or the bundle is of another configuration.
+    """
     golden, report = Golden(folder, policy), Report()
+    if bundle is not None:
+        check_same_model(bundle.config, golden.config)
+        golden.params = bundle.params
     with jax.default_matmul_precision("highest"):
         check_schedule(golden, report)
         replay_inference(golden, replay_training(golden, report), report)
     return report
+
+
+def check_same_model(config: Mem0Config, expected: Mem0Config) -> None:
+    """Raises UserError, naming every setting that differs, apart from those a golden sets for itself."""
+    free = {"image_size", "dtype", "remat"}
+
+    def settings(value: Any, prefix: str = "") -> dict[str, Any]:
+        inner = {}
+        for f in fields(value):
+            child = getattr(value, f.name)
+            inner |= settings(child, f"{prefix}{f.name}.") if is_dataclass(child) else {prefix + f.name: child}
+        return inner
+
+    ours, theirs = settings(config), settings(expected)
+    differing = [
+        f"{name} is {ours[name]}, the golden's {theirs[name]}"
+        for name in ours
+        if ours[name] != theirs[name] and name not in free and not name.endswith(".dropout")
+    ]
+    if differing:
+        raise UserError("bundle and golden are of different models: " + "; ".join(differing))
 
 
 def replay_forward(golden: Golden, report: Report) -> None:

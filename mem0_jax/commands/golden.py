@@ -1,10 +1,13 @@
 """`mem0-jax golden`: replay the reference's numbers and print the greatest differences."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mem0_jax.cli import CommandParser
+from mem0_jax.cli import CommandParser, write_json
+
+if TYPE_CHECKING:
+    from mem0_jax.golden import Report
 
 SUMMARY = (
     "Builds Mem-0 from a folder of the PyTorch reference's inputs and outputs (config.json, initial.pt, golden.npz), "
@@ -26,7 +29,11 @@ def main(argv: Sequence[str]) -> int:
     flags = parser().parse_args(argv)
     from mem0_jax.golden import replay
 
-    report = replay(flags.folder)
+    return show(replay(flags.folder), flags.json)
+
+
+def show(report: "Report", file: Path | None) -> int:
+    """Prints a replay as a table, writes it as JSON if asked to, and returns the exit code."""
     rows = [
         {"quantity": c.name, "error": c.error, "gate": c.gate, "passed": c.passed, "where": c.where}
         for c in report.checks.values()
@@ -36,9 +43,7 @@ def main(argv: Sequence[str]) -> int:
         verdict = "ok" if row["passed"] else "FAIL"
         print(f"{row['quantity']:<34}{row['error']:>15.2e}{row['gate']:>9.0e}  {verdict:<5} {row['where']}")
     print("all within their gates" if report.passed else "past a gate: this model is not the reference's")
-    if flags.json:
-        unfinished = flags.json.with_name(f".{flags.json.name}.unfinished")
+    if file:
         finite = [row | {"error": row["error"] if row["error"] < float("inf") else None} for row in rows]
-        unfinished.write_text(json.dumps({"passed": report.passed, "checks": finite}, indent=1))
-        unfinished.rename(flags.json)
+        write_json(file, {"passed": report.passed, "checks": finite})
     return 0 if report.passed else 1

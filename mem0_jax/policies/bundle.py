@@ -122,7 +122,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
         BundleError: `folder` exists and is no bundle.
     """
     folder = folder.absolute()
-    if folder.exists() and not (folder / "config.json").is_file() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and not _replaceable(folder):
         raise BundleError(f"{folder} exists and is no bundle: name another folder, or remove it")
     for left in folder.parent.glob(f".{folder.name}.unfinished-*"):  # by a process that was killed
         if not _alive(int(left.name.rpartition("-")[2])):
@@ -136,6 +136,14 @@ def new_folder(folder: Path) -> Iterator[Path]:
         unfinished.rename(folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _replaceable(folder: Path) -> bool:
+    """Only a bundle of ours, or an empty folder, may go."""
+    path = folder / "config.json"
+    if folder.is_dir() and path.is_file():
+        return path.stat().st_size < 2**24 and '"format_version"' in path.read_text("utf-8", errors="replace")
+    return folder.is_dir() and not any(folder.iterdir())
 
 
 def _alive(process: int) -> bool:

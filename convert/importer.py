@@ -1,0 +1,284 @@
+"""From a checkpoint of the PyTorch world to a bundle: everything is planned and checked before any tensor is read."""
+
+import dataclasses
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from mem0_jax.backbones.qwen3_vl.processor import load_tokenizer, token_ids
+from mem0_jax.config import to_dict
+from mem0_jax.convert.files import Digest, Parts
+from mem0_jax.convert.optimizer import Training, read_training
+from mem0_jax.convert.rules import ConversionError, Entry, Misfits, Plan, PlanError, array_of, make_plan, pieces, verify
+from mem0_jax.convert.settings import Settings, backbone_config, mem0_config, read_backbone_settings, read_settings
+from mem0_jax.convert.sources import Config, Source, nbytes, rules_of
+from mem0_jax.data.normalize import NormStats
+from mem0_jax.policies.bundle import Inputs, abstract_params, new_folder, write_description
+from mem0_jax.policies.mem0 import Mem0Config
+from mem0_jax.store import LeafSpec, TreeWriter
+
+THREADS = 2  # one reads and transposes while the other writes; each holds one tensor
+TOKENIZER = "tokenizer.json"
+PROCESSOR_FILES = (
+    *("tokenizer_config.json", "preprocessor_config.json", "video_preprocessor_config.json", "chat_template.json"),
+    *("chat_template.jinja", "generation_config.json", "merges.txt", "vocab.json", "special_tokens_map.json"),
+)
+DTYPES: Mapping[str, Any] = {"keep": None, "float32": np.float32, "bfloat16": jnp.bfloat16}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for.
+
+    Attributes:
+        config: YAML or JSON with settings that the tensors do not tell.
+        backbone: a Qwen3-VL folder: its configuration, tokenizer and processor.
+        norm_stats: statistics of state and action.
+        dtype: "keep", "float32" or "bfloat16".
+        shards: (configuration, abstract tree) -> pieces of every axis by path, for a mesh; None cuts nothing.
+        with_optimizer: take the optimizer's moments along.
+    """
+
+    config: Path | None = None
+    backbone: Path | None = None
+    norm_stats: Path | None = None
+    dtype: str = "keep"
+    shards: Callable[[Config, Any], Mapping[str, tuple[int, ...]]] | None = None
+    with_optimizer: bool = False
+
+
+@dataclass(frozen=True)
+class Job:
+    """A conversion that is sure to fit: every tensor has its leaf and every leaf its tensors."""
+
+    source: Source
+    config: Config
+    plan: Plan
+    specs: Mapping[str, LeafSpec]
+    stats: NormStats | None
+    processor: Path | None
+    training: Training | None
+
+    @property
+    def bytes(self) -> int:
+        """Bytes to be read."""
+        tensors = [self.source.tensors[entry.source] for entry in self.plan.entries]
+        for moment in self.training.moments.values() if self.training else ():
+            tensors += moment.values()
+        return sum(map(nbytes, tensors))
+
+
+def prepare(source: Source, request: Request) -> Job:
+    """Plans a conversion without reading a tensor.
+
+    Raises:
+        PlanError: tensors and leaves that do not fit, all of them.
+        UserError: anything else that stands in the way.
+    """
+    if source.format == "bundle":
+        raise ConversionError(f"{source.path} is a bundle already; --to torch and --to safetensors turn it back")
+    processor = request.backbone or (source.path if source.format == "safetensors" else None)
+    if processor is not None and processor.is_file():
+        processor = processor.parent
+    settings = _settings(source, request, processor)
+    config = _config(source, settings)
+    _check_tokenizer(config, processor)
+    rules, abstract = rules_of(config), abstract_params(config)
+    plan = make_plan(rules, source.shapes, abstract)
+    shards = request.shards(config, abstract) if request.shards else {}
+    training = None
+    if request.with_optimizer:
+        if not isinstance(config, Mem0Config):
+            raise ConversionError(f"{source.path} is a backbone, it has no optimizer: leave out --with-optimizer")
+        training = read_training(source, config, rules, plan, settings)
+    return Job(
+        source=source,
+        config=config,
+        plan=plan,
+        specs=_specs(plan, source.tensors, DTYPES[request.dtype], shards),
+        stats=_stats(request.norm_stats),
+        processor=processor,
+        training=training,
+    )
+
+
+def convert(job: Job, out: Path, progress: Callable[[int], object] = lambda count: None) -> dict[str, Any]:
+    """Writes the bundle, which appears at `out` when complete, and returns the report.
+
+    Args:
+        job: from `prepare`.
+        out: the folder; an older bundle there is replaced.
+        progress: called with the bytes of each tensor done, from any thread.
+    """
+    start = time.perf_counter()
+    verify(job.plan, job.source.tensors)
+    with new_folder(out) as folder:
+        digests = [Digest(parts) for parts in _files(job.source)]
+        try:
+            _write(job, folder, progress)
+            sums = {digest_parts.name: d.result() for digest_parts, d in zip(_files(job.source), digests)}
+        finally:
+            for digest in digests:
+                digest.cancel()
+        _describe(job, folder, sums)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    report = {"seconds": time.perf_counter() - start, "peak_rss_bytes": peak, "sha256": sums}
+    return summary(job) | report
+
+
+def summary(job: Job) -> dict[str, Any]:
+    """What the plan says, for the report."""
+    consumed = [entry.source for entry in job.plan.entries] + [check.source for check in job.plan.checks]
+    return {"consumed": len(consumed), "unmapped": [], "unfilled": [], "bytes": job.bytes, "leaves": len(job.specs)}
+
+
+def failed_summary(misfits: Misfits) -> dict[str, Any]:
+    """The same for a plan that failed."""
+    return {
+        "consumed": 0,
+        "unmapped": misfits.unmapped,
+        "missing": misfits.missing,
+        "unfilled": misfits.unfilled,
+        "clashes": misfits.clashes,
+        "bytes": 0,
+    }
+
+
+def _settings(source: Source, request: Request, processor: Path | None) -> Settings:
+    settings = Settings()
+    if processor is not None and (processor / "config.json").is_file():
+        settings = read_backbone_settings(processor)
+    elif request.backbone is not None:
+        raise ConversionError(f"{request.backbone}: no config.json, expected the folder of a Qwen3-VL model")
+    if request.config is not None:
+        given = read_settings(request.config)
+        settings = Settings({**settings.values, **given.values}, given.where, given.training)
+    weight = source.tensors.get("classifier.pos_weight")  # a buffer there, a setting here
+    if weight is not None and not tuple(weight.shape):
+        settings.values.setdefault("classifier.pos_weight", float(array_of(weight)))
+    return settings
+
+
+def _config(source: Source, settings: Settings) -> Config:
+    shapes = source.shapes
+    return mem0_config(shapes, settings) if source.model == "mem0" else backbone_config(shapes, settings)
+
+
+def _check_tokenizer(config: Config, processor: Path | None) -> None:
+    if processor is None or not (processor / TOKENIZER).is_file():
+        return
+    ours = (config.backbone if isinstance(config, Mem0Config) else config).tokens
+    theirs = token_ids(load_tokenizer(processor / TOKENIZER))
+    if ours != theirs:
+        raise ConversionError(f"{processor / TOKENIZER} has the special tokens {theirs}, the model expects {ours}")
+
+
+def _specs(
+    plan: Plan, tensors: Mapping[str, Any], dtype: Any, shards: Mapping[str, tuple[int, ...]]
+) -> dict[str, LeafSpec]:
+    found: dict[str, dict[np.dtype, str]] = {path: {} for path in plan.abstract}
+    layered = {target: entry.layer is not None for entry in plan.entries for target in entry.targets}
+    for entry in plan.entries:
+        for target in entry.targets:
+            found[target].setdefault(np.dtype(tensors[entry.source].dtype), entry.source)
+    mixed = [
+        f"{path}: " + ", ".join(f"{source} is {dtype.name}" for dtype, source in dtypes.items())
+        for path, dtypes in found.items()
+        if len(dtypes) > 1 and dtype is None
+    ]
+    if mixed:
+        raise PlanError(Misfits(clashes=["layers of one leaf differ in dtype (choose one with --dtype):", *mixed]))
+    return {
+        path: LeafSpec(
+            tuple(leaf.shape), np.dtype(dtype or next(iter(found[path]))), layered[path], shards.get(path, ())
+        )
+        for path, leaf in plan.abstract.items()
+    }
+
+
+def _stats(path: Path | None) -> NormStats | None:
+    if path is None:
+        return None
+    try:
+        return NormStats.load(path)
+    except (OSError, ValueError) as error:
+        raise ConversionError(str(error)) from None
+
+
+def _files(source: Source) -> list[Parts]:
+    if source.parts is not None:
+        return [source.parts]
+    paths = [source.path] if source.path.is_file() else sorted(source.path.glob("*.safetensors"))
+    return [Parts.open(path) for path in paths]
+
+
+def _tasks(job: Job, folder: Path) -> Iterator[tuple[TreeWriter, str, Entry, Mapping[str, Any]]]:
+    """Every tensor to be moved: where to, under which prefix, by which entry, from which tensors."""
+    writer = TreeWriter(folder / "params", job.specs)
+    yield from ((writer, "", entry, job.source.tensors) for entry in job.plan.entries)
+    if job.training is None:
+        return
+    trained = [entry for entry in job.plan.entries if entry.source in job.training.moments["mu"]]
+    specs = {
+        f"{name}/{target}": dataclasses.replace(
+            job.specs[target], dtype=np.dtype(job.training.moments[name][entry.source].dtype)
+        )
+        for name in job.training.moments
+        for entry in trained
+        for target in entry.targets
+    }
+    writer = TreeWriter(folder / "optimizer", specs)
+    for name, moment in job.training.moments.items():
+        yield from ((writer, f"{name}/", entry, moment) for entry in trained)
+
+
+def _write(job: Job, folder: Path, progress: Callable[[int], object]) -> None:
+    def move(task: tuple[TreeWriter, str, Entry, Mapping[str, Any]]) -> None:
+        writer, prefix, entry, tensors = task
+        for target, value in pieces(entry, tensors):
+            writer.write(prefix + target, value, entry.layer)
+        progress(nbytes(tensors[entry.source]))
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        try:
+            for _ in pool.map(move, _tasks(job, folder)):
+                pass
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _describe(job: Job, folder: Path, sums: Mapping[str, str]) -> None:
+    entries: dict[str, Any] = {
+        "provenance": {
+            "source": [{"name": name, "sha256": value} for name, value in sums.items()],
+            "source_format": job.source.format,
+            "source_step": job.source.checkpoint.get("global_step"),
+        }
+    }
+    if isinstance(job.config, Mem0Config):
+        entries["inputs"] = to_dict(Inputs())
+    if job.training is not None:
+        entries["training"] = {
+            "step": job.training.step,
+            "count": job.training.count,
+            "optimizer": dataclasses.asdict(job.training.config),
+        }
+    write_description(folder, job.config, **entries)
+    if job.stats is not None:
+        job.stats.save(folder / "norm_stats.json")
+    if job.processor is not None:
+        for name in (TOKENIZER, *PROCESSOR_FILES):
+            if (job.processor / name).is_file():
+                target = folder / name if name == TOKENIZER else folder / "processor" / name
+                target.parent.mkdir(exist_ok=True)
+                shutil.copyfile(job.processor / name, target)

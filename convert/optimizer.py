@@ -1,0 +1,145 @@
+"""The optimizer inside a reference checkpoint: whose moments are whose, and with which settings training goes on.
+
+torch numbers parameters by their place in the groups of the optimizer; the reference's groups are modules, in the order
+qwen_model, action_model, classifier, base (the rest), their parameters in module order, tied ones once.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mem0_jax.convert.rules import AnyRule, Constant, ConversionError, Plan, Tied
+from mem0_jax.convert.settings import Settings
+from mem0_jax.convert.sources import Source, tied_tensors
+from mem0_jax.convert.stored import StoredTensor
+from mem0_jax.policies.mem0 import Mem0, Mem0Config
+from mem0_jax.train.config import OptimizerConfig
+from mem0_jax.train.optim import learning_rates
+from mem0_jax.tree import select
+
+GROUPS = {"qwen_model": "backbone", "action_model": "action", "classifier": "classifier", "base": "memory"}
+RELEASED_FLOORS = {"backbone": 1e-6, "action": 5e-6, "classifier": 5e-6, "memory": 1e-6}
+RELEASED_STEPS = 50_000
+MOMENTS = {"mu": "exp_avg", "nu": "exp_avg_sq"}
+
+
+@dataclass(frozen=True)
+class Training:
+    """A run to be continued.
+
+    Attributes:
+        step: batches the run has seen.
+        count: updates it has applied: the place in the learning-rate schedule.
+        config: the optimizer's settings.
+        moments: "mu" and "nu" -> parameter's PyTorch name -> tensor.
+    """
+
+    step: int
+    count: int
+    config: OptimizerConfig
+    moments: Mapping[str, Mapping[str, StoredTensor]]
+
+
+def read_training(
+    source: Source, config: Mem0Config, rules: Sequence[AnyRule], plan: Plan, settings: Settings
+) -> Training:
+    """Finds moments and settings; reads nothing but the step counts.
+
+    Raises:
+        ConversionError: no optimizer in the file, one with other parameters, or settings that contradict the learning
+            rates it holds.
+    """
+    try:
+        saved = source.checkpoint["optimizer_state_dict"]
+        states, groups = saved["state"], saved["param_groups"]
+        owners = _owners(source, rules, groups)
+        moments, counts = _moments(source, states, owners)
+        _check_complete(config, plan, moments["mu"])
+        if len(counts) != 1:
+            raise ConversionError(f"{source.path}: parameters have seen {sorted(counts)} updates; expected one number")
+        count = counts.pop()
+        step = int(source.checkpoint.get("global_step", count))
+        return Training(step, count, _settings(source, groups, settings, count), moments)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ConversionError(
+            f"{source.path}: no optimizer state as the reference saves it ({type(error).__name__}: {error}); "
+            "leave out --with-optimizer"
+        ) from None
+
+
+def _owners(source: Source, rules: Sequence[AnyRule], groups: Sequence[Mapping[str, Any]]) -> dict[int, str]:
+    """Number of every parameter -> its name."""
+    no_parameters = {rule.source for rule in rules if isinstance(rule, Tied | Constant)}
+    no_parameters |= {name for name, _ in tied_tensors(source.tensors)}
+    names = [name for name in source.tensors if name not in no_parameters]
+    titles = [group.get("name", title) for group, title in zip(groups, GROUPS)]
+    owners: dict[int, str] = {}
+    for title, group in zip(titles, groups):
+        others = tuple(f"{other}." for other in titles if other != "base")
+        mine = [n for n in names if (not n.startswith(others) if title == "base" else n.startswith(f"{title}."))]
+        if len(mine) != len(group["params"]):
+            raise ConversionError(
+                f"{source.path}: the optimizer's group {title!r} has {len(group['params'])} parameters, the model "
+                f"{len(mine)}: a run with frozen modules cannot be continued here, leave out --with-optimizer"
+            )
+        owners |= dict(zip(group["params"], mine))
+    return owners
+
+
+def _moments(
+    source: Source, states: Mapping[int, Any], owners: Mapping[int, str]
+) -> tuple[dict[str, dict[str, StoredTensor]], set[int]]:
+    moments: dict[str, dict[str, StoredTensor]] = {name: {} for name in MOMENTS}
+    counts: set[int] = set()
+    for number, state in states.items():
+        name = owners[number]
+        for ours, theirs in MOMENTS.items():
+            tensor = state[theirs]
+            if tuple(tensor.shape) != tuple(source.tensors[name].shape):
+                raise ConversionError(
+                    f"{source.path}: {theirs} of parameter {number} is {tensor.shape}, but {name} is "
+                    f"{tuple(source.tensors[name].shape)}: the optimizer belongs to another model"
+                )
+            moments[ours][name] = tensor
+        counts.add(int(state["step"].read()) if isinstance(state["step"], StoredTensor) else int(state["step"]))
+    return moments, counts
+
+
+def _check_complete(config: Mem0Config, plan: Plan, found: Mapping[str, Any]) -> None:
+    """Moments for every leaf that is trained, and for no part of another."""
+    untrained = select(Mem0(config).no_gradient, plan.abstract, "no_gradient")
+    wrong = [
+        f"{entry.source} {'has none' if entry.source not in found else 'has some, but is never trained'}"
+        for entry in plan.entries
+        if (entry.source in found) == bool(untrained.intersection(entry.targets))
+    ]
+    if wrong:
+        raise ConversionError("the optimizer's moments do not fit the model:\n  " + "\n  ".join(wrong))
+
+
+def _settings(source: Source, groups: Sequence[Mapping[str, Any]], settings: Settings, count: int) -> OptimizerConfig:
+    given, first = settings.training, groups[0]
+    rates = {GROUPS[g.get("name", title)]: float(g["initial_lr"]) for g, title in zip(groups, GROUPS)}
+    floors = given.get("min_lr")
+    config = OptimizerConfig(
+        learning_rates=rates,
+        floors={GROUPS[name]: float(rate) for name, rate in floors.items()} if floors else RELEASED_FLOORS,
+        total_steps=int(given.get("total_steps", given.get("train_steps", RELEASED_STEPS))),
+        warmup_ratio=float(given.get("warmup_ratio", 0.05)),
+        schedule=given.get("scheduler", "cosine"),
+        weight_decay=float(first["weight_decay"]),
+        clip_norm=float(given.get("grad_clip_norm", 2.5)),
+        b1=float(first["betas"][0]),
+        b2=float(first["betas"][1]),
+        eps=float(first["eps"]),
+    )
+    expected = learning_rates(config, count)
+    for group, title in zip(groups, GROUPS):
+        name = GROUPS[group.get("name", title)]
+        if abs(float(group["lr"]) - expected[name]) > 1e-6 * expected[name]:
+            raise ConversionError(
+                f"{source.path}: after {count} updates the learning rate of {name} is {group['lr']:.6g} in the file, "
+                f"but {expected[name]:.6g} by a {config.schedule} schedule of {config.total_steps} steps: give the "
+                "run's own settings with --config FILE (its YAML with the section 'trainer')"
+            )
+    return config

@@ -1,0 +1,29 @@
+"""`mem0-jax convert verify`: a bundle against the reference's numbers."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from mem0_jax.cli import CommandParser
+
+SUMMARY = (
+    "Replays a golden folder (see 'mem0-jax golden --help') with the weights of a bundle that was converted from the "
+    "folder's initial.pt, and prints the greatest relative error of every quantity. Exit code 1 past a gate."
+)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Replays."""
+    flags = CommandParser(
+        "convert verify", SUMMARY, ["mem0-jax convert verify bundles/tiny_a --golden tests/model/assets/tiny_a"]
+    )
+    flags.add_argument("bundle", type=Path, metavar="BUNDLE", help="the bundle")
+    flags.add_argument("--golden", type=Path, metavar="DIR", required=True, help="the golden folder")
+    flags.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file as well")
+    given = flags.parse_args(argv)
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    from mem0_jax.commands.golden import show
+    from mem0_jax.golden import replay
+    from mem0_jax.policies.bundle import load_bundle
+
+    return show(replay(given.golden, bundle=load_bundle(given.bundle)), given.json)
