@@ -32,6 +32,7 @@ END_FRAMES = 8  # frames at the end of a subtask that are marked as its end
 ANNOTATIONS = "language_annotation.json"
 RGB = "observation/head_camera/rgb"
 _MAX_FRAMES, _MAX_SIDE, _MAX_BYTES = 100_000, 4096, 2**32  # a file that claims more is hostile, not an episode
+_HDF5_ERRORS = (KeyError, OSError, RuntimeError, TypeError, ValueError)  # what h5py raises for damage, by its place
 
 
 class RmbenchError(UserError):
@@ -174,10 +175,12 @@ class Recording:
         """The dataset at `key`, if it lies in this very file and has a sane size."""
         try:
             data = self._file[key]
-        except (KeyError, OSError, RuntimeError) as error:
+            if isinstance(data, self._h5py.Dataset):
+                _ = data.dtype, data.shape  # both are decoded only now
+        except _HDF5_ERRORS as error:
             raise RmbenchError(f"{self.path}: {key} is missing or unreadable ({error})") from error
-        if not isinstance(data, self._h5py.Dataset):
-            raise RmbenchError(f"{self.path}: {key} is a group; expected a dataset")
+        if not isinstance(data, self._h5py.Dataset) or data.shape is None:
+            raise RmbenchError(f"{self.path}: {key} is a group or empty; expected a dataset")
         if data.file.filename != self._file.filename or data.external or data.is_virtual:
             raise RmbenchError(f"{self.path}: {key} points to another file; expected the data itself")
         chunk = int(np.prod(data.chunks, dtype=object)) if data.chunks else 0
@@ -187,14 +190,15 @@ class Recording:
 
     def _numbers(self, key: str) -> np.ndarray:
         values = np.asarray(self._read(self._dataset(key), slice(None)), np.float64)
-        if not np.isfinite(values).all():
-            raise RmbenchError(f"{self.path}: {key} has NaN or infinite values, first at {_first_bad(values)}")
+        bad = np.argwhere(~(np.abs(values) <= np.finfo(np.float32).max))
+        if bad.size:
+            raise RmbenchError(f"{self.path}: {key} has NaN or infinite values, first at {bad[0].tolist()}")
         return values
 
     def _read(self, data: Any, index: Any) -> Any:
         try:
             return data[index]
-        except (OSError, RuntimeError) as error:
+        except _HDF5_ERRORS as error:
             raise RmbenchError(f"{self.path}: {data.name.lstrip('/')} cannot be read ({error})") from error
 
     def _bad(self, key: str, expected: str, data: Any) -> RmbenchError:
@@ -271,7 +275,3 @@ def _ends(lengths: list[int], total: int) -> np.ndarray:
         stop += frames
         ends[max(stop - END_FRAMES, stop - frames) : stop] = True
     return ends
-
-
-def _first_bad(values: np.ndarray) -> list[int]:
-    return np.argwhere(~np.isfinite(values))[0].tolist()

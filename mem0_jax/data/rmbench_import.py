@@ -7,6 +7,7 @@ on when the dataset is put together.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -101,7 +102,10 @@ def import_rmbench(
     out = Path(out)
     if out.exists():
         raise RmbenchError(f"{out} exists; choose another folder or remove it first")
-    sources = _sources([open_task(folder, instructions) for folder in folders])
+    tasks = [open_task(folder, instructions) for folder in folders]
+    if unused := sorted((instructions or {}).keys() - {task.task for task in tasks}):
+        raise RmbenchError(f"an instruction is given for {unused}, but the folders are {[task.task for task in tasks]}")
+    sources = _sources(tasks)
     stage = out.parent / f".{out.name}.import"
     stage.mkdir(parents=True, exist_ok=True)
     damaged = _prepare(sources, stage, workers)
@@ -126,7 +130,10 @@ def import_rmbench(
             "Repair them or leave them out with --skip-damaged; what is finished is kept and not done again"
         )
     _check_sizes(episodes)
-    _write(episodes, report)
+    try:
+        _write(episodes, report)
+    except ValueError as error:
+        raise RmbenchError(f"{error}; a prepared episode is damaged: remove {stage} and start again") from error
     shutil.rmtree(stage)
     return report
 
@@ -229,7 +236,9 @@ def _place(stage: Path, source: Source) -> Path:
 
 def _is_prepared(stage: Path, source: Source) -> bool:
     path = _place(stage, source) / "source.json"
-    return path.is_file() and json.loads(path.read_text("utf-8")) == source.key()
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        return json.loads(path.read_text("utf-8")) == source.key()
+    return False
 
 
 def _load(stage: Path, source: Source) -> tuple[np.ndarray, EncodedVideo]:

@@ -1,11 +1,13 @@
 """Importing RMBench recordings: equal to the reference's converter, strict about damage, resumable."""
 
+import contextlib
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -15,7 +17,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from episodes import ASSETS, CAMERA
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rmbench_files import decoded, write_task
 
@@ -207,6 +209,12 @@ def make_group(path: Path) -> None:
         file.create_group("joint_action/left_gripper")
 
 
+def make_empty(path: Path) -> None:
+    rewrite(path, "joint_action/left_gripper", lambda _: None)
+    with h5py.File(path, "r+") as file:
+        file["joint_action/left_gripper"] = h5py.Empty("f8")
+
+
 def claim_much(path: Path) -> None:
     rewrite(path, "observation/head_camera/rgb", lambda _: None)
     with h5py.File(path, "r+") as file:
@@ -224,6 +232,7 @@ DAMAGE = {
         r"episode1\.hdf5: joint_action/right_arm is missing",
     ),
     "group": (make_group, r"joint_action/left_gripper is a group"),
+    "empty": (make_empty, r"joint_action/left_gripper is a group or empty"),
     "other length": (
         lambda p: rewrite(p, "joint_action/left_arm", lambda x: x[:-1]),
         r"joint_action/left_arm is float64 \[8, 6\]; expected numbers \[9, 6\] or \[9, 7\]",
@@ -238,6 +247,7 @@ DAMAGE = {
         r"joint_action/right_gripper is \|S",
     ),
     "NaN": (lambda p: rewrite(p, "joint_action/left_arm", with_nan), r"left_arm has NaN .* first at \[3, 1\]"),
+    "huge": (lambda p: rewrite(p, "joint_action/left_arm", lambda x: x * 1e300), r"left_arm has NaN or infinite"),
     "no JPEG": (lambda p: rewrite(p, RGB, replace_picture(b"x" * 50)), rf"{RGB}: frame 2 is not a JPEG"),
     "PNG": (lambda p: rewrite(p, RGB, replace_picture(PNG)), rf"{RGB}: frame 2 is not a JPEG"),
     "cut JPEG": (lambda p: rewrite(p, RGB, replace_picture(b"")), rf"{RGB}: frame 2 is a truncated JPEG"),
@@ -276,6 +286,21 @@ def test_damage_is_named_with_file_and_key(three, kind):
 
     with pytest.raises(RmbenchError, match=message):
         read()
+
+
+@given(st.lists(st.tuples(st.integers(0, 28_000), st.integers(0, 255)), min_size=1, max_size=8))
+@settings(max_examples=150)
+def test_flipped_bytes_are_read_or_refused(changes):
+    """Whatever the bytes are: a recording or an error of ours, nothing else."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "episode1.hdf5"
+        data = bytearray((RECORDINGS / "put_back_block/demo_clean/data/episode1.hdf5").read_bytes())
+        for place, value in changes:
+            data[place] = value
+        path.write_bytes(data)
+        with contextlib.suppress(RmbenchError), Recording(path) as recording:
+            assert np.isfinite(recording.state()).all()
+            assert all(picture.dtype == np.uint8 for picture in recording.pictures())
 
 
 def test_damaged_recordings_are_all_named_and_can_be_left_out(tmp_path, three, capsys):
@@ -368,6 +393,8 @@ def test_other_tasks_need_an_instruction(tmp_path, raw, capsys):
     dataset = LeRobotDataset(tmp_path / "out")
     assert dataset.texts("global_task")[1] == ["Ring the bell."]
     assert dataset.texts("subtask")[1] == ["press the button"]  # annotated, so staged
+    assert run(task, tmp_path / "other", "--instruction", "ring_bell=x", "--instruction", "ringbell=x") == 1
+    assert "an instruction is given for ['ringbell']" in capsys.readouterr().err
     for wrong in ("ring_bell", "=text", "ring_bell= "):
         assert run(task, tmp_path / "out", "--instruction", wrong) == 2
     assert run(task, tmp_path / "out", "--workers", 0) == 2
