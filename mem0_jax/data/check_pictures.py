@@ -116,9 +116,10 @@ def _check_stream(meta: Metadata, camera: str, stream: VideoStream, found: Findi
     codec = declared.get("video.codec") if isinstance(declared, dict) else None
     if codec not in (None, stream.codec.canonical_name):
         found.warning("codec", f"is {stream.codec.canonical_name}, info.json declares {codec}", feature=camera)
-    rate = float(stream.average_rate or 0)
     multiple = frames_per_period(stream, info.fps)
-    if abs(rate / multiple - info.fps) > _RATE_TOLERANCE * info.fps:
+    # The average is off when a frame is lost, the base rate (that of the time stamps) when their steps vary.
+    rate, base = float(stream.average_rate or 0), float(stream.base_rate or 0)
+    if min(abs(value / multiple - info.fps) for value in (rate, base)) > _RATE_TOLERANCE * info.fps:
         found.error("fps", f"has {rate:g} frames a second, the dataset {info.fps:g}", feature=camera)
     elif multiple > 1:
         found.warning("fps", f"has {rate:g} frames a second; one in {multiple} is shown at a time step", feature=camera)
