@@ -105,25 +105,24 @@ class Parts:
     def expected_sha256(self) -> dict[str, str]:
         """The sums in the `.sha256` files beside the parts, in lower case, by name: `name`, and names of parts.
 
-        `NAME.sha256` is read, also without the suffix of NAME, and one of each part. A line is `HEX  FILE`,
-        `HEX *FILE` or a bare `HEX`, which like a lone line of any name speaks of the file it lies beside.
+        A line is `HEX  FILE` or `HEX *FILE`. In `NAME.sha256`, with or without the suffix of NAME, and in a `.sha256`
+        of a part, a bare `HEX` or a lone line of any name speaks of the file it lies beside.
 
         Raises:
-            PartsError: naming a line that is none of these.
+            PartsError: naming a line of these files that is none of this.
         """
-        sums = {}
         names = {self.name, *(path.name for path in self.paths)}
-        for subject in (Path(self.name).stem, *sorted(names)):
-            path = self.paths[0].with_name(f"{subject}.sha256")
-            if not path.is_file():
-                continue
-            lines = _sum_lines(path)
+        owners = {name: name for name in names} | {Path(self.name).stem: self.name}
+        sums = {}
+        for path in sorted(self.paths[0].parent.glob("*.sha256"), key=lambda path: path.stem in owners):
+            own = path.stem in owners
+            lines = _sum_lines(path, strict=own)
             for digest, name in lines:
                 base = name.replace("\\", "/").rsplit("/", 1)[-1]
                 if base in names or (PART.fullmatch(base) and base.startswith(f"{self.name}.part")):
                     sums[base] = digest
-                elif not name or len(lines) == 1:
-                    sums[subject if subject in names else self.name] = digest
+                elif own and (not name or len(lines) == 1):
+                    sums[owners[path.stem]] = digest
         return sums
 
     def _check_complete(self) -> None:
@@ -193,7 +192,7 @@ class Digest:
         self._expected = parts.expected_sha256()
         self._on_bytes = on_bytes
         self._stop = threading.Event()
-        self._sums: dict[str, str] = {}
+        self._sum = ""
         self._error: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="sha256", daemon=True)
         self._thread.start()
@@ -213,29 +212,33 @@ class Digest:
         self._thread.join()
         if self._error is not None:
             raise self._error
-        name = self._parts.name
-        if name not in self._sums:
-            raise RuntimeError(f"hashing {name} was cancelled")
-        wrong = {key for key, value in self._expected.items() if self._sums[key] != value}
-        # Equal parts are no fault where the sum of the whole proves them right.
-        repeats = [] if name in self._expected and name not in wrong else self._repeats()
-        problems = repeats + [
-            f"{key} has SHA-256 {self._sums[key]}, but its .sha256 says {self._expected[key]}"
-            for key in sorted(wrong - {name} if wrong - {name} else wrong)
-        ]
-        if problems:
-            raise PartsError("damaged, download again:\n  " + "\n  ".join(problems))
-        return self._sums[name]
+        if not self._sum:
+            raise RuntimeError(f"hashing {self._parts.name} was cancelled")
+        return self._sum
 
     def _run(self) -> None:
         try:
             sums = self._hash()
+            if sums:
+                self._check(sums)
+                self._sum = sums[self._parts.name]
         except OSError as error:
             self._error = PartsError(f"{error.filename or self._parts.name}: cannot be read: {error.strerror}")
         except Exception as error:  # whatever on_bytes raises is the caller's: `result` hands it over
             self._error = error
-        else:
-            self._sums = sums
+
+    def _check(self, sums: dict[str, str]) -> None:
+        name = self._parts.name
+        wrong = {key for key, value in self._expected.items() if sums[key] != value}
+        problems = [
+            f"{key} has SHA-256 {sums[key]}, but its .sha256 says {self._expected[key]}"
+            for key in sorted(wrong - {name} or wrong)  # the whole only where no part is known to be the reason
+        ]
+        if name in wrong or name not in self._expected:  # else the whole is proved right, though parts be equal
+            pairs = itertools.combinations(self._parts.paths, 2)
+            problems += [f"{b.name} repeats {a.name}" for a, b in pairs if filecmp.cmp(a, b, shallow=False)]
+        if problems:
+            raise PartsError("damaged, download again:\n  " + "\n  ".join(problems))
 
     def _hash(self) -> dict[str, str]:
         """Sums by name; none if stopped."""
@@ -257,10 +260,6 @@ class Digest:
                 sums[path.name] = alone.hexdigest()
         return sums | {self._parts.name: whole.hexdigest()}
 
-    def _repeats(self) -> list[str]:
-        pairs = itertools.combinations(self._parts.paths, 2)
-        return [f"{b.name} repeats {a.name}" for a, b in pairs if filecmp.cmp(a, b, shallow=False)]
-
 
 def _find(source: Path) -> list[Path]:
     """The files that `source` names, `.sha256` files left out."""
@@ -271,14 +270,12 @@ def _find(source: Path) -> list[Path]:
             held = _few({path.name for path in files}) if files else "no files"
             raise PartsError(f"{source}: a directory without parts such as X.pt.part00, it holds {held}: name a file")
         return found
+    match = PART.fullmatch(source.name)
+    if match and source.exists():
+        pattern = glob.escape(str(source.with_name(match["name"]))) + ".part*"
+        return [path for path in map(Path, glob.glob(pattern)) if PART.fullmatch(path.name)]
     if source.exists():
-        match = PART.fullmatch(source.name)
-        pattern = glob.escape(str(source.with_name(match["name"] if match else source.name)))
-        return (
-            [path for path in map(Path, glob.glob(f"{pattern}.part*")) if PART.fullmatch(path.name)]
-            if match
-            else [source]
-        )
+        return [source]
     found = [path for path in map(Path, glob.glob(str(source))) if path.is_file() and path.suffix != ".sha256"]
     if not found:
         parts = glob.glob(f"{glob.escape(str(source))}.part*")
@@ -308,8 +305,8 @@ def _in_order(found: Sequence[Path]) -> list[Path]:
     return [numbered[n][0] for n in sorted(numbered)]
 
 
-def _sum_lines(path: Path) -> list[tuple[str, str]]:
-    """(sum, file name or "") of every line of a `.sha256` file."""
+def _sum_lines(path: Path, strict: bool) -> list[tuple[str, str]]:
+    """(sum, file name or "") of every line of a `.sha256` file; not strict: of those that can be read."""
     with path.open("rb") as file:
         content = file.read(MAX_SUM_BYTES).decode("utf-8-sig", "replace")
     lines = []
@@ -317,7 +314,7 @@ def _sum_lines(path: Path) -> list[tuple[str, str]]:
         match = SUM_LINE.fullmatch(line.strip())
         if match:
             lines.append((match["sum"].lower(), match["name"] or ""))
-        elif line.strip():
+        elif strict and line.strip():
             raise PartsError(
                 f"{path}, line {number}: expected `HEX  FILE` with 64 hexadecimal digits, got {line[:80]!r}"
             )

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
-from mem0_jax.convert.torch_pt import MAX_DEPTH, ORDERED_DICT, REBUILD_TENSOR, STORAGE_DTYPES
+from mem0_jax.convert.torch_pt import MAX_DEPTH, ORDERED_DICT, REBUILD_TENSOR, SCALARS, STORAGE_DTYPES
 from mem0_jax.convert.torch_zip import LOCAL_HEADER
 from mem0_jax.errors import UserError
 
@@ -74,18 +74,17 @@ def write_pt(path: str | os.PathLike[str], tree: Any, progress: Callable[[int], 
 def _write_entry(file: BinaryIO, archive: zipfile.ZipFile, name: str, blocks: Any, size: int = 0) -> None:
     info = zipfile.ZipInfo(f"{ROOT}/{name}")
     info.file_size = size
-    zip64 = size >= zipfile.ZIP64_LIMIT
-    # An extra field of letters, as torch pads: the content begins at a multiple of 64 behind the local header.
-    header = file.tell() + LOCAL_HEADER.size + len(info.filename) + (20 if zip64 else 0) + 4
-    padding = -header % ALIGNMENT
+    # An extra field of letters, as torch pads: the content begins at a multiple of 64 behind the local header, the name,
+    # the head of that field (4 bytes) and the sizes in 64 bits (20), which are written for small entries too.
+    padding = -(file.tell() + LOCAL_HEADER.size + len(info.filename) + 4 + 20) % ALIGNMENT
     info.extra = struct.pack("<2sH", b"FB", padding) + b"Z" * padding
-    with archive.open(info, "w", force_zip64=zip64) as entry:
+    with archive.open(info, "w", force_zip64=True) as entry:
         for block in blocks:
             entry.write(block)
 
 
 def little_endian_blocks(place: str, tensor: LazyTensor | np.ndarray, progress: Callable[[int], object] | None):
-    """The little-endian bytes of a tensor."""
+    """The bytes of a tensor as files hold them, block by block; raises PtWriteError, naming `place`, if it lied."""
     array = tensor if isinstance(tensor, np.ndarray) else tensor.read()
     if array.shape != tuple(tensor.shape) or array.dtype != tensor.dtype:
         raise PtWriteError(
@@ -101,6 +100,7 @@ def little_endian_blocks(place: str, tensor: LazyTensor | np.ndarray, progress: 
 
 
 def little_endian(dtype: Any) -> np.dtype:
+    """The dtype as files hold it."""
     return np.dtype(dtype).newbyteorder("<")
 
 
@@ -122,7 +122,7 @@ class _Pickler:
     def add(self, node: Any, place: str, depth: int) -> None:
         if depth > MAX_DEPTH:
             raise PtWriteError(f"{place:.200}: nested more than {MAX_DEPTH} deep, or holds itself")
-        if isinstance(node, str | bool | int | float | None) and not isinstance(node, np.generic):
+        if _is_scalar(node):
             self.scalar(node, place)
         elif isinstance(node, dict):
             self.out += (_global(ORDERED_DICT) + _EMPTY_CALL) if isinstance(node, OrderedDict) else pickle.EMPTY_DICT
@@ -145,12 +145,10 @@ class _Pickler:
             )
 
     def key(self, key: Any, place: str) -> None:
-        plain = isinstance(key, str | bool | int | float | None) and not isinstance(key, np.generic)
-        flat = isinstance(key, tuple) and all(isinstance(k, str | bool | int | float | None) for k in key)
-        if not plain and not flat:
+        if not all(map(_is_scalar, key if isinstance(key, tuple) else (key,))):
             raise PtWriteError(
-                f"{place or 'the root'}: key {key!r:.80} is a {type(key).__name__}, expected text, a "
-                "Python number or a tuple of these"
+                f"{place or 'the root'}: key {key!r:.80} is a {type(key).__name__}, expected text, a Python number or "
+                "a tuple of these"
             )
         self.add(key, place, 0)
 
@@ -197,6 +195,11 @@ class _Pickler:
 
 
 _EMPTY_CALL = pickle.EMPTY_TUPLE + pickle.REDUCE
+
+
+def _is_scalar(value: Any) -> bool:
+    """NumPy's scalars are not, though float64 is a Python float too: they would come back as another type."""
+    return isinstance(value, SCALARS) and not isinstance(value, np.generic)
 
 
 def _global(name: str) -> bytes:

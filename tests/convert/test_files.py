@@ -221,6 +221,16 @@ def test_sums_of_parts_in_one_file_or_each_its_own(tmp_path):
     assert Digest(Parts.open(tmp_path)).result() == sha256(CONTENT)
 
 
+def test_files_of_sums_under_other_names_count_where_they_name_us(tmp_path):
+    cut(tmp_path)
+    zeros = "0" * 64
+    (tmp_path / "all.sha256").write_text(f"# made today\n{zeros}\n{sha256(CONTENT)}  run/x.pt\n{zeros}  y.pt\n")
+    (tmp_path / "y.pt.sha256").write_text(f"{zeros}  y.pt\n")
+    assert Parts.open(tmp_path).expected_sha256() == {"x.pt": sha256(CONTENT)}
+    (tmp_path / "x.pt.sha256").write_text(f"{zeros}\n")  # our own goes first
+    assert Parts.open(tmp_path).expected_sha256() == {"x.pt": zeros}
+
+
 def test_what_sha256sum_writes(tmp_path):
     cut(tmp_path)
     command = "cat x.pt.part* > x.pt && sha256sum x.pt x.pt.part* > x.pt.sha256 && rm x.pt"
