@@ -13,6 +13,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from av.error import FFmpegError
 from episodes import CAMERA, LENGTHS, NULLS, episode_frames, read_code
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -66,7 +67,7 @@ def blank_packets(path: Path, frame: int = 0) -> None:
 def first_damaged(path: Path, episode: int) -> int:
     """How many of the episode's played frames PyAV decodes, read plainly from the start."""
     frames = 0
-    with contextlib.suppress(av.FFmpegError, FileNotFoundError), av.open(str(path)) as container:
+    with contextlib.suppress(FFmpegError, FileNotFoundError), av.open(str(path)) as container:
         container.streams.video[0].codec_context.thread_count = 1  # with more, pictures before the damage are lost
         for _ in container.decode(video=0):
             frames += 1
@@ -197,7 +198,7 @@ def test_any_damage_leaves_a_pure_stream(packed, tmp_path_factory, harm, lanes, 
 def test_resume_over_damage_in_a_new_process_and_on_two_hosts(packed, tmp_path):
     root = shutil.copytree(packed, tmp_path / "copy")
     break_pictures(root, {5: 10, 3: 2, 0: 6}, np.cumsum((0, *LENGTHS)).tolist())
-    options = {"lanes": 4, "frames": 3, "horizon": 5, "seed": 1}
+    options: dict[str, Any] = {"lanes": 4, "frames": 3, "horizon": 5, "seed": 1}
     with make_loader(LaneSource(PackedDataset(root), **options)) as loader:
         batches = [(json.dumps(loader.get_state()), next(loader)) for _ in range(25)]
     assert any((batch["episode"] >= STAND_IN).any() for _, batch in batches)

@@ -1,5 +1,7 @@
 """The batch order of the reference's own loader, recorded from it (PyTorch DataLoader and all)."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from episodes import ASSETS, LENGTHS, NULLS, episode_frames, read_code
@@ -31,19 +33,10 @@ def parse(name: str) -> dict[str, int]:
 
 
 def source_of(dataset: LeRobotDataset, run: dict[str, int], frames: int, **changes) -> LaneSource:
-    settings = {"first_lane": run["rank"], "num_local_lanes": 1} | changes
-    # The library reads with 0 workers as with one.
-    workers = max(1, run["workers"])
-    return LaneSource(
-        dataset,
-        lanes=run["world"],
-        frames=frames,
-        horizon=3,
-        seed=run["seed"],
-        schedule="reference",
-        workers=workers,
-        **settings,
-    )
+    settings: dict[str, Any] = {"first_lane": run["rank"], "num_local_lanes": 1} | changes
+    settings |= {"lanes": run["world"], "frames": frames, "horizon": 3, "seed": run["seed"]}
+    # PyTorch reads with 0 workers as with one.
+    return LaneSource(dataset, schedule="reference", workers=max(1, run["workers"]), **settings)
 
 
 @pytest.mark.parametrize("name", sorted(RUNS))
