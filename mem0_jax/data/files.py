@@ -5,11 +5,14 @@ A dataset comes from a stranger: what it claims about itself must not make us re
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
+import io
 import json
 import os
 import re
 import string
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -48,27 +51,31 @@ class RemotePath:
 
     def open(self, mode: str = "rb") -> Any:
         """Open for reading; the file can seek and fetches what is read, not the whole."""
-        system, path = self._place()
-        return system.open(path, mode)
+        with _named(self.url):
+            system, path = self._place()
+            return _RemoteFile(system.open(path, mode), self.url)
 
     def is_file(self) -> bool:
         """Whether it exists and is a file."""
-        system, path = self._place()
-        return system.isfile(path)
+        with _named(self.url):
+            system, path = self._place()
+            return system.isfile(path)
 
     def size(self) -> int:
         """Bytes."""
-        system, path = self._place()
-        return int(system.size(path) or 0)
+        with _named(self.url):
+            system, path = self._place()
+            return int(system.size(path) or 0)
 
     def find(self) -> list[str]:
         """Names of all files below, relative to this folder."""
-        system, path = self._place()
-        prefix = path.rstrip("/") + "/"
-        try:
-            found = system.find(path)
-        except FileNotFoundError:
-            return []
+        with _named(self.url):
+            system, path = self._place()
+            prefix = path.rstrip("/") + "/"
+            try:
+                found = system.find(path)
+            except FileNotFoundError:
+                return []
         return sorted(name[len(prefix) :] for name in found if name.startswith(prefix))
 
     def _place(self) -> tuple[Any, str]:
@@ -84,6 +91,56 @@ class RemotePath:
             raise UserError(
                 f"{self.url}: {error}; expected a folder or an address such as gs://bucket/folder"
             ) from error
+
+
+class RemoteError(DatasetError, OSError):
+    """A remote file system that does not answer as expected."""
+
+
+@contextlib.contextmanager
+def _named(url: str) -> Iterator[None]:
+    """Make one error of the many that libraries of remote file systems raise."""
+    try:
+        yield
+    except (UserError, FileNotFoundError):
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise RemoteError(f"{url} cannot be read ({reason}); check the address, the network and your login") from error
+
+
+class _RemoteFile(io.RawIOBase):
+    """A remote file opened for reading whose errors are `RemoteError`."""
+
+    def __init__(self, file: Any, url: str):
+        super().__init__()
+        self._file, self._url = file, url
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def read(self, size: int | None = -1) -> bytes:
+        with _named(self._url):
+            return self._file.read(-1 if size is None else size)
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()
 
 
 AnyPath = Path | RemotePath
@@ -177,6 +234,8 @@ def _read_text(path: AnyPath) -> str:
             data = file.read(size)
     except FileNotFoundError as error:
         raise MissingFile(f"{path} is missing; is its dataset complete, and the folder its root?") from error
+    except RemoteError:
+        raise
     except OSError as error:
         raise DatasetError(f"{path} cannot be read ({error})") from error
     try:

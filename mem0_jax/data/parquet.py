@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mem0_jax.data.files import AnyPath, DatasetError, MissingFile, check_fits, open_binary
+from mem0_jax.data.files import AnyPath, DatasetError, MissingFile, RemoteError, check_fits, open_binary
 
 LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
 _BYTES_A_VALUE = 16  # a decoded number and its place in a list, roughly
@@ -31,6 +31,8 @@ def opened(path: AnyPath, what: str, texts: Sequence[str] = ()) -> Iterator[pq.P
         # Without prefetching, a column is read as a stream and not as a whole.
         with open_binary(path) as source, pq.ParquetFile(source, read_dictionary=list(texts), pre_buffer=False) as file:
             yield file
+    except RemoteError:
+        raise
     except FileNotFoundError as error:
         raise MissingFile(f"{what}: {path} is missing") from error
     except (pa.ArrowException, OSError) as error:

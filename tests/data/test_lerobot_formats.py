@@ -173,6 +173,27 @@ def test_remote_problems_name_the_address(remote):
         dataset.open_video(dataset.episodes[2], CAMERA)
 
 
+@pytest.mark.parametrize("when", ["open", "read"])
+def test_a_connection_that_fails_is_one_error_with_the_address(when, remote, monkeypatch):
+    url = remote(ASSETS / "lerobot_v30", "flaky")
+    dataset = LeRobotDataset(url)
+    system = type(fsspec.filesystem("memory"))
+
+    class Failing(io.BytesIO):
+        def read(self, size=-1):
+            raise RuntimeError("the line is dead")
+
+    if when == "read":
+        monkeypatch.setattr(system, "_open", lambda *_, **__: Failing())
+    else:
+        monkeypatch.setattr(system, "isfile", lambda *_: 1 / 0)
+        monkeypatch.setattr(system, "_open", lambda *_, **__: 1 / 0)
+    with pytest.raises(UserError, match=r"memory://flaky.*(dead|division).*check the address"):
+        LeRobotDataset(url)
+    with pytest.raises(VideoError, match=r"episode 0.*memory://flaky/videos.*(dead|division)"):
+        dataset.open_video(dataset.episodes[0], CAMERA)
+
+
 def test_a_file_address_is_a_folder():
     assert LeRobotDataset(f"file://{ASSETS / 'lerobot_v21'}").root == ASSETS / "lerobot_v21"
 
