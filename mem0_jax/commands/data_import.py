@@ -37,7 +37,6 @@ def parser() -> CommandParser:
     flags.add_argument(
         "--instruction",
         action="append",
-        default=[],
         type=_instruction,
         metavar="TASK=TEXT",
         help="a task's instruction, if it is none of RMBench's or another text is wanted; may be repeated",
@@ -58,10 +57,10 @@ def main(argv: Sequence[str]) -> None:
             version=flags.format,
             workers=flags.workers,
             skip_damaged=flags.skip_damaged,
-            instructions=dict(flags.instruction),
+            instructions=dict(flags.instruction or []),
         )
     except OSError as error:  # a full disk, a folder that cannot be written
-        raise UserError(f"{error}; what is finished is kept, the same command continues") from error
+        raise UserError(f"cannot write {flags.out}: {error}; finished episodes are kept") from error
     for warning in report.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     for entry in report.skipped:

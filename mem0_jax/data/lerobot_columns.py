@@ -38,7 +38,7 @@ def checked_features(features: Mapping[str, Mapping[str, Any]]) -> dict[str, dic
 
 
 def checked_frames(
-    frames: Mapping[str, Any], features: Mapping[str, Mapping[str, Any]], where: str
+    frames: Mapping[str, Any], features: Mapping[str, Mapping[str, Any]], fps: int, where: str
 ) -> tuple[dict[str, Any], dict[str, np.ndarray | EncodedVideo], int]:
     """Check one episode against the features: (columns, pictures by camera, N); ValueError naming the feature."""
     expected = features.keys() - AUTOMATIC.keys()
@@ -55,7 +55,7 @@ def checked_frames(
         if feature["dtype"] == "string":
             columns[key] = _checked_texts(frames[key], name)
         elif feature["dtype"] == "video":
-            pictures[key] = _checked_pictures(frames[key], tuple(feature["shape"]), name)
+            pictures[key] = _checked_pictures(frames[key], tuple(feature["shape"]), fps, name)
         else:
             columns[key] = _checked_numbers(frames[key], feature, name)
     return columns, pictures, next(iter(lengths.values()))
@@ -78,10 +78,13 @@ def _checked_texts(value: Any, name: str) -> list[str]:
     return [str(text) for text in value]
 
 
-def _checked_pictures(value: Any, shape: tuple[int, ...], name: str) -> np.ndarray | EncodedVideo:
+def _checked_pictures(value: Any, shape: tuple[int, ...], fps: int, name: str) -> np.ndarray | EncodedVideo:
     if isinstance(value, EncodedVideo):
-        if (value.height, value.width, 3) != shape:
-            raise ValueError(f"{name}: {value.path} is {value.height}x{value.width}; expected {shape[0]}x{shape[1]}")
+        if (value.height, value.width, 3) != shape or value.fps != fps:
+            found, expected = f"{value.height}x{value.width} at {value.fps} fps", f"{shape[0]}x{shape[1]} at {fps} fps"
+            raise ValueError(f"{name}: {value.path} is {found}; expected {expected}")
+        for _ in value.packets():  # raises for what is damaged
+            pass
         return value
     pictures = np.asarray(value)
     if pictures.dtype != np.uint8 or pictures.shape[1:] != shape:

@@ -118,7 +118,7 @@ class LeRobotWriter:
                 of the episode has been written then.
         """
         index = len(self._episodes)
-        columns, pictures, length = checked_frames(frames, self.features, f"episode {index}")
+        columns, pictures, length = checked_frames(frames, self.features, self.fps, f"episode {index}")
         if not task:
             raise ValueError(f"episode {index}: task is empty")
         counter = np.arange(length)

@@ -36,8 +36,6 @@ class LeRobotWriterV21(LeRobotWriter):
     def _write_video(self, index: int, camera: str, pictures: np.ndarray | EncodedVideo) -> dict[str, Any]:
         name = VIDEO_PATH.format(video_key=camera, **_place(index))
         if isinstance(pictures, EncodedVideo):
-            for _ in pictures.packets():  # checks them
-                pass
             (self._partial / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(pictures.path, self._partial / name)
         else:

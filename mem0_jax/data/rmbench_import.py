@@ -110,19 +110,7 @@ def import_rmbench(
     stage.mkdir(parents=True, exist_ok=True)
     damaged = _prepare(sources, stage, workers)
     report = ImportReport(out, version)
-    episodes = []
-    for source in sources:
-        try:
-            if source.path in damaged:
-                raise RmbenchError(damaged[source.path])
-            state, video = _load(stage, source)
-            texts, ends, uncovered = source.folder.labels(source.number, len(state))
-        except RmbenchError as error:
-            report.skipped.append({"file": str(source.path), "reason": str(error)})
-            continue
-        if uncovered:
-            report.warnings.append(f"{source.path}: its last {uncovered} frames have no subtask; their text is empty")
-        episodes.append(Prepared(source, state, video, texts, ends))
+    episodes = _labelled(sources, stage, damaged, report)
     if report.skipped and not (skip_damaged and episodes):
         reasons = "".join(f"\n  {entry['reason']}" for entry in report.skipped)
         raise RmbenchError(
@@ -199,8 +187,8 @@ def _encoded(waiting: Sequence[Source], stage: Path, workers: int) -> Iterator[t
 
 
 def _follow_parent() -> None:
-    """Leave Ctrl-C to the parent, and do not outlive it when it is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """End at once and without a word on Ctrl-C, and do not outlive the parent when it is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -247,6 +235,26 @@ def _load(stage: Path, source: Source) -> tuple[np.ndarray, EncodedVideo]:
 
 
 # Putting the dataset together
+
+
+def _labelled(
+    sources: Sequence[Source], stage: Path, damaged: Mapping[Path, str], report: ImportReport
+) -> list[Prepared]:
+    """The episodes that are whole; the others, and what is odd, go into the report."""
+    episodes = []
+    for source in sources:
+        try:
+            if source.path in damaged:
+                raise RmbenchError(damaged[source.path])
+            state, video = _load(stage, source)
+            texts, ends, uncovered = source.folder.labels(source.number, len(state))
+        except RmbenchError as error:
+            report.skipped.append({"file": str(source.path), "reason": str(error)})
+            continue
+        if uncovered:
+            report.warnings.append(f"{source.path}: its last {uncovered} frames have no subtask; their text is empty")
+        episodes.append(Prepared(source, state, video, texts, ends))
+    return episodes
 
 
 def _check_sizes(episodes: Sequence[Prepared]) -> None:

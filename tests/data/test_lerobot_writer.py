@@ -1,6 +1,7 @@
 """Recording LeRobot datasets: what is written is what is read, and nothing appears half-written."""
 
 import json
+import shutil
 import time
 from dataclasses import replace
 
@@ -233,11 +234,13 @@ def read_all(path, first: int, length: int) -> np.ndarray:
 def test_encoded_episodes_that_do_not_fit_are_refused(tmp_path):
     frames = episode_frames(0, 6)
     video = EncodedVideo.encode(tmp_path / "v.mp4", frames[CAMERA], 6, fps=10)
+    slow = EncodedVideo.encode(tmp_path / "slow.mp4", frames[CAMERA], 6, fps=5).path
     for version in (LeRobotWriter, LeRobotWriterV21):
         damaged = {
             "expected 64x96": replace(video, height=32),
             "holds 6 pictures; expected 7": replace(video, frames=7),
-            "picture 1 is not shown at 1/30 s": replace(video, fps=30),
+            "64x96 at 30 fps; expected 64x96 at 10 fps": replace(video, fps=30),
+            "picture 1 is not shown at 1/10 s": replace(video, path=slow),
             "is not a readable video": replace(video, path=tmp_path / "none.mp4"),
         }
         for message, wrong in damaged.items():
@@ -247,7 +250,13 @@ def test_encoded_episodes_that_do_not_fit_are_refused(tmp_path):
                 version(tmp_path / "set", 10, SMALL, None) as writer,
             ):
                 writer.add_episode(given, "task")
-    assert [path.name for path in tmp_path.iterdir()] == ["v.mp4"]
+        with version(tmp_path / version.__name__, 10, SMALL, None) as writer:
+            with pytest.raises(ValueError, match="holds 6 pictures"):
+                writer.add_episode(episode_frames(0, 7) | {CAMERA: replace(video, frames=7)}, "task")
+            writer.add_episode(frames | {CAMERA: video}, "task")
+        assert LeRobotDataset(tmp_path / version.__name__).num_frames == 6
+        shutil.rmtree(tmp_path / version.__name__)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["slow.mp4", "v.mp4"]
 
 
 @pytest.mark.lerobot
