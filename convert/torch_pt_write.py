@@ -74,8 +74,8 @@ def write_pt(path: str | os.PathLike[str], tree: Any, progress: Callable[[int], 
 def _write_entry(file: BinaryIO, archive: zipfile.ZipFile, name: str, blocks: Any, size: int = 0) -> None:
     info = zipfile.ZipInfo(f"{ROOT}/{name}")
     info.file_size = size
-    # An extra field of letters, as torch pads: the content begins at a multiple of 64 behind the local header, the name,
-    # the head of that field (4 bytes) and the sizes in 64 bits (20), which are written for small entries too.
+    # An extra field of letters, as torch pads: the content begins at a multiple of 64, behind the local header, the
+    # name, the head of that field (4 bytes) and the sizes in 64 bits (20), which are written for small entries too.
     padding = -(file.tell() + LOCAL_HEADER.size + len(info.filename) + 4 + 20) % ALIGNMENT
     info.extra = struct.pack("<2sH", b"FB", padding) + b"Z" * padding
     with archive.open(info, "w", force_zip64=True) as entry:
