@@ -54,6 +54,11 @@ COMMANDS: dict[str, Command] = {
         "mem0-jax data --help",
         "mem0_jax.commands.data",
     ),
+    "train": Command(
+        "train a policy as a configuration file says, or continue a run",
+        "mem0-jax train --config=small --workdir=runs/small",
+        "mem0_jax.commands.train",
+    ),
     "golden": Command(
         "replay a folder of the reference's inputs and outputs and print the greatest errors",
         "mem0-jax golden tests/model/assets/tiny_a",

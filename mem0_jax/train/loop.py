@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -16,9 +16,10 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from mem0_jax import tree
 from mem0_jax.errors import UserError
 from mem0_jax.train.checkpoint import CheckpointError, Checkpoints, Restored
-from mem0_jax.train.config import TrainConfig
+from mem0_jax.train.config import SettingsError, TrainConfig
 from mem0_jax.train.log import MetricsLog, Sink, read_rows
 from mem0_jax.train.optim import make_optimizer
 from mem0_jax.train.state import TrainState, create_params, create_state
@@ -89,17 +90,17 @@ class Extras:
     """What a run may have besides a policy, data and settings.
 
     Attributes:
-        initial: makes the initial parameters from a key, in place of the policy's `init`; traceable like it.
+        initial: makes the parameters of a new run from a key, in place of the policy's `init`.
         validate: gets the state and returns figures by name, of which "score" ranks checkpoints, the lower the better.
         settings: further settings as JSON values; they are saved, and must be equal when the run continues.
-        flops_per_frame: operations a frame takes by formula, for the log's `mfu`; 0 if unknown.
+        flops: operations a frame takes, by formula from the paths of the trained parameters, for the log's `mfu`.
         sinks: called with every row of the log, validations included.
     """
 
     initial: Callable[[jax.Array], dict[str, Any]] | None = None
     validate: Callable[[TrainState], dict[str, float]] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
-    flops_per_frame: float = 0.0
+    flops: Callable[[Iterable[str]], float] | None = None
     sinks: tuple[Sink, ...] = ()
 
 
@@ -175,7 +176,8 @@ class _Run:
             make_train_step(policy, optimizer, config.accumulate, config.ema_decay), donate_argnums=0
         )
         log = restored and restored.extra["log"]
-        self._metrics = MetricsLog(workdir, config, self.step, log, extras.flops_per_frame, extras.sinks, began)
+        flops = extras.flops(tree.flatten(self.state.opt_state.mu)) if extras.flops else 0.0
+        self._metrics = MetricsLog(workdir, config, self.step, log, flops, extras.sinks, began)
         # Quiet where nobody watches: `disable=None` asks whether the output is a terminal.
         self.bar = tqdm(total=config.steps, initial=self.step, disable=None, unit="step", dynamic_ncols=True)
         self.watchdog = Watchdog(workdir / "hang.txt", config.watchdog_seconds)
@@ -189,10 +191,7 @@ class _Run:
         """Make or restore the state; returns what was restored, and the optimizer."""
         config = self._config
 
-        def params() -> dict[str, Any]:
-            return create_params(policy, config.seed, config.bfloat16, extras.initial)
-
-        abstract = jax.eval_shape(params)
+        abstract = jax.eval_shape(lambda: create_params(policy, config.seed, config.bfloat16))
         optimizer = make_optimizer(
             config.optimizer, policy.learning_rate_groups, policy.no_gradient, config.freeze, abstract
         )
@@ -205,7 +204,9 @@ class _Run:
         self.resumed_from: int | None = None
         if restored is None:
             check_disk(workdir, 2 * tree_bytes(template), "two checkpoints of this run")
-            self.state = state(params())
+            params = create_params(policy, config.seed, config.bfloat16, extras.initial)
+            _check_params(params, abstract)
+            self.state = state(params)
         else:
             _check_settings(workdir, restored.extra["config"], self._settings)
             self.state = restored.state
@@ -305,6 +306,18 @@ class _Run:
         self._in_flight.append(loss)
         if len(self._in_flight) > MAX_IN_FLIGHT:
             self._in_flight.popleft().block_until_ready()
+
+
+def _check_params(params: dict[str, Any], abstract: dict[str, Any]) -> None:
+    found, expected = tree.flatten(params), tree.flatten(abstract)
+    problems = [f"{path}: unknown to the model" for path in found if path not in expected]
+    problems += [
+        f"{path}: expected {list(leaf.shape)}, got {list(found[path].shape) if path in found else 'nothing'}"
+        for path, leaf in expected.items()
+        if path not in found or found[path].shape != leaf.shape
+    ]
+    if problems:
+        raise SettingsError("the parameters to start from are not those of the model:\n  " + "\n  ".join(problems))
 
 
 def _as_json(config: TrainConfig) -> dict[str, Any]:

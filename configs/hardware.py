@@ -1,0 +1,22 @@
+"""Hardware by name: the mesh, the devices it takes and the lanes of a batch they share.
+
+A name with a number is a slice of so many chips (v5p counts two cores a chip, as its maker does). `data` and `fsdp`
+split the lanes, so their product divides `lanes`. One lane a device of 56 frames is the reference's batch.
+"""
+
+from typing import Any
+
+
+def _hardware(devices: int, mesh: str, lanes: int) -> dict[str, Any]:
+    return {"devices": devices, "mesh": mesh, "lanes": lanes}
+
+
+HARDWARE: dict[str, dict[str, Any]] = {
+    "cpu": _hardware(1, "data=1", 16),
+    "gpu1": _hardware(1, "data=1", 8),
+    "gpu8": _hardware(8, "fsdp=8", 8),
+    "v5e-16": _hardware(16, "fsdp=16", 16),
+    "v5e-256": _hardware(256, "data=8,fsdp=32", 256),
+    "v6e-8": _hardware(8, "fsdp=8", 16),
+    "v5p-64": _hardware(32, "fsdp=32", 32),
+}

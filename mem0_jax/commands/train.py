@@ -1,0 +1,127 @@
+"""`mem0-jax train`: train a policy as a configuration file says."""
+
+import json
+import runpy
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mem0_jax.cli import CommandParser, did_you_mean
+from mem0_jax.errors import UserError
+
+SUMMARY = (
+    "Trains a policy on LeRobot datasets or packed shards, as a configuration file says, and writes a bundle. Every "
+    "field of the file can be set as a flag, such as --config.train.steps=2000. The same command continues a run that "
+    "was stopped or killed, exactly where its last checkpoint was. In the folder: metrics.jsonl, validation.jsonl, "
+    "checkpoints/, bundle/."
+)
+
+
+class FlagError(UserError):
+    """A configuration file or an override that cannot be used."""
+
+
+def parser() -> CommandParser:
+    """The flags besides the overrides."""
+    flags = CommandParser(
+        "train",
+        SUMMARY,
+        [
+            "mem0-jax train --config=configs/small.py --workdir=runs/small \\",
+            "    --config.data.datasets=\"('runs/demo/dataset',)\" --config.train.steps=2000",
+            "mem0-jax train --config=m1_mix --workdir=runs/m1 --config.hardware=v5e-16 --config.train.batch_size=512",
+        ],
+    )
+    flags.add_argument(
+        "--config", required=True, metavar="FILE", help="a file of configs/, or the name of one that is installed"
+    )
+    flags.add_argument(
+        "--workdir", required=True, type=Path, metavar="DIR", help="folder of the run, made or continued"
+    )
+    flags.add_argument("--json", type=Path, metavar="FILE", help="write what came out to this file as well")
+    return flags
+
+
+def main(argv: Sequence[str]) -> int:
+    """Trains."""
+    flags, overrides = parser().parse_known_args(argv)
+    config = read_config(flags.config, overrides)
+    from mem0_jax.config import from_dict
+    from mem0_jax.train.job import Job
+    from mem0_jax.train.launch import train
+    from mem0_jax.train.loop import TrainingInterrupted
+
+    try:
+        result, bundle = train(from_dict(Job, config), flags.workdir)
+    except TrainingInterrupted as stopped:
+        print(f"mem0-jax train: {stopped}", file=sys.stderr)
+        return 130
+    last = result.rows[-1] if result.rows else {}
+    print(f"{bundle}: {int(result.state.step)} steps, loss {last.get('loss')}, {result.seconds:.0f} s")
+    if flags.json:
+        figures = {"bundle": str(bundle), "steps": int(result.state.step), "seconds": result.seconds, "last_row": last}
+        unfinished = flags.json.with_name(f".{flags.json.name}.unfinished")
+        unfinished.write_text(json.dumps(figures, indent=1))
+        unfinished.rename(flags.json)
+    return 0
+
+
+def read_config(file: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """The settings of a configuration file with overrides `--config.path=value`.
+
+    Raises:
+        FlagError: no such file, an unknown field (with the closest known one), or a value of another type.
+    """
+    from absl import flags as absl_flags
+    from ml_collections import config_flags
+
+    config = _load(_find(file))
+    values = absl_flags.FlagValues()
+    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=["train", *overrides])
+    for word in overrides:
+        _check_field(word.partition("=")[0], config)
+    try:
+        rest = values(["train", *overrides])
+    except absl_flags.Error as error:
+        raise FlagError(str(error)) from error
+    if len(rest) > 1:
+        raise FlagError(f"unexpected argument {rest[1]!r}; settings are given as --config.path=value")
+    return values["config"].value.to_dict()
+
+
+def _find(file: str) -> Path:
+    import mem0_jax.configs
+
+    path, installed = Path(file), Path(mem0_jax.configs.__path__[0])
+    if path.is_file():
+        return path
+    known = sorted(p.stem for p in installed.glob("*.py") if not p.stem.startswith("_") and p.stem != "hardware")
+    if path.stem in known and str(path.parent) in (".", "configs"):
+        return installed / f"{path.stem}.py"
+    raise FlagError(
+        f"there is no configuration {file!r}{did_you_mean(path.stem, known)}; installed: {', '.join(known)}"
+    )
+
+
+def _load(path: Path) -> Any:
+    """What `get_config()` of a file returns."""
+    settings = runpy.run_path(str(path))
+    if "get_config" not in settings:
+        raise FlagError(f"{path} is no configuration: it defines no get_config()")
+    return settings["get_config"]()
+
+
+def _check_field(name: str, config: Any) -> None:
+    if not name.startswith("--config."):
+        raise FlagError(f"unknown argument {name!r}; settings are given as --config.path=value")
+    from ml_collections import ConfigDict
+
+    node: Any = config
+    place = "--config"
+    for key in name.split(".")[1:]:
+        known = list(node) if isinstance(node, ConfigDict) else []
+        if key not in known:
+            hint = did_you_mean(key, known)
+            raise FlagError(f"{name}: {place} has no field {key!r}{hint}; its fields: {', '.join(known) or 'none'}")
+        node, place = node[key], f"{place}.{key}"

@@ -1,0 +1,73 @@
+"""A training job from its settings to its bundle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+
+from mem0_jax.config import to_dict
+from mem0_jax.data.pipeline import make_loader
+from mem0_jax.policies.base import Params
+from mem0_jax.policies.bundle import load_backbone, load_bundle, read_description, save_bundle
+from mem0_jax.policies.mem0 import Mem0, Mem0Config
+from mem0_jax.train.flops import training_flops
+from mem0_jax.train.job import Job, job_settings
+from mem0_jax.train.log import Sink
+from mem0_jax.train.loop import Extras, FitResult, fit
+from mem0_jax.train.lora import LoraPolicy
+from mem0_jax.train.prepare import Prepared, lane_source, prepare, told_to_the_user
+from mem0_jax.train.sinks import open_sinks
+from mem0_jax.train.validation import Validation
+
+
+def train(job: Job, workdir: Path, progress: Sink | None = None) -> tuple[FitResult, Path]:
+    """Train in `workdir`, or continue the run it holds; returns what `fit` does and the bundle's folder.
+
+    The bundle, `workdir/bundle`, holds the moving averages where the job keeps them. The settings, completed by what
+    tokenizer and bundle decide, are in `workdir/job.json`.
+
+    Raises:
+        UserError: see `prepare` and `fit`.
+    """
+    prepared = prepare(job)
+    job, config = prepared.job, prepared.job.train_config()
+    source = lane_source(prepared)
+    workdir.mkdir(parents=True, exist_ok=True)
+    with open_sinks(job, workdir) as sinks:
+        extras = Extras(
+            initial=initial_params(prepared) if job.init_from else None,
+            validate=Validation(prepared) if config.validate_every else None,
+            settings=job_settings(job) | {"statistics": prepared.stats.to_json()},
+            flops=lambda trained: training_flops(job.model, job.data.max_length, trained),
+            sinks=sinks,
+        )
+        threads = None if job.data.threads < 0 else job.data.threads
+        with make_loader(source, threads=threads, prefetch=job.data.prefetch) as loader, told_to_the_user():
+            result = fit(prepared.policy, lambda: loader, config, workdir, progress, extras)
+    unfinished = workdir / ".job.json.unfinished"
+    unfinished.write_text(json.dumps(to_dict(job), indent=1))
+    unfinished.rename(workdir / "job.json")
+    made = {"made_by": "mem0-jax train", "steps": config.steps, "init_from": job.init_from}
+    bundle = prepared.bundle(result.state.averaged_params, made | {"datasets": list(job.data.datasets)})
+    return result, save_bundle(bundle, workdir / "bundle")
+
+
+def initial_params(prepared: Prepared) -> Callable[[jax.Array], Params]:
+    """Reads the parameters of the bundle a job starts from, when they are asked for.
+
+    A policy's are taken whole; a backbone alone gets fresh heads and memory. Low-rank factors are fresh.
+    """
+    job, policy = prepared.job, prepared.policy
+
+    def initial(key: jax.Array) -> Params:
+        folder = Path(job.init_from).absolute()
+        if isinstance(read_description(folder)[0], Mem0Config):
+            params = load_bundle(folder).params
+        else:
+            params = Mem0(job.model).init(key) | {"backbone": load_backbone(folder).params}
+        return policy.adapt(params, key) if isinstance(policy, LoraPolicy) else params
+
+    return initial

@@ -1,0 +1,170 @@
+"""The inputs of a training job: datasets, statistics, tokenizer, model, found to fit together before anything runs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from tokenizers import Tokenizer
+
+from mem0_jax.backbones.qwen3_vl.processor import Processor, load_tokenizer, token_ids, word_tokenizer
+from mem0_jax.configs.hardware import HARDWARE
+from mem0_jax.data.lanes import LaneSource, host_lanes
+from mem0_jax.data.mixture import Mixture
+from mem0_jax.data.normalize import Normalizer, NormStats
+from mem0_jax.data.packed import open_dataset
+from mem0_jax.data.pictures import EpisodeDataset
+from mem0_jax.data.subset import hold_out
+from mem0_jax.data.transforms import ColorJitter
+from mem0_jax.errors import UserError
+from mem0_jax.policies.base import Params, Policy
+from mem0_jax.policies.bundle import Bundle, Inputs, read_description
+from mem0_jax.policies.mem0 import Mem0, Mem0Config
+from mem0_jax.train.job import WORDS, Job
+from mem0_jax.train.lora import LoraPolicy
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A job whose inputs were read and found to fit together.
+
+    Attributes:
+        job: the settings, its model completed by the tokenizer.
+        policy: what is trained, with low-rank factors where the job asks for them.
+        training: the episodes to train on.
+        held_out: those to validate on, by dataset.
+        stats, processor: of the bundle to be.
+    """
+
+    job: Job
+    policy: Policy
+    training: EpisodeDataset
+    held_out: tuple[EpisodeDataset, ...]
+    stats: NormStats
+    processor: Processor
+
+    @property
+    def inputs(self) -> Inputs:
+        """How the deployed policy prepares observations."""
+        data = self.job.data
+        return Inputs(data.camera_size, data.deploy_resample, data.max_length, data.normalization)
+
+    def bundle(self, params: Params, provenance: dict[str, Any]) -> Bundle:
+        """The plain policy of trained parameters, low-rank factors merged, with all it needs."""
+        if isinstance(self.policy, LoraPolicy):
+            params = self.policy.merge(params)
+        return Bundle(self.job.model, params, self.stats, self.processor.tokenizer, self.inputs, provenance)
+
+
+def prepare(job: Job) -> Prepared:
+    """Read everything a job names; nothing is written.
+
+    Raises:
+        UserError: datasets, bundle, tokenizer, statistics or devices that are missing or do not fit together.
+    """
+    devices = HARDWARE[job.hardware]["devices"]
+    if devices != jax.device_count():
+        raise UserError(
+            f"hardware {job.hardware!r} has {devices} devices, there are {jax.device_count()} here; choose another "
+            f"with --config.hardware, one of {', '.join(HARDWARE)}"
+        )
+    data = job.data
+    with told_to_the_user():
+        split = [hold_out(open_dataset(folder), data.held_out, data.seed) for folder in data.datasets]
+        training, held_out = ([pair[i] for pair in split] for i in (0, 1))
+        stats = NormStats.load(data.norm_stats) if data.norm_stats else NormStats.from_datasets(training)
+        mixed = Mixture(training, data.weights or None) if len(training) > 1 else training[0]
+        tokenizer = _tokenizer(job, mixed)
+        job = dataclasses.replace(job, model=_completed_model(job, tokenizer))
+    policy: Policy = Mem0(job.model)
+    policy = LoraPolicy(policy, job.lora) if job.lora else policy
+    processor = Processor(tokenizer, job.model.backbone, job.model.image_size, data.max_length)
+    return Prepared(job, policy, mixed, tuple(held_out), stats, processor)
+
+
+@contextmanager
+def told_to_the_user() -> Iterator[None]:
+    """The data's own errors, which name the file and the fix, as errors that the command line prints."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(str(error)) from error
+
+
+def _tokenizer(job: Job, dataset: EpisodeDataset) -> Tokenizer:
+    if job.data.tokenizer == WORDS:
+        return word_tokenizer(dataset.texts(job.data.text)[1])
+    return load_tokenizer(job.data.tokenizer or Path(job.init_from) / "tokenizer.json")
+
+
+def _completed_model(job: Job, tokenizer: Tokenizer) -> Mem0Config:
+    """The model with the tokenizer's ids, the vocabulary that goes with it, and the dtype of the job's precision."""
+    backbone, vocabulary = job.model.backbone, job.model.backbone.text.vocab_size
+    if job.init_from:
+        found = read_description(Path(job.init_from).absolute())[0]
+        vocabulary = (found.backbone if isinstance(found, Mem0Config) else found).text.vocab_size
+    elif job.data.tokenizer == WORDS:
+        vocabulary = tokenizer.get_vocab_size()
+    text = dataclasses.replace(backbone.text, vocab_size=vocabulary)
+    backbone = dataclasses.replace(backbone, text=text, tokens=token_ids(tokenizer))
+    return dataclasses.replace(job.model, backbone=backbone, dtype=job.compute_dtype)
+
+
+def lane_source(prepared: Prepared) -> LaneSource:
+    """This host's lanes of the training episodes."""
+    job, data = prepared.job, prepared.job.data
+    first, count = host_lanes(job.lanes, jax.process_index(), jax.process_count())
+    return _source(
+        prepared,
+        prepared.training,
+        lanes=job.lanes,
+        frames=job.frames,
+        seed=data.seed,
+        cache_frames=data.cache_gib > 0,
+        cache_bytes=int(data.cache_gib * 2**30),
+        jitter=ColorJitter(data.jitter, data.jitter, data.jitter) if data.jitter else None,
+        first_lane=first,
+        num_local_lanes=count,
+        schedule=data.schedule,
+        workers=data.workers,
+        strict=data.strict,
+    )
+
+
+def held_out_sources(prepared: Prepared, lanes: int, frames: int) -> list[LaneSource]:
+    """The held-out episodes of each dataset, each once in the first passes of its lanes, without jitter."""
+    return [
+        _source(prepared, dataset, lanes=lanes, frames=frames, seed=prepared.job.data.seed)
+        for dataset in prepared.held_out
+    ]
+
+
+def _source(prepared: Prepared, dataset: EpisodeDataset, **arguments: Any) -> LaneSource:
+    data = prepared.job.data
+    with told_to_the_user():
+        source = LaneSource(
+            dataset,
+            horizon=prepared.job.model.action.horizon,
+            camera=data.camera,
+            image_size=data.camera_size,
+            resample=data.resample,
+            normalizer=Normalizer(prepared.stats, data.normalization),
+            text=data.text,
+            transform=lambda element: model_inputs(element, source.texts, prepared.processor),
+            **arguments,
+        )
+    return source
+
+
+def model_inputs(element: dict[str, np.ndarray], texts: list[str], processor: Processor) -> dict[str, np.ndarray]:
+    """One window of a lane as the policy's batch entries, each with a leading T, and `action_is_pad`."""
+    prepared = processor.prepare(element["image"], [texts[i] for i in element["text_id"]])
+    return prepared | {key: element[key] for key in ("state", "action", "action_is_pad", "episode", "subtask_end")}

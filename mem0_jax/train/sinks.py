@@ -1,0 +1,78 @@
+"""Where rows of the log go besides its own files: TensorBoard and Weights & Biases, imported only when asked for.
+
+A row is a dict with `step`; every number of it becomes a scalar at that step.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from mem0_jax.config import to_dict
+from mem0_jax.errors import UserError
+from mem0_jax.train.job import Job
+from mem0_jax.train.log import Sink
+
+
+@contextmanager
+def open_sinks(job: Job, workdir: Path) -> Iterator[tuple[Sink, ...]]:
+    """The sinks a job asks for, closed at the end.
+
+    Raises:
+        UserError: a library is not installed.
+    """
+    makers = {"tensorboard": _tensorboard, "wandb": _wandb}
+    with ExitStack() as stack:
+        yield tuple(stack.enter_context(makers[name](job, workdir)) for name in job.train.log_to)
+
+
+@contextmanager
+def _tensorboard(job: Job, workdir: Path) -> Iterator[Sink]:
+    writer = _library("tensorboardX", "tensorboard").SummaryWriter(str(workdir / "tensorboard"))
+
+    def write(row: dict[str, Any]) -> None:
+        for name, value in _numbers(row):
+            writer.add_scalar(name, value, row["step"])
+
+    try:
+        yield write
+    finally:
+        writer.close()
+
+
+@contextmanager
+def _wandb(job: Job, workdir: Path) -> Iterator[Sink]:
+    wandb = _library("wandb", "wandb")
+    identity = workdir / "wandb_id.txt"  # so that a continued run continues its curves
+    if not identity.exists():
+        identity.write_text(wandb.util.generate_id())
+    run = wandb.init(
+        project=job.train.project,
+        id=identity.read_text().strip(),
+        resume="allow",
+        dir=str(workdir),
+        name=workdir.resolve().name,
+        config=to_dict(job),
+    )
+
+    def write(row: dict[str, Any]) -> None:
+        run.log(dict(_numbers(row)), step=row["step"])
+
+    try:
+        yield write
+    finally:
+        run.finish()
+
+
+def _library(module: str, extra: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise UserError(f"train.log_to: {module} is not installed; pip install 'mem0-jax[{extra}]'") from None
+
+
+def _numbers(row: dict[str, Any]) -> Sequence[tuple[str, float]]:
+    return [(name, float(value)) for name, value in row.items() if name != "step" and value is not None]
