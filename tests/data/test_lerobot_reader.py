@@ -136,6 +136,10 @@ def test_missing_video_names_episode_and_file(copy, version):
         dataset.open_video(dataset.episodes[4], CAMERA)
 
 
+def video_path(dataset: LeRobotDataset, episode: int) -> Path:
+    return Path(str(dataset.episodes[episode].videos[CAMERA].path))
+
+
 def test_unfinished_parquet(copy):
     root = copy("lerobot_v30")
     path = root / "data/chunk-000/file-000.parquet"
@@ -147,7 +151,7 @@ def test_unfinished_parquet(copy):
 def test_truncated_video_fails_at_the_first_lost_frame(copy):
     dataset = LeRobotDataset(copy("lerobot_v30"))  # its videos have the index in front, so what is left still opens
     episode = dataset.episodes[5]
-    path = episode.videos[CAMERA].path
+    path = video_path(dataset, 5)
     whole = path.read_bytes()
     path.write_bytes(whole[:-15_000])
     video = dataset.open_video(episode, CAMERA)
@@ -163,7 +167,7 @@ def test_truncated_video_fails_at_the_first_lost_frame(copy):
 
 def test_truncated_video_with_its_index_at_the_end(copy):
     dataset = LeRobotDataset(copy("lerobot_v21"))
-    path = dataset.episodes[5].videos[CAMERA].path
+    path = video_path(dataset, 5)
     path.write_bytes(path.read_bytes()[:-15_000])
     with pytest.raises(VideoError, match=r"episode 5.*episode_000005\.mp4.*truncated"):
         dataset.open_video(dataset.episodes[5], CAMERA)
@@ -172,7 +176,7 @@ def test_truncated_video_with_its_index_at_the_end(copy):
 def test_video_with_too_few_frames_and_of_another_size(copy):
     root = copy("lerobot_v21")
     dataset = LeRobotDataset(root)
-    shutil.copy(dataset.episodes[0].videos[CAMERA].path, dataset.episodes[1].videos[CAMERA].path)
+    shutil.copy(video_path(dataset, 0), video_path(dataset, 1))
     with pytest.raises(VideoError, match=r"episode 1.*47 frames.*frames 0 to 119"):
         dataset.open_video(dataset.episodes[1], CAMERA)
     dataset.features[CAMERA]["shape"] = [480, 640, 3]
