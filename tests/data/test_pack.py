@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mem0_jax.cli import main
+from mem0_jax.data import packed_format
 from mem0_jax.data.lanes import LaneSource
 from mem0_jax.data.lerobot import LeRobotDataset
 from mem0_jax.data.lerobot_writer import LeRobotWriter
@@ -248,6 +249,7 @@ def test_tfds_would_describe_the_folder_alike(packed):
     tfds = pytest.importorskip("tensorflow_datasets")
     builder = tfds.builder_from_directory(str(packed.root))
     assert builder.info.name == "blocks"
+    assert builder.info.disable_shuffling
     assert builder.info.splits["train"].num_examples == packed.num_frames
     written = json.loads((packed.root / "features.json").read_text())
     assert builder.info.features.to_json()["content"] == written["featuresDict"]
@@ -263,8 +265,9 @@ def test_tfds_finds_a_dataset_by_name_and_version(recorded, tmp_path):
 
 
 PROGRAM = """
-import sys
+import signal, sys
 from mem0_jax.cli import main
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 sys.exit(main(["data", "pack", sys.argv[1], sys.argv[2], "--size", "480x640", "--shard-mib", "0.1", "--workers", "1"]))
 """
 
@@ -394,3 +397,10 @@ def test_a_full_disk_is_said(recorded, tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert not (tmp_path / "out").exists()
     assert pack(recorded, tmp_path / "out").frames == recorded.num_frames
+
+
+def test_what_was_written_is_read_back(recorded, tmp_path, monkeypatch):
+    right = packed_format.record_offsets
+    monkeypatch.setattr(packed_format, "record_offsets", lambda *args: [offset + 1 for offset in right(*args)])
+    with pytest.raises(PackError, match="reads differently"):
+        pack(recorded, tmp_path / "out")
