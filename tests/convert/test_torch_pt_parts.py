@@ -170,6 +170,23 @@ def test_sizes_in_local_headers_count(tmp_path):
         open_pt(path)
 
 
+def test_entries_must_not_overlap(tmp_path):
+    """The content of one entry is, with its header, another entry."""
+    inner = write(tmp_path / "inner.pt", tensor_pickle(4), {"data/1": bytes(16)}).read_bytes()
+    header = inner.index(b"x/data/1") - 30
+    hidden = inner[header : header + 30 + 8 + 16]
+    path = write(tmp_path / "a.pt", tensor_pickle(4), {"data/2": hidden, "data/1": bytes(16), "data/0": bytes(16)})
+    open_pt(path)
+    content = bytearray(path.read_bytes())
+    first = content.index(hidden)
+    second = content.index(b"x/data/1", first + len(hidden)) - 30
+    field = content.index(struct.pack("<I", second), second + 60)  # in the directory
+    content[field : field + 4] = struct.pack("<I", first)
+    path.write_bytes(content)
+    with pytest.raises(PtError, match=r"entry 'x/data/1' overlaps another one"):
+        open_pt(path)
+
+
 def test_a_directory_that_claims_all_memory(tmp_path):
     path = write(tmp_path / "a.pt", tensor_pickle(4), {"data/0": bytes(16)})
     content = bytearray(path.read_bytes())
