@@ -15,9 +15,9 @@ import jax
 from jax.experimental import mesh_utils
 
 from mem0_jax.errors import UserError
+from mem0_jax.nn.partition import BATCH_AXES
 
 AXES = ("data", "fsdp", "tensor")
-LANE_AXES = ("data", "fsdp")  # the mesh axes that split the lanes of a batch
 
 
 class MeshError(UserError, ValueError):
@@ -53,7 +53,7 @@ def full_sizes(sizes: Mapping[str, int]) -> dict[str, int]:
 
 def lane_shards(sizes: Mapping[str, int]) -> int:
     """Into how many parts a mesh of these sizes splits the lanes of a batch; the lanes must be a multiple of it."""
-    return math.prod(full_sizes(sizes)[axis] for axis in LANE_AXES)
+    return math.prod(full_sizes(sizes)[axis] for axis in BATCH_AXES)
 
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:

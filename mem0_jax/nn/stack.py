@@ -9,6 +9,8 @@ from typing import Any
 import jax
 from flax import nnx
 
+from mem0_jax.nn.partition import by_samples
+
 UNROLLED = 4  # stacks up to this deep compile as fast without a loop and run a quarter faster on a CPU
 
 
@@ -30,7 +32,7 @@ def scan_layers(
     Args:
         module: from `stacked`.
         body: gets one layer (a module), the carry and this layer's slice of `xs`.
-        carry: pytree that flows through the layers.
+        carry: pytree that flows through the layers; the first axis of its arrays, and of those of `y`, is samples.
         xs: pytree with a leading layer axis, or None.
         remat: recompute each layer in the backward pass instead of storing its activations.
 
@@ -42,8 +44,8 @@ def scan_layers(
 
     def step(carry, scanned):
         layer, x = scanned
-        return body(nnx.merge(graphdef, layer), carry, x)
+        return by_samples(body(nnx.merge(graphdef, layer), carry, x))
 
     if remat:
         step = jax.checkpoint(step, prevent_cse=False)
-    return jax.lax.scan(step, carry, (state, xs), unroll=layers <= UNROLLED)
+    return jax.lax.scan(step, by_samples(carry), (state, xs), unroll=layers <= UNROLLED)

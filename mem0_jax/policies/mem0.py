@@ -21,6 +21,7 @@ from mem0_jax.memory import bank
 from mem0_jax.memory.bank import MemoryBank, MemoryConfig, MemoryState
 from mem0_jax.nn import module
 from mem0_jax.nn.layers import split_key
+from mem0_jax.nn.partition import by_samples
 from mem0_jax.policies import mem0_axes
 from mem0_jax.policies.base import Batch, Params
 
@@ -217,4 +218,4 @@ class Mem0:
 def _flat(batch: Batch, samples: int) -> Batch:
     """Merges the axes [L, T] of everything that has them."""
     whole = (*TABLES, "noise", "time")
-    return {k: v if k in whole else v.reshape(samples, *v.shape[2:]) for k, v in batch.items()}
+    return {k: v if k in whole else by_samples(v.reshape(samples, *v.shape[2:])) for k, v in batch.items()}
