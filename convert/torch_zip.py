@@ -111,8 +111,10 @@ def _directory(parts: Parts) -> list[zipfile.ZipInfo]:
         with _SmallReads(parts.reader().detach()) as file, zipfile.ZipFile(file) as archive:
             return archive.infolist()
     except (zipfile.BadZipFile, struct.error, ValueError, NotImplementedError, IndexError) as error:
-        where = "" if len(parts.paths) == 1 else f"at the end of the last part, {parts.paths[-1].name}, "
-        raise PtError(f"{where}the zip directory is missing or damaged ({error}): truncated? copy it again") from None
+        problem = f"the zip directory is missing or damaged ({error}): truncated? copy it again"
+        if len(parts.paths) > 1:
+            problem = f"at the end of the last part, {parts.paths[-1].name}, {problem}, or the parts behind it"
+        raise PtError(problem) from None
 
 
 def _locate(parts: Parts, info: zipfile.ZipInfo, earliest: int) -> int:

@@ -61,10 +61,12 @@ def test_layout_is_that_of_training(tmp_path, shapes):
     for group, want in zip(optimizer["param_groups"], LAYOUT["groups"], strict=True):
         first, last = want["params"]
         assert list(group) == list(want)
-        changed = {"params": list(range(first, last + 1)), "betas": tuple(want["betas"]), "lr": want["initial_lr"]}
+        changed = {"params": list(range(first, last + 1)), "betas": tuple(want["betas"]), "lr": group["lr"]}
         assert group == want | changed
+        assert 0 < group["lr"] <= group["initial_lr"]
     scheduler = tree["scheduler_state_dict"]
     assert set(scheduler) == set(LAYOUT["scheduler"])
+    assert scheduler["_last_lr"] == [group["lr"] for group in optimizer["param_groups"]]
     assert scheduler["base_lrs"] == LAYOUT["scheduler"]["base_lrs"]
     assert scheduler["last_epoch"] == tree["global_step"] == 50_000
 
