@@ -57,8 +57,10 @@ class Difference:
 
 def differences(a: Source, b: Source) -> Iterator[Difference]:
     """Compares two checkpoints tensor by tensor, one in memory at a time."""
-    ours, theirs = _common_names(a), _common_names(b)
+    (ours, tied), (theirs, also_tied) = _common_names(a), _common_names(b)
     for name in [*ours, *(name for name in theirs if name not in ours)]:
+        if (name in tied or name not in ours) and (name in also_tied or name not in theirs):
+            continue  # its twin says it all
         if name not in ours or name not in theirs:
             yield Difference(name, f"only in {a.path if name in ours else b.path}")
         elif tuple(ours[name].shape) != tuple(theirs[name].shape):
@@ -67,11 +69,10 @@ def differences(a: Source, b: Source) -> Iterator[Difference]:
             yield _compare(name, array_of(ours[name]), array_of(theirs[name]))
 
 
-def _common_names(source: Source) -> dict[str, Any]:
-    """Tensors by name, the backbone's as Hugging Face calls them; a tied head only where it says something new."""
+def _common_names(source: Source) -> tuple[dict[str, Any], set[str]]:
+    """Tensors by name, the backbone's as Hugging Face calls them, and the names that are tied to an earlier one."""
     named = {name.removeprefix(BACKBONE_IN_MEM0): tensor for name, tensor in source.tensors.items()}
-    tied = {name.removeprefix(BACKBONE_IN_MEM0) for name, _ in tied_tensors(source.tensors)}
-    return {name: tensor for name, tensor in named.items() if name not in tied}
+    return named, {name.removeprefix(BACKBONE_IN_MEM0) for name, _ in tied_tensors(source.tensors)}
 
 
 def _compare(name: str, x: np.ndarray, y: np.ndarray) -> Difference:

@@ -36,6 +36,7 @@ GROUPS = {  # name: (prefix of its parameters, learning rate), in the order of t
     "classifier": ("classifier.", 1e-4),
     "base": ("memory_bank.", 1e-5),
 }
+FLOORS = {"qwen_model": 1e-6, "action_model": 5e-6, "classifier": 5e-6, "base": 1e-6}  # where the schedule ends
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def _optimizer(model: Mapping[str, Any], random: Random) -> dict[str, Any]:
                 state[index] = {"step": np.array(STEPS, np.float32), **moments}
         flags = {"amsgrad": False, "maximize": False, "foreach": None, "capturable": False, "differentiable": False}
         groups.append(
-            {"lr": rate, "name": group, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.005, **flags}
+            {"lr": FLOORS[group], "name": group, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.005, **flags}
             | {"fused": None, "decoupled_weight_decay": True, "initial_lr": rate}
             | {"params": list(range(count, count + len(names)))}
         )
@@ -129,7 +130,7 @@ def _scheduler() -> dict[str, Any]:
         "_step_count": STEPS + 1,
         "_is_initial": False,
         "_get_lr_called_within_step": False,
-        "_last_lr": list(rates),
+        "_last_lr": list(FLOORS.values()),
         "lr_lambdas": [None] * len(rates),
     }
 

@@ -1,0 +1,112 @@
+"""A reference run that goes on here: its moments land where they belong, and the next updates are torch's."""
+
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from mem0_jax.convert.importer import Request, convert, prepare
+from mem0_jax.convert.mem0 import mem0_rules
+from mem0_jax.convert.rules import ConversionError, export, load, make_plan
+from mem0_jax.convert.sources import open_source
+from mem0_jax.policies.bundle import BundleError, load_bundle
+from mem0_jax.train.from_bundle import load_optimizer
+from mem0_jax.train.optim import make_optimizer
+from mem0_jax.tree import flatten
+
+ASSETS = Path(__file__).parent / "assets"
+GOLDEN = ASSETS.parents[1] / "model" / "assets" / "tiny_a"
+CONFIG = GOLDEN / "config.json"
+sys.path.insert(0, str(ASSETS))
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("bundles") / "step3"
+    convert(prepare(open_source(GOLDEN / "step3.pt"), Request(CONFIG, with_optimizer=True)), out)
+    return out
+
+
+def test_moments_step_and_settings(bundle):
+    step, config, state = load_optimizer(bundle)
+    assert step == int(state.count) == 3
+    assert config.total_steps == 40
+    assert config.learning_rates["action"] == 1e-4
+    source = open_source(GOLDEN / "step3.pt")
+    saved = source.checkpoint["optimizer_state_dict"]["state"]
+    # The first parameter of torch's first group, and the last of its last.
+    first = saved[0]["exp_avg"].read().reshape(48, -1).T
+    np.testing.assert_array_equal(flatten(state.mu)["backbone/visual/patch_embed/kernel"], first)
+    assert len(jax.tree.leaves(state.mu)) == len(flatten(load_bundle(bundle).params)) - 1  # the final norm has none
+
+
+def test_the_next_updates_are_those_of_torch(bundle):
+    expected = np.load(ASSETS / "next_step.npz")
+    _, config, state = load_optimizer(bundle)
+    loaded = load_bundle(bundle)
+    policy, params = loaded.policy, loaded.params
+    rules = mem0_rules(loaded.config)
+    source = open_source(GOLDEN / "step3.pt")
+    plan = make_plan(rules, source.shapes, params)
+    optimizer = make_optimizer(config, policy.learning_rate_groups, policy.no_gradient, (), params)
+    update = jax.jit(optimizer.update)
+    for step in (3, 4):
+        gradients = load(plan, gradients_of_torch(source, step))
+        updates, state = update(jax.tree.map(jnp.asarray, gradients), state, params)
+        params = optax.apply_updates(params, updates)
+    after = export(plan, params)
+    assert set(after) == set(expected.files)
+    for name, value in after.items():
+        (norm, total, *values), (norm_t, total_t, *values_t) = summary(value), expected[name]
+        assert abs(norm - norm_t) <= 1e-6 * norm_t, name
+        assert abs(total - total_t) <= 1e-6 * norm_t * np.sqrt(value.size), name
+        np.testing.assert_allclose(values, values_t, rtol=1e-6, atol=1e-8, err_msg=name)
+
+
+def gradients_of_torch(source, step: int) -> dict[str, np.ndarray]:
+    """As make_next_step.py draws them."""
+    import zlib
+
+    def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
+        rng = np.random.Generator(np.random.Philox(key=[zlib.crc32(name.encode()), step]))
+        return (0.01 * rng.standard_normal(shape)).astype(np.float32)
+
+    gradients = {name: draw(name, tuple(tensor.shape)) for name, tensor in source.tensors.items()}
+    gradients["classifier.pos_weight"] = np.float32(10)  # not parameters: only checked
+    gradients["qwen_model.model.lm_head.weight"] = gradients[
+        "qwen_model.model.model.language_model.embed_tokens.weight"
+    ]
+    return gradients
+
+
+def summary(value: np.ndarray) -> np.ndarray:
+    flat = value.astype(np.float64).ravel()
+    return np.array([np.linalg.norm(flat), flat.sum(), *flat[np.linspace(0, flat.size - 1, 16).astype(int)]])
+
+
+def test_without_the_runs_settings_the_learning_rates_contradict():
+    from mem0_jax.convert.settings import Settings, read_settings
+
+    source = open_source(GOLDEN / "step3.pt")
+    job = prepare(source, Request(CONFIG))
+    from mem0_jax.convert.optimizer import read_training
+
+    values = read_settings(CONFIG).values
+    with pytest.raises(ConversionError, match="by a cosine schedule of 50000 steps: give the run's own settings"):
+        read_training(source, job.config, mem0_rules(job.config), job.plan, Settings(values))
+
+
+def test_a_checkpoint_without_optimizer_is_refused(tmp_path):
+    from mem0_jax.convert.torch_pt_write import write_pt
+
+    tensors = open_source(GOLDEN / "initial.pt").tensors
+    write_pt(tmp_path / "slim.pt", {"model_state_dict": dict(tensors), "global_step": 7})
+    with pytest.raises(ConversionError, match=r"no optimizer state .* leave out --with-optimizer"):
+        prepare(open_source(tmp_path / "slim.pt"), Request(CONFIG, with_optimizer=True))
+    convert(prepare(open_source(tmp_path / "slim.pt"), Request(CONFIG)), tmp_path / "bundle")
+    with pytest.raises(BundleError, match="holds no optimizer: convert the checkpoint with --with-optimizer"):
+        load_optimizer(tmp_path / "bundle")
