@@ -7,15 +7,13 @@ so that ``mem0-jax --help`` answers at once. Commands with a fixed set of flags 
 import argparse
 import difflib
 import importlib
-import json
 import os
 import sys
 import textwrap
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from mem0_jax import __version__
 from mem0_jax.errors import UserError
@@ -118,16 +116,6 @@ def usage(commands: Mapping[str, Command], program: str = "mem0-jax") -> str:
             "Exit codes: 0 all went well, 1 failed, 2 wrong usage, 130 interrupted. MEM0_DEBUG=1 shows tracebacks.",
         ]
     )
-
-
-def write_json(file: Path, value: Any) -> None:
-    """Writes results for a program to read; the file appears whole."""
-    unfinished = file.with_name(f".{file.name}.unfinished")
-    try:
-        unfinished.write_text(json.dumps(value, indent=1) + "\n")
-        unfinished.replace(file)
-    except OSError as error:
-        raise UserError(f"{file}: cannot be written ({error.strerror})") from None
 
 
 def did_you_mean(word: str, known: Mapping[str, object] | Sequence[str]) -> str:

@@ -8,8 +8,9 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mem0_jax.cli import Command, CommandParser, write_json
+from mem0_jax.cli import Command, CommandParser
 from mem0_jax.cli import main as run
+from mem0_jax.commands.output import write_json
 
 if TYPE_CHECKING:
     from mem0_jax.convert.importer import Job

@@ -7,7 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mem0_jax.cli import CommandParser, write_json
+from mem0_jax.cli import CommandParser
+from mem0_jax.commands.output import write_json
 
 SUMMARY = (
     "Compares two checkpoints tensor by tensor, whatever their formats (.pt, safetensors, bundle), and prints the "

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from mem0_jax.cli import CommandParser, write_json
+from mem0_jax.cli import CommandParser
+from mem0_jax.commands.output import write_json
 
 SUMMARY = (
     "Lists every tensor of a checkpoint (a .pt file or its parts, safetensors, a bundle) under its PyTorch name with "

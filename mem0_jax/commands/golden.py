@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mem0_jax.cli import CommandParser, write_json
+from mem0_jax.cli import CommandParser
+from mem0_jax.commands.output import write_json
 
 if TYPE_CHECKING:
     from mem0_jax.golden import Report
