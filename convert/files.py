@@ -184,7 +184,10 @@ class _Reader(io.RawIOBase):
 
 
 class Digest:
-    """Computes the SHA-256 of a file, and of each part with a known sum, in a background thread that starts at once."""
+    """Computes the SHA-256 of a file in a background thread that starts at once.
+
+    Sums of single parts are computed only where that of the whole is unknown or wrong: half the work otherwise.
+    """
 
     def __init__(self, parts: Parts, on_bytes: Callable[[int], object] | None = None):
         """`on_bytes`, if given, is called from that thread with the number of bytes of each block."""
@@ -218,10 +221,13 @@ class Digest:
 
     def _run(self) -> None:
         try:
-            sums = self._hash()
+            name, whole_known = self._parts.name, self._parts.name in self._expected
+            sums = self._hash(each=not whole_known)
+            if sums and whole_known and sums[name] != self._expected[name] and len(self._expected) > 1:
+                sums = self._hash(each=True)  # once more, to find the part that is wrong
             if sums:
                 self._check(sums)
-                self._sum = sums[self._parts.name]
+                self._sum = sums[name]
         except OSError as error:
             self._error = PartsError(f"{error.filename or self._parts.name}: cannot be read: {error.strerror}")
         except Exception as error:  # whatever on_bytes raises is the caller's: `result` hands it over
@@ -229,7 +235,7 @@ class Digest:
 
     def _check(self, sums: dict[str, str]) -> None:
         name = self._parts.name
-        wrong = {key for key, value in self._expected.items() if sums[key] != value}
+        wrong = {key for key, value in self._expected.items() if sums.get(key, value) != value}
         problems = [
             f"{key} has SHA-256 {sums[key]}, but its .sha256 says {self._expected[key]}"
             for key in sorted(wrong - {name} or wrong)  # the whole only where no part is known to be the reason
@@ -240,13 +246,13 @@ class Digest:
         if problems:
             raise PartsError("damaged, download again:\n  " + "\n  ".join(problems))
 
-    def _hash(self) -> dict[str, str]:
-        """Sums by name; none if stopped."""
+    def _hash(self, each: bool) -> dict[str, str]:
+        """The sum of the whole, and with `each` those of parts that have one to compare; none if stopped."""
         whole, sums = hashlib.sha256(), {}
         # Plain reads into one buffer: a memory map would count every page it has touched as memory in use.
         buffer = memoryview(bytearray(BLOCK_BYTES))
         for path in self._parts.paths:
-            alone = hashlib.sha256() if path.name in self._expected and path.name != self._parts.name else None
+            alone = hashlib.sha256() if each and path.name in self._expected.keys() - {self._parts.name} else None
             with path.open("rb", buffering=0) as file:
                 while count := file.readinto(buffer):
                     if self._stop.is_set():

@@ -168,6 +168,9 @@ def _run(title: str, command: Command, argv: list[str]) -> int:
         return stop.code if isinstance(stop.code, int) else OK if stop.code is None else FAILED
     except KeyboardInterrupt:
         return _complain(title, "interrupted", INTERRUPTED)
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
     except UserError as error:
         if os.environ.get("MEM0_DEBUG", "0") not in ("", "0"):
             traceback.print_exc()
