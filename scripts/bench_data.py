@@ -44,22 +44,34 @@ HEIGHT, WIDTH, SIZE, HORIZON, FPS = 240, 320, (224, 224), 30, 30
 CAMERA = "observation.image.head_camera"
 SHAPES = ((8, 56), (8, 7))  # lanes, frames of a window
 
-# Runs in the other interpreter: reads a dataset in order, prints frames and seconds after the first batch.
+# Runs in the other interpreter: reads frames in order to the last, prints their number, wall time after the first batch
+# and processor time of all processes.
 LEROBOT = """
-import json, sys, time, warnings
+import json, resource, sys, time, warnings
 warnings.filterwarnings("ignore")
-import lerobot, torch
+import torch
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
-root, frames, horizon, fps, backend = sys.argv[1], *map(int, sys.argv[2:5]), sys.argv[5]
+root, frames, horizon, fps, side, backend = sys.argv[1], *map(int, sys.argv[2:6]), sys.argv[6]
+def used():
+    usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(u.ru_utime + u.ru_stime for u in usage)
 def main():
     delta = {"action": [i / fps for i in range(horizon)]}
-    dataset = LeRobotDataset("bench/data", root=root, delta_timestamps=delta, video_backend=backend)
-    batches = iter(torch.utils.data.DataLoader(dataset, batch_size=56, num_workers=2, shuffle=False))
-    next(batches)
-    start, count = time.perf_counter(), 0
-    while count < frames:
-        count += len(next(batches)["index"])
-    print(json.dumps({"frames": count, "seconds": time.perf_counter() - start, "version": lerobot.__version__}))
+    resize = None
+    if side:
+        from torchvision.transforms import v2
+        resize = v2.Resize((side, side))
+    dataset = LeRobotDataset(
+        "bench/data", root=root, delta_timestamps=delta, video_backend=backend, image_transforms=resize
+    )
+    part, before = torch.utils.data.Subset(dataset, range(frames)), used()
+    batches = iter(torch.utils.data.DataLoader(part, batch_size=56, num_workers=2, shuffle=False))
+    first = len(next(batches)["index"])
+    start = time.perf_counter()
+    count = sum(len(batch["index"]) for batch in batches)
+    seconds = time.perf_counter() - start
+    del batches
+    print(json.dumps({"rate": count / seconds, "cpu_ms": 1000 * (used() - before) / (first + count)}))
 if __name__ == "__main__":
     main()
 """
@@ -163,11 +175,15 @@ def runs_of(data: dict[str, Path], args: argparse.Namespace) -> dict[str, Callab
         "bare decoding, threads": lambda: bare(lambda: sum(threads.map(decode_file, files))),
         "bare decoding, processes": lambda: bare(lambda: sum(pool.map(decode_file, files, chunksize=1)), pool),
     }
-    for form, dataset in (("video", LeRobotDataset(data["v21"])), ("packed", PackedDataset(data["packed"]))):
+    video, packed = LeRobotDataset(data["v21"]), PackedDataset(data["packed"])
+    for form, dataset in (("video", video), ("packed", packed)):
         for lanes, frames in SHAPES:
-            runs[f"{form} L={lanes} T={frames}"] = lambda d=dataset, n=lanes, t=frames: lanes_run(d, n, t, args)
+            runs[f"{form} L={lanes} T={frames}"] = lambda d=dataset, n=lanes, t=frames: lanes_run(d, n, t, SIZE, args)
     if args.lerobot_python:
-        runs["lerobot"] = lambda: lerobot_run(data, args)
+        lanes, frames = SHAPES[0]
+        runs["lerobot, resized"] = lambda: lerobot_run(data, SIZE[0], args)
+        runs["lerobot, camera's size"] = lambda: lerobot_run(data, 0, args)
+        runs["video, camera's size"] = lambda: lanes_run(video, lanes, frames, None, args)
     return runs
 
 
@@ -190,9 +206,9 @@ def bare(work: Callable[[], int], pool: Any = None) -> Speed:
     return Speed(frames / seconds, None if pool else 1000 * cpu / frames)
 
 
-def lanes_run(dataset: Any, lanes: int, frames: int, args: argparse.Namespace) -> Speed:
+def lanes_run(dataset: Any, lanes: int, frames: int, size: tuple[int, int] | None, args: argparse.Namespace) -> Speed:
     """Time batches that are asked for as fast as they come, once what was prefetched at the start is used up."""
-    source = LaneSource(dataset, lanes=lanes, frames=frames, horizon=HORIZON, seed=0, image_size=SIZE)
+    source = LaneSource(dataset, lanes=lanes, frames=frames, horizon=HORIZON, seed=0, image_size=size)
     batches = max(2, round(args.frames / (lanes * frames)))
     with make_loader(source, threads=args.processors) as loader:
         for _ in range(4):
@@ -200,7 +216,7 @@ def lanes_run(dataset: Any, lanes: int, frames: int, args: argparse.Namespace) -
         start, used = time.perf_counter(), time.process_time()
         for _ in range(batches):
             batch = next(loader)
-            assert batch["image"].shape == (lanes, frames, *SIZE, 3)
+            assert batch["image"].shape == (lanes, frames, *(size or (HEIGHT, WIDTH)), 3)
             assert batch["action"].shape == (lanes, frames, HORIZON, 16)
         seconds, cpu = time.perf_counter() - start, time.process_time() - used
     source.close()
@@ -208,19 +224,18 @@ def lanes_run(dataset: Any, lanes: int, frames: int, args: argparse.Namespace) -
     return Speed(count / seconds, 1000 * cpu / count)
 
 
-def lerobot_run(data: dict[str, Path], args: argparse.Namespace) -> Speed:
-    """Time LeRobot's loader with two workers; it neither resizes nor orders by lanes."""
+def lerobot_run(data: dict[str, Path], side: int, args: argparse.Namespace) -> Speed:
+    """Time LeRobot's loader with two workers, reading in order; `side` 0 leaves pictures as they are."""
     code = "import lerobot; print(lerobot.__version__)"
     version = subprocess.run([args.lerobot_python, "-c", code], check=True, capture_output=True, text=True).stdout
     root = data["v21" if version.startswith(("0.1", "0.2", "0.3")) else "v30"]
-    frames = min(args.frames // 8, args.episodes * args.length - 2 * 56)
-    command = [args.lerobot_python, "-c", LEROBOT, root, frames, HORIZON, FPS, args.lerobot_backend]
+    frames = min(args.frames // 4, args.episodes * args.length)
+    command = [args.lerobot_python, "-c", LEROBOT, root, frames, HORIZON, FPS, side, args.lerobot_backend]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
         sys.exit(f"lerobot could not read {root}:\n{done.stderr[-2000:]}")
-    found = json.loads(done.stdout.splitlines()[-1])
-    return Speed(found["frames"] / found["seconds"], None)
+    return Speed(**json.loads(done.stdout.splitlines()[-1]))
 
 
 def measure(runs: dict[str, Callable[[], Speed]], repeats: int) -> dict[str, list[Speed]]:
@@ -263,14 +278,22 @@ def stages(path: Path) -> dict[str, float]:
 def summarise(results: dict[str, list[Speed]], data: dict[str, Path], args: argparse.Namespace) -> dict[str, Any]:
     """Return medians and ranges of the speeds, and of the ratios within repetitions."""
     rates = {name: [speed.rate for speed in speeds] for name, speeds in results.items()}
-    bare_best = [max(pair) for pair in zip(rates["bare decoding, threads"], rates["bare decoding, processes"])]
+    rates["bare"] = [max(pair) for pair in zip(rates["bare decoding, threads"], rates["bare decoding, processes"])]
+    # A busy machine cannot distort processor time, while of wall time it gives more to a run of more threads.
+    frames_a_ms = {name: [1 / (speed.cpu_ms or np.nan) for speed in speeds] for name, speeds in results.items()}
+    frames_a_ms["bare"] = frames_a_ms["bare decoding, threads"]
     ratios = {}
     for lanes, frames in SHAPES:
-        video, packed = (rates[f"{form} L={lanes} T={frames}"] for form in ("video", "packed"))
-        ratios[f"video / bare, L={lanes} T={frames} (goal 0.8)"] = divided(video, bare_best)
-        ratios[f"packed / video, L={lanes} T={frames} (goal 1.3)"] = divided(packed, video)
-        if "lerobot" in rates:
-            ratios[f"video / lerobot, L={lanes} T={frames} (goal 10)"] = divided(video, rates["lerobot"])
+        shape = f" L={lanes} T={frames}"
+        goals = [("video" + shape, "bare", 0.8), ("packed" + shape, "video" + shape, 1.3)]
+        if args.lerobot_python:
+            goals.append(("video" + shape, "lerobot, resized", 10))
+        if args.lerobot_python and not ratios:
+            goals.append(("video, camera's size", "lerobot, camera's size", 10))
+        for a, b, goal in goals:
+            for what, of in (("wall time", rates), ("processor time", frames_a_ms)):
+                ratios[f"{a} / {b} by {what} (goal {goal})"] = [x / y for x, y in zip(of[a], of[b])]
+    del rates["bare"]
     videos = sorted(data["v21"].glob("videos/**/*.mp4"))
     shards = list(data["packed"].glob("*.array_record-*"))
     total = args.episodes * args.length
@@ -292,10 +315,6 @@ def summarise(results: dict[str, list[Speed]], data: dict[str, Path], args: argp
     }
 
 
-def divided(a: list[float], b: list[float]) -> list[float]:
-    return [x / y for x, y in zip(a, b)]
-
-
 def spread(values: list[float]) -> dict[str, float]:
     """Median, least and greatest."""
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
@@ -312,7 +331,7 @@ def print_report(report: dict[str, Any]) -> None:
         print(f"{name:28} {value['median']:7.0f} frames/s ({value['min']:.0f} to {value['max']:.0f}){used}")
     print()
     for name, value in report["ratios"].items():
-        print(f"{name:44} {value['median']:6.2f} ({value['min']:.2f} to {value['max']:.2f})")
+        print(f"{name:72} {value['median']:6.2f} ({value['min']:.2f} to {value['max']:.2f})")
     parts = ", ".join(f"{name} {value:.2f}" for name, value in report["stages_ms_a_frame"].items())
     print(
         f"\nWhat bounds them. Bare and video: processor time, in ms a frame: {parts}; what video"

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import itertools
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import SupportsIndex
 
 import numpy as np
@@ -270,7 +270,7 @@ class LaneSource:
                     return
             place = max(0, place - length)
 
-    def _stand_ins(self, number: int):
+    def _stand_ins(self, number: int) -> Iterator[int]:
         """Yield the wholly readable episodes in the order drawn for one pass, over and over."""
         order = random(self.seed, number, SUBSTITUTE).permutation(len(self._episodes)).tolist()
         while True:
