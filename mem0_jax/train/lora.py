@@ -5,6 +5,8 @@ Axis letters: I input width, O output width, R rank, ... leading axes of stacked
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,7 +86,10 @@ class LoraPolicy:
     def __init__(self, policy: Policy, config: LoraConfig):
         self.policy, self.config = policy, config
         self.learning_rate_groups, self.no_gradient = policy.learning_rate_groups, policy.no_gradient
-        self._kernels = _kernels(jax.eval_shape(policy.init, jax.random.key(0)), config)
+        abstract = jax.eval_shape(policy.init, jax.random.key(0))
+        self._kernels = _kernels(abstract, config)
+        axes = tree.match_rules(policy.logical_axes, tree.flatten(abstract))
+        self.logical_axes = (*_factor_axes(axes, self._kernels), *policy.logical_axes)
 
     def init(self, key: jax.Array) -> Params:
         """Fresh parameters: `b` is zero, so that they compute what the policy's own would."""
@@ -140,3 +145,14 @@ def _kernels(abstract: Params, config: LoraConfig) -> list[str]:
     if wrong:
         raise SettingsError(f"lora.kernels: only kernels can be adapted, not {', '.join(wrong)}")
     return chosen
+
+
+def _factor_axes(axes: Mapping[str, str], kernels: Sequence[str]) -> list[tuple[str, str]]:
+    """Each factor keeps the axis it shares with its kernel."""
+    rules = []
+    for path in kernels:
+        *layers, inputs, outputs = axes[path].split()
+        stem = re.escape(path.removesuffix("kernel"))
+        rules.append((" ".join([*layers, inputs, "small"]), f"{stem}{FACTORS[0]}"))
+        rules.append((" ".join([*layers, "small", outputs]), f"{stem}{FACTORS[1]}"))
+    return rules
