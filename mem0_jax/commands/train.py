@@ -48,6 +48,9 @@ def main(argv: Sequence[str]) -> int:
     flags, overrides = parser().parse_known_args(argv)
     config = read_config(flags.config, overrides)
     from mem0_jax.config import from_dict
+    from mem0_jax.distributed.startup import start
+
+    start()
     from mem0_jax.train.job import Job
     from mem0_jax.train.launch import train
     from mem0_jax.train.loop import TrainingInterrupted

@@ -7,14 +7,16 @@ process loads the lanes its own devices hold, and no other.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from mem0_jax import tree
 from mem0_jax.distributed.mesh import MeshError, lane_shards
 from mem0_jax.distributed.sharding import STANDARD, Placement, Rules, Table, placement_table, placements
 from mem0_jax.nn.partition import BATCH_AXES
@@ -67,6 +69,40 @@ class Layout:
         if problems:
             raise MeshError("no rule says where these lie:\n  " + "\n  ".join(problems))
         return made
+
+    def with_shardings(self, template: State) -> State:
+        """The template's `jax.ShapeDtypeStruct` leaves with their shardings, to restore a checkpoint into."""
+        return jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            template,
+            self.state(template),
+        )
+
+    def create(self, make: Callable[..., State], *arguments: Any) -> State:
+        """`make(*arguments)`, a `TrainState`, traced and computed where each of its leaves lies."""
+        shardings = self.state(jax.eval_shape(make, *arguments))
+        return jax.jit(make, out_shardings=shardings)(*arguments)
+
+    def put_params(self, params: dict[str, Any]) -> dict[str, Any]:
+        """Parameters that every process has whole, or in any shards, moved to where they lie."""
+        return jax.device_put(params, tree.unflatten(self.params()))
+
+    def whole(self, params: dict[str, Any]) -> dict[str, Any]:
+        """The parameters as arrays that this process has whole; all processes must call it."""
+        return params if jax.process_count() == 1 else multihost_utils.process_allgather(params, tiled=True)
+
+    def jit_step(
+        self, step: Callable[[State, Any], tuple[State, Any]], state: State
+    ) -> Callable[..., tuple[State, Any]]:
+        """A step compiled for this mesh: the state is donated and stays where it lies; metrics lie everywhere."""
+        everywhere = NamedSharding(self.mesh, PartitionSpec())
+        compiled = jax.jit(step, donate_argnums=0, out_shardings=(self.state(state), everywhere))
+
+        def run(state: State, batch: Any) -> tuple[State, Any]:
+            with jax.set_mesh(self.mesh):
+                return compiled(state, batch)
+
+        return run
 
     def check_lanes(self, lanes: int) -> None:
         """Raises MeshError where the mesh cannot divide so many lanes."""

@@ -173,7 +173,9 @@ def save_bundle(bundle: Bundle, folder: str | Path) -> Path:
             bundle.stats.save(unfinished / "norm_stats.json")
         if bundle.tokenizer is not None:
             bundle.tokenizer.save(str(unfinished / "tokenizer.json"))
-        with ocp.StandardCheckpointer() as checkpointer:
+        # The process that calls writes alone, in a run of several too.
+        alone = ocp.options.MultiprocessingOptions(jax.process_index(), {jax.process_index()}, "bundle")
+        with ocp.StandardCheckpointer(multiprocessing_options=alone) as checkpointer:
             checkpointer.save(unfinished / "params", bundle.params)
     return folder
 

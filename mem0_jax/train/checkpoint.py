@@ -21,6 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from mem0_jax import tree
 from mem0_jax.errors import UserError
@@ -129,7 +130,7 @@ class Checkpoints:
         A damaged one is moved aside, with a warning, and the one before is tried.
 
         Args:
-            template: the state expected, as arrays or `jax.ShapeDtypeStruct`.
+            template: the state expected, as arrays or `jax.ShapeDtypeStruct`; those with a sharding are read into it.
         Raises:
             CheckpointError: the checkpoint holds other leaves, shapes or dtypes (lists all of them) or was written by
                 another format version; or every checkpoint is damaged.
@@ -156,7 +157,7 @@ class Checkpoints:
         expected = _flat(template)
         self._check_leaves(step, meta["leaves"], expected)
         device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        target = {p: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=device) for p, v in expected.items()}
+        target = {p: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=v.sharding or device) for p, v in expected.items()}
         try:
             args = ocp.args.Composite(state=ocp.args.StandardRestore(tree.unflatten(target)))
             flat = tree.flatten(self._manager.restore(step, args=args)["state"])
@@ -202,7 +203,10 @@ class Checkpoints:
     def _move_aside(self, step: int) -> Path:
         source = self._directory / str(step)
         aside = self._directory.parent / f"damaged_checkpoint_{step}_{time.time_ns()}"
-        source.rename(aside)
+        if jax.process_index() == 0:
+            source.rename(aside)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("damaged checkpoint moved aside")
         self._manager.reload()
         return aside
 

@@ -18,7 +18,7 @@ from mem0_jax.train.job import Job, job_settings
 from mem0_jax.train.log import Sink
 from mem0_jax.train.loop import Extras, FitResult, fit
 from mem0_jax.train.lora import LoraPolicy
-from mem0_jax.train.prepare import Prepared, lane_source, prepare, told_to_the_user
+from mem0_jax.train.prepare import Prepared, lane_source, make_run_layout, prepare, told_to_the_user
 from mem0_jax.train.sinks import open_sinks
 from mem0_jax.train.validation import Validation
 
@@ -34,7 +34,8 @@ def train(job: Job, workdir: Path, progress: Sink | None = None) -> tuple[FitRes
     """
     prepared = prepare(job)
     job, config = prepared.job, prepared.job.train_config()
-    source = lane_source(prepared)
+    layout = make_run_layout(prepared)
+    source = lane_source(prepared, layout)
     workdir.mkdir(parents=True, exist_ok=True)
     with open_sinks(job, workdir) as sinks:
         extras = Extras(
@@ -43,16 +44,20 @@ def train(job: Job, workdir: Path, progress: Sink | None = None) -> tuple[FitRes
             settings=job_settings(job) | {"statistics": prepared.stats.to_json()},
             flops=lambda trained: training_flops(job.model, job.data.max_length, trained),
             sinks=sinks,
+            layout=layout,
         )
         threads = None if job.data.threads < 0 else job.data.threads
         with make_loader(source, threads=threads, prefetch=job.data.prefetch) as loader, told_to_the_user():
             result = fit(prepared.policy, lambda: loader, config, workdir, progress, extras)
-    unfinished = workdir / ".job.json.unfinished"
-    unfinished.write_text(json.dumps(to_dict(job), indent=1))
-    unfinished.rename(workdir / "job.json")
     made = {"made_by": "mem0-jax train", "steps": config.steps, "init_from": job.init_from}
-    bundle = prepared.bundle(result.state.averaged_params, made | {"datasets": list(job.data.datasets)})
-    return result, save_bundle(bundle, workdir / "bundle")
+    params = result.state.averaged_params if layout is None else layout.whole(result.state.averaged_params)
+    bundle = prepared.bundle(params, made | {"datasets": list(job.data.datasets)})
+    if jax.process_index() == 0:
+        unfinished = workdir / ".job.json.unfinished"
+        unfinished.write_text(json.dumps(to_dict(job), indent=1))
+        unfinished.rename(workdir / "job.json")
+        save_bundle(bundle, workdir / "bundle")
+    return result, workdir / "bundle"
 
 
 def initial_params(prepared: Prepared) -> Callable[[jax.Array], Params]:

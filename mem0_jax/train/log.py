@@ -141,6 +141,8 @@ class MetricsLog:
 
     def _append(self, path: Path, row: Mapping[str, Any]) -> dict[str, Any]:
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+        if jax.process_index():  # process 0 writes for all
+            return finite
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(finite) + "\n")
         for sink in self._sinks:
@@ -197,7 +199,7 @@ def _last_clock(path: Path) -> dict[str, float]:
 
 
 def _truncate(path: Path, step: int) -> None:
-    if not path.exists():
+    if not path.exists() or jax.process_index():
         return
     rows = [row for row in read_rows(path) if row["step"] <= step]
     beside = path.with_name(path.name + ".tmp")

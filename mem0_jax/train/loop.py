@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -17,6 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mem0_jax import tree
+from mem0_jax.distributed.layout import Layout
 from mem0_jax.errors import UserError
 from mem0_jax.train.checkpoint import CheckpointError, Checkpoints, Restored
 from mem0_jax.train.config import SettingsError, TrainConfig
@@ -95,6 +97,8 @@ class Extras:
         settings: further settings as JSON values; they are saved, and must be equal when the run continues.
         flops: operations a frame takes, by formula from the paths of the trained parameters, for the log's `mfu`.
         sinks: called with every row of the log, validations included.
+        layout: the mesh of several devices or processes, and where state and batches lie on it; None is one device.
+            Each process's loader then gives the lanes of `layout.local_lanes`.
     """
 
     initial: Callable[[jax.Array], dict[str, Any]] | None = None
@@ -102,6 +106,7 @@ class Extras:
     settings: Mapping[str, Any] = field(default_factory=dict)
     flops: Callable[[Iterable[str]], float] | None = None
     sinks: tuple[Sink, ...] = ()
+    layout: Layout | None = None
 
 
 def fit(
@@ -122,7 +127,8 @@ def fit(
         loader_factory: makes the batch iterator, standing at its beginning.
         config: see `TrainConfig`.
         workdir: folder of the run, made if absent: `checkpoints/`, `metrics.jsonl`, `validation.jsonl`; `hang.txt` and
-            `profile/` where asked for. One process at a time.
+            `profile/` where asked for. Several processes share one folder, and process 0 writes the logs; but only one
+            run at a time.
         progress: called with every row of the metrics log.
         extras: see `Extras`.
     Raises:
@@ -141,7 +147,7 @@ def fit(
         with run.bar, run.watchdog:
             while run.step < config.steps:
                 run.advance()
-                if stop.requested and run.step < config.steps:
+                if stop.reached(run.step) and run.step < config.steps:
                     run.save()
                     checkpoints.wait()
                     raise TrainingInterrupted(
@@ -168,19 +174,23 @@ class _Run:
     ) -> None:
         self._loader, self._config, self._checkpoints, self._progress = loader, config, checkpoints, progress
         self._validate, self._settings = extras.validate, _as_json(config) | dict(extras.settings)
+        self._layout = extras.layout
         began = time.perf_counter()
         restored, optimizer = self._start(policy, workdir, extras)
         self.step = self.resumed_from or 0
         self.compile_seconds = 0.0
-        self._train_step = jax.jit(
-            make_train_step(policy, optimizer, config.accumulate, config.ema_decay), donate_argnums=0
+        step = make_train_step(policy, optimizer, config.accumulate, config.ema_decay)
+        self._train_step = (
+            jax.jit(step, donate_argnums=0) if self._layout is None else self._layout.jit_step(step, self.state)
         )
         log = restored and restored.extra["log"]
         flops = extras.flops(tree.flatten(self.state.opt_state.mu)) if extras.flops else 0.0
         self._metrics = MetricsLog(workdir, config, self.step, log, flops, extras.sinks, began)
         # Quiet where nobody watches: `disable=None` asks whether the output is a terminal.
-        self.bar = tqdm(total=config.steps, initial=self.step, disable=None, unit="step", dynamic_ncols=True)
-        self.watchdog = Watchdog(workdir / "hang.txt", config.watchdog_seconds)
+        quiet = None if jax.process_index() == 0 else True
+        self.bar = tqdm(total=config.steps, initial=self.step, disable=quiet, unit="step", dynamic_ncols=True)
+        hang = "hang.txt" if jax.process_count() == 1 else f"hang_{jax.process_index()}.txt"
+        self.watchdog = Watchdog(workdir / hang, config.watchdog_seconds)
         self._profiler = Profiler(workdir / "profile", config.profile_at, config.profile_steps)
         self._in_flight: deque[jax.Array] = deque()
         self._row_due: int | None = None
@@ -200,13 +210,14 @@ class _Run:
             return create_state(policy, optimizer, params, config.seed, config.lanes, config.ema_decay > 0)
 
         template = jax.eval_shape(state, abstract)
+        if self._layout is not None:
+            template = self._layout.with_shardings(template)
         restored = self._checkpoints.restore(template)
         self.resumed_from: int | None = None
         if restored is None:
             check_disk(workdir, 2 * tree_bytes(template), "two checkpoints of this run")
-            params = create_params(policy, config.seed, config.bfloat16, extras.initial)
-            _check_params(params, abstract)
-            self.state = state(params)
+            make = partial(create_params, policy, config.seed, config.bfloat16, extras.initial)
+            self.state = self._first_state(make, state, abstract, traceable=extras.initial is None)
         else:
             _check_settings(workdir, restored.extra["config"], self._settings)
             self.state = restored.state
@@ -214,6 +225,15 @@ class _Run:
             self._loader.set_state(restored.extra["data"])
             _log.info("%s: continuing after step %d", workdir, self.resumed_from)
         return restored, optimizer
+
+    def _first_state(
+        self, make: Callable[[], dict[str, Any]], state: Callable[..., TrainState], abstract: dict, traceable: bool
+    ) -> TrainState:
+        if self._layout is not None and traceable:
+            return self._layout.create(lambda: state(make()))
+        params = make()
+        _check_params(params, abstract)
+        return state(params) if self._layout is None else self._layout.create(state, self._layout.put_params(params))
 
     def advance(self) -> None:
         """Train on one batch; write the row, the validation and the checkpoint that fall due."""
@@ -244,15 +264,17 @@ class _Run:
                     f"the loader ended after {self.step} of {self._config.steps} batches; it must repeat its data"
                 ) from None
         if self.step == self._first:
-            _check_batch(batch, self._config.lanes)
+            lanes = self._config.lanes
+            _check_batch(batch, lanes if self._layout is None else self._layout.local_lanes(lanes)[1])
             self._plan = memory_plan(self.state, batch)
         return batch, time.perf_counter() - asked
 
     def _take_step(self, batch: dict[str, np.ndarray], waited: float) -> None:
-        self.state, metrics = self._train_step(self.state, batch)
+        placed = batch if self._layout is None else self._layout.batch(batch, self._config.lanes)
+        self.state, metrics = self._train_step(self.state, placed)
         self._write_due_row()  # of the steps before, while the device works on this one
         self.step += 1
-        lanes, frames = next(iter(batch.values())).shape[:2]
+        lanes, frames = next(iter(placed.values())).shape[:2]
         self._metrics.add(metrics, lanes * frames, waited)
         self._throttle(metrics["loss"])
 
@@ -296,7 +318,7 @@ class _Run:
         row = self._metrics.write_row(self._row_due)
         self._row_due = None
         self.bar.set_postfix({name: row[name] for name in ("loss", "frames_per_second", "skipped")})
-        if self._progress is not None:
+        if self._progress is not None and jax.process_index() == 0:
             self._progress(row)
 
     def _throttle(self, loss: jax.Array) -> None:

@@ -15,19 +15,22 @@ from tokenizers import Tokenizer
 
 from mem0_jax.backbones.qwen3_vl.processor import Processor, load_tokenizer, token_ids, word_tokenizer
 from mem0_jax.configs.hardware import HARDWARE
-from mem0_jax.data.lanes import LaneSource, host_lanes
+from mem0_jax.data.lanes import LaneSource
 from mem0_jax.data.mixture import Mixture
 from mem0_jax.data.normalize import Normalizer, NormStats
 from mem0_jax.data.packed import open_dataset
 from mem0_jax.data.pictures import EpisodeDataset
 from mem0_jax.data.subset import hold_out
 from mem0_jax.data.transforms import ColorJitter
+from mem0_jax.distributed.layout import Layout, make_layout
+from mem0_jax.distributed.mesh import make_mesh, parse_mesh
 from mem0_jax.errors import UserError
 from mem0_jax.policies.base import Params, Policy
 from mem0_jax.policies.bundle import Bundle, Inputs, read_description
 from mem0_jax.policies.mem0 import Mem0, Mem0Config
 from mem0_jax.train.job import WORDS, Job
 from mem0_jax.train.lora import LoraPolicy
+from mem0_jax.train.state import create_params
 
 
 @dataclass(frozen=True)
@@ -118,10 +121,21 @@ def _completed_model(job: Job, tokenizer: Tokenizer) -> Mem0Config:
     return dataclasses.replace(job.model, backbone=backbone, dtype=job.compute_dtype)
 
 
-def lane_source(prepared: Prepared) -> LaneSource:
+def make_run_layout(prepared: Prepared) -> Layout | None:
+    """Where the run lies on the mesh of its hardware; None on one device."""
+    job = prepared.job
+    if jax.device_count() == 1:
+        return None
+    config = job.train_config()
+    abstract = jax.eval_shape(lambda: create_params(prepared.policy, config.seed, config.bfloat16))
+    mesh = make_mesh(parse_mesh(HARDWARE[job.hardware]["mesh"]))
+    return make_layout(abstract, prepared.policy.logical_axes, mesh)
+
+
+def lane_source(prepared: Prepared, layout: Layout | None) -> LaneSource:
     """This host's lanes of the training episodes."""
     job, data = prepared.job, prepared.job.data
-    first, count = host_lanes(job.lanes, jax.process_index(), jax.process_count())
+    first, count = (0, job.lanes) if layout is None else layout.local_lanes(job.lanes)
     return _source(
         prepared,
         prepared.training,

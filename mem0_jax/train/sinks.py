@@ -11,6 +11,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from mem0_jax.config import to_dict
 from mem0_jax.errors import UserError
 from mem0_jax.train.job import Job
@@ -26,6 +28,9 @@ def open_sinks(job: Job, workdir: Path) -> Iterator[tuple[Sink, ...]]:
     """
     makers = {"tensorboard": _tensorboard, "wandb": _wandb}
     with ExitStack() as stack:
+        if jax.process_index():  # process 0 writes for all
+            yield ()
+            return
         yield tuple(stack.enter_context(makers[name](job, workdir)) for name in job.train.log_to)
 
 

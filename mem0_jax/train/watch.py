@@ -15,6 +15,8 @@ from types import FrameType
 from typing import Any, TextIO
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from mem0_jax.errors import UserError
 
@@ -37,7 +39,9 @@ class StopRequest:
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopRequest:
-        if threading.current_thread() is threading.main_thread():  # Python lets no other thread handle signals
+        if (
+            jax.process_count() == 1 and threading.current_thread() is threading.main_thread()
+        ):  # Python lets no other thread handle signals
             self._before = {s: signal.signal(s, self._request) for s in (signal.SIGINT, signal.SIGTERM)}
         return self
 
@@ -45,6 +49,12 @@ class StopRequest:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
+
+    def reached(self, step: int) -> bool:
+        """Whether to stop after `step`. In a run of several processes a SIGTERM to one of them asks all, and they agree
+        on the step; Ctrl-C then ends a process at once.
+        """
+        return self.requested or (jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step))
 
     def _request(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
@@ -160,8 +170,10 @@ def out_of_memory(error: Exception, plan: Mapping[str, int]) -> OutOfMemoryError
 
 
 def check_disk(folder: Path, needed: int, what: str) -> None:
-    """Raise DiskFullError if the disk of `folder` has less than `needed` bytes free."""
+    """Raise DiskFullError if the disk of `folder` has less than `needed` bytes free; all processes of a run agree."""
     free = shutil.disk_usage(folder).free
+    if jax.process_count() > 1:
+        free = 2**20 * int(multihost_utils.broadcast_one_to_all(np.int32(free // 2**20)))
     if free < needed:
         raise DiskFullError(
             f"{folder}: {what} needs {needed / 2**30:.2f} GiB, the disk has {free / 2**30:.2f} GiB free; "
