@@ -98,6 +98,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--lerobot-backend", default="pyav", help="pyav or torchcodec")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args(argv)
+    if args.lerobot_python and not args.lerobot_python.is_file():
+        parser.error(f"--lerobot-python: {args.lerobot_python} does not exist; give the path of an interpreter")
+    if min(args.episodes, args.length, args.repeats, args.frames, args.processors) < 1:
+        parser.error("--episodes, --length, --repeats, --frames and --processors must be positive")
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.processors])
     os.environ["JAX_PLATFORMS"] = "cpu"
     cv2.setNumThreads(1)
@@ -227,8 +231,10 @@ def lanes_run(dataset: Any, lanes: int, frames: int, size: tuple[int, int] | Non
 def lerobot_run(data: dict[str, Path], side: int, args: argparse.Namespace) -> Speed:
     """Time LeRobot's loader with two workers, reading in order; `side` 0 leaves pictures as they are."""
     code = "import lerobot; print(lerobot.__version__)"
-    version = subprocess.run([args.lerobot_python, "-c", code], check=True, capture_output=True, text=True).stdout
-    root = data["v21" if version.startswith(("0.1", "0.2", "0.3")) else "v30"]
+    asked = subprocess.run([args.lerobot_python, "-c", code], capture_output=True, text=True, check=False)
+    if asked.returncode:
+        sys.exit(f"{args.lerobot_python} cannot import lerobot; install it there:\n{asked.stderr[-500:]}")
+    root = data["v21" if asked.stdout.startswith(("0.1", "0.2", "0.3")) else "v30"]
     frames = min(args.frames // 4, args.episodes * args.length)
     command = [args.lerobot_python, "-c", LEROBOT, root, frames, HORIZON, FPS, side, args.lerobot_backend]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
