@@ -80,17 +80,17 @@ def read_config(file: str, overrides: Sequence[str]) -> dict[str, Any]:
     from ml_collections import config_flags
 
     config = _load(_find(file))
-    values = absl_flags.FlagValues()
-    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=["train", *overrides])
     for word in overrides:
         _check_field(word.partition("=")[0], config)
+    values = absl_flags.FlagValues()
+    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=["train", *overrides])
     try:
         rest = values(["train", *overrides])
     except absl_flags.Error as error:
         raise FlagError(str(error)) from error
     if len(rest) > 1:
         raise FlagError(f"unexpected argument {rest[1]!r}; settings are given as --config.path=value")
-    return values["config"].value.to_dict()
+    return config.to_dict()  # the flags wrote into it
 
 
 def _find(file: str) -> Path:

@@ -54,7 +54,8 @@ class LowRank:
 
     @classmethod
     def tree_unflatten(cls, scale: float, children: tuple[Any, ...]) -> LowRank:
-        return cls(*children, scale)
+        kernel, a, b = children
+        return cls(kernel, a, b, scale)
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -81,7 +81,7 @@ def prepare(job: Job) -> Prepared:
     with told_to_the_user():
         split = [hold_out(open_dataset(folder), data.held_out, data.seed) for folder in data.datasets]
         training, held_out = ([pair[i] for pair in split] for i in (0, 1))
-        stats = NormStats.load(data.norm_stats) if data.norm_stats else NormStats.from_datasets(training)
+        stats = NormStats.load(data.norm_stats) if data.norm_stats else NormStats.from_datasets(cast(Any, training))
         mixed = Mixture(training, data.weights or None) if len(training) > 1 else training[0]
         tokenizer = _tokenizer(job, mixed)
         job = dataclasses.replace(job, model=_completed_model(job, tokenizer))

@@ -16,8 +16,6 @@ from mem0_jax.train.lora import LoraConfig, LoraPolicy, LowRank
 QUICK = {"xla_backend_optimization_level": 0}
 KERNELS = (r"backbone/language_model/layers/.*_proj/kernel", r"memory/.*kernel")
 EVERYWHERE = LoraConfig(rank=2, alpha=3.0, kernels=KERNELS)
-    rank=2, alpha=3.0, kernels=(r"backbone/language_model/layers/.*_proj/kernel", r"memory/.*kernel")
-)
 
 
 def disturbed(params):
@@ -56,7 +54,7 @@ def test_the_product_is_that_of_the_merged_kernel(inputs, outputs, rank, scale, 
     rng = np.random.default_rng(seed)
     kernel, a, b = (rng.normal(size=s).astype(np.float32) for s in ((inputs, outputs), (inputs, rank), (rank, outputs)))
     x, rows = rng.normal(size=(3, inputs)).astype(np.float32), rng.normal(size=(inputs, 1)).astype(np.float32)
-    low = LowRank(*map(jax.numpy.asarray, (kernel, a, b)), scale)
+    low = LowRank(jax.numpy.asarray(kernel), jax.numpy.asarray(a), jax.numpy.asarray(b), scale)
     np.testing.assert_allclose(jax.numpy.asarray(x) @ low[...], x @ (kernel + scale * a @ b), rtol=1e-4, atol=1e-4)
     scaled = jax.numpy.asarray(x) @ (jax.numpy.asarray(rows) * low)
     np.testing.assert_allclose(scaled, x @ (rows * (kernel + scale * a @ b)), rtol=1e-4, atol=1e-4)

@@ -19,7 +19,7 @@ def start(policy, lanes, freeze=(), bfloat16=(), ema=False):
     params = create_params(policy, 0, bfloat16)
     config = make_config(20).optimizer
     if len(policy.learning_rate_groups) == 4:
-        rates = dict.fromkeys(("backbone", "action", "classifier", "memory"), 1e-3)
+        rates = {group: 1e-3 for group, _ in policy.learning_rate_groups}
         config = type(config)(learning_rates=rates, total_steps=20, warmup_ratio=0.0)
     optimizer = make_optimizer(config, policy.learning_rate_groups, policy.no_gradient, freeze, params)
     return optimizer, create_state(policy, optimizer, params, 0, lanes, ema)

@@ -1,0 +1,148 @@
+"""What watches over a run: hanging steps, exhausted memory and disks, profiles, where the time goes, other logs."""
+
+import json
+import logging
+import os
+import time
+
+import jax
+import jax.numpy as jnp
+import pytest
+from toy import ToyPolicy, make_config, make_loader, make_policy
+
+from mem0_jax.train.clock import Clock
+from mem0_jax.train.log import read_rows
+from mem0_jax.train.loop import Extras, fit
+from mem0_jax.train.watch import DiskFullError, OutOfMemoryError, check_disk
+
+
+class Slow:
+    """The toy's stream that hangs before one batch."""
+
+    def __init__(self, at, seconds):
+        self._inner, self._at, self._seconds, self._next = make_loader(), at, seconds, 0
+
+    def __next__(self):
+        if self._next == self._at:
+            time.sleep(self._seconds)
+        self._next += 1
+        return next(self._inner)
+
+    def get_state(self):
+        return self._inner.get_state()
+
+    def set_state(self, state):
+        self._inner.set_state(state)
+
+
+def test_a_hanging_step_has_its_stacks_written_and_the_run_goes_on(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING, "mem0_jax"):
+        result = fit(make_policy(), lambda: Slow(4, 1.5), make_config(8, watchdog_seconds=0.5), tmp_path)
+    assert int(result.state.step) == 8
+    stacks = (tmp_path / "hang.txt").read_text()
+    assert "test_watch.py" in stacks
+    assert "__next__" in stacks
+    assert "what every thread was doing stands in" in caplog.text
+
+
+def test_a_run_without_hangs_leaves_no_file(tmp_path):
+    fit(make_policy(), make_loader, make_config(6, watchdog_seconds=60.0), tmp_path)
+    assert not (tmp_path / "hang.txt").exists()
+
+
+def test_exhausted_memory_shows_the_plan(tmp_path):
+    class Greedy(ToyPolicy):
+        def loss(self, params, state, batch, rng, train):
+            loss, metrics, state = super().loss(params, state, batch, rng, train)
+            huge = jax.random.normal(rng, (2**46,), jnp.float32) * loss
+            return jnp.sort(huge)[0], metrics, state
+
+    with pytest.raises(OutOfMemoryError) as error:
+        fit(Greedy(), make_loader, make_config(3), tmp_path)  # pyright: ignore[reportArgumentType]
+    for word in (
+        "parameters",
+        "optimizer",
+        "gradients",
+        "memory of the lanes",
+        "train.accumulate",
+        "train.preset=lora",
+    ):
+        assert word in str(error.value)
+
+
+def test_a_disk_without_room_is_named(tmp_path):
+    check_disk(tmp_path, 1, "a checkpoint")
+    with pytest.raises(DiskFullError, match=r"a checkpoint needs 1048576.00 GiB, the disk has .* make room"):
+        check_disk(tmp_path, 2**50, "a checkpoint")
+
+
+def test_a_disk_that_fills_up_during_the_run_costs_a_checkpoint_not_the_run(tmp_path, caplog):
+    """A real file system of too little room, where one may be mounted."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    if os.system(f"mount -t tmpfs -o size=2m tmpfs {folder} 2>/dev/null"):
+        pytest.skip("only root may mount a small file system")
+    try:
+        filler = folder / "filler"
+
+        def fill(row):
+            if row["step"] == 5:
+                filler.write_bytes(bytes(os.statvfs(folder).f_bavail * os.statvfs(folder).f_bsize - 2000))
+            elif row["step"] == 10:
+                filler.unlink()
+
+        config = make_config(16, save_every=8, keep=1)
+        with caplog.at_level(logging.WARNING, "mem0_jax"):
+            result = fit(make_policy(), make_loader, config, folder / "run", fill)
+        assert "step 8 is not saved" in caplog.text
+        assert int(result.state.step) == 16
+        assert (folder / "run" / "checkpoints" / "16").is_dir()
+    finally:
+        os.system(f"umount {folder}")
+
+
+def test_a_profile_of_some_steps_is_written(tmp_path):
+    fit(make_policy(), make_loader, make_config(6, profile_at=2, profile_steps=2), tmp_path)
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
+def test_buckets_exclude_each_other_and_add_up():
+    began = time.perf_counter() - 1.0
+    clock = Clock({"steps": 5.0}, {"steps": 7.0, "data": 1.0}, began)
+    clock.switch("steps")
+    with clock.during("checkpoint"), clock.during("validation"):
+        time.sleep(0.05)
+    seconds = clock.seconds()
+    assert seconds["lost"] == pytest.approx(3.0)
+    assert seconds["start"] >= 1.0
+    assert seconds["validation"] >= 0.05
+    assert seconds["checkpoint"] < 0.05
+    assert sum(seconds.values()) == pytest.approx(8.0 + time.perf_counter() - began, abs=0.05)
+    row = clock.row()
+    assert row["goodput"] == pytest.approx(row["seconds/steps"] / sum(seconds.values()), rel=0.1)
+
+
+def test_rows_tell_speed_and_where_the_time_went_and_reach_the_sinks(tmp_path):
+    seen = []
+    found = {"action_error": 0.5, "score": 0.5}
+    config = make_config(10, validate_every=5)
+    extras = Extras(sinks=(seen.append,), validate=lambda state: found, flops=lambda trained: 1e9)
+    rows = fit(make_policy(), make_loader, config, tmp_path, extras=extras).rows
+    assert rows[-1]["frames_per_second_per_device"] == rows[-1]["frames_per_second"] / jax.device_count()
+    assert rows[-1]["mfu"] is None  # nobody says what this processor could do at best
+    assert rows[-1]["seconds/compile"] > 0
+    assert 0 < rows[-1]["goodput"] < 1
+    validations = read_rows(tmp_path / "validation.jsonl")
+    assert validations == [{"step": s, "validation/action_error": 0.5, "validation/score": 0.5} for s in (5, 10)]
+    assert sorted(json.dumps(row) for row in seen) == sorted(json.dumps(row) for row in rows + validations)
+
+
+def test_the_best_checkpoints_stay(tmp_path):
+    scores = {2: 3.0, 4: 1.0, 6: float("nan"), 8: 2.0, 10: 4.0, 12: 5.0}
+    extras = Extras(validate=lambda state: {"score": scores[int(state.step)]})
+    config = make_config(6, validate_every=2, keep=1, keep_best=2)
+    fit(make_policy(), make_loader, config, tmp_path, extras=extras)
+    # In another process the scores come from the disk.
+    fit(make_policy(), make_loader, make_config(12, validate_every=2, keep=1, keep_best=2), tmp_path, extras=extras)
+    kept = {int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()}
+    assert kept == {4, 8, 12}
