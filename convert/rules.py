@@ -234,7 +234,7 @@ def verify(plan: Plan, tensors: Mapping[str, Any]) -> None:
         if twin is not None and hasattr(mine, "same_as") and mine.same_as(twin):
             continue  # one storage: nothing to read
         value = array_of(mine)
-        other = array_of(twin) if isinstance(check, Tied) else np.float32(check.value)
+        other = array_of(twin) if isinstance(check, Tied) else np.array(check.value, np.float32)
         if value.shape != other.shape or not _equal(value, other):
             name = check.same_as if isinstance(check, Tied) else f"the setting {check.value}"
             raise ConversionError(f"{check.source} must equal {name}, but differs")
@@ -243,7 +243,7 @@ def verify(plan: Plan, tensors: Mapping[str, Any]) -> None:
 def _equal(a: np.ndarray, b: np.ndarray) -> bool:
     """Equality row by row, so that a large table is never copied whole."""
     if a.ndim == 0:
-        return bool(a.astype(np.float32) == np.asarray(b).astype(np.float32))
+        return bool(a.astype(np.float32) == b.astype(np.float32))
     return all(np.array_equal(x.astype(np.float32), y.astype(np.float32)) for x, y in zip(a, b))
 
 

@@ -153,7 +153,7 @@ def _translate_action(given: Mapping[str, Any], values: dict[str, Any], problems
     if {"noise_beta_alpha", "noise_beta_beta"} <= given.keys():
         values["flow.time_beta"] = (given["noise_beta_alpha"], given["noise_beta_beta"])
     width, heads, each = (given.get(k) for k in ("width", "num_attention_heads", "attention_head_dim"))
-    if None not in (width, heads, each) and width != heads * each:
+    if width and heads and each and width != heads * each:
         problems.append(f"action_model: width {width} is not {heads} heads of {each}")
 
 

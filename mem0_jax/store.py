@@ -69,6 +69,7 @@ class TreeWriter:
         hollow = unflatten({path: np.zeros((1,), spec.dtype) for path, spec in specs.items()})
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False)) as checkpointer:
             checkpointer.save(folder.absolute(), args=ocp.args.PyTreeSave(hollow))
+        self._specs = specs
         self._stores = {path: _create(folder, path, spec) for path, spec in specs.items()}
 
     def write(self, path: str, value: np.ndarray, layer: int | None = None) -> None:
@@ -80,7 +81,7 @@ class TreeWriter:
         if not value.ndim or value.nbytes <= CHUNK_BYTES:
             target.write(contiguous(value.astype(target.dtype.numpy_dtype, copy=False))).result()
             return
-        rows = math.gcd(*{store.chunk_layout.write_chunk.shape[-value.ndim], value.shape[0]})
+        rows = self._specs[path].chunk[-value.ndim]
         for start in range(0, len(value), rows):
             block = value[start : start + rows].astype(target.dtype.numpy_dtype, copy=False)
             target[start : start + rows].write(contiguous(block)).result()

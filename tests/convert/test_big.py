@@ -1,6 +1,6 @@
 """The released size, 15.3 GB with the optimizer: memory, and speed beside `cp`. Needs a folder with 50 GB to spare.
 
-    MEM0_BIG=/big/disk pytest tests/convert/test_big.py -s        # MEM0_BIG_SLIM=1: 5 GB, without the optimizer
+Run it as `MEM0_BIG=/big/disk pytest tests/convert/test_big.py -s`; with MEM0_BIG_SLIM=1 it takes 5 GB, no optimizer.
 """
 
 import json

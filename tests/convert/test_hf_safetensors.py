@@ -20,7 +20,9 @@ INDEX = "model.safetensors.index.json"
 
 def sample() -> dict[str, np.ndarray]:
     """One array of every dtype, an empty one, a scalar, and a single byte that shifts whatever comes behind it."""
-    every = {f"model.{name}": np.arange(-6, 6).astype(dtype).reshape(3, 4) for name, dtype in DTYPES.items()}
+    every: dict[str, np.ndarray] = {
+        f"model.{name}": np.arange(-6, 6).astype(dtype).reshape(3, 4) for name, dtype in DTYPES.items()
+    }
     every["byte"] = np.ones(1, np.int8)
     return every | {"scalar": np.array(2.5, np.float32), "empty": np.zeros((0, 7), np.float16), "größe": np.ones(3)}
 

@@ -1,6 +1,6 @@
 """A reference run that goes on here: its moments land where they belong, and the next updates are torch's."""
 
-import sys
+import zlib
 from pathlib import Path
 
 import jax
@@ -11,9 +11,13 @@ import pytest
 
 from mem0_jax.convert.importer import Request, convert, prepare
 from mem0_jax.convert.mem0 import mem0_rules
+from mem0_jax.convert.optimizer import read_training
 from mem0_jax.convert.rules import ConversionError, export, load, make_plan
+from mem0_jax.convert.settings import Settings, read_settings
 from mem0_jax.convert.sources import open_source
+from mem0_jax.convert.torch_pt_write import write_pt
 from mem0_jax.policies.bundle import BundleError, load_bundle
+from mem0_jax.policies.mem0 import Mem0Config
 from mem0_jax.train.from_bundle import load_optimizer
 from mem0_jax.train.optim import make_optimizer
 from mem0_jax.tree import flatten
@@ -21,7 +25,6 @@ from mem0_jax.tree import flatten
 ASSETS = Path(__file__).parent / "assets"
 GOLDEN = ASSETS.parents[1] / "model" / "assets" / "tiny_a"
 CONFIG = GOLDEN / "config.json"
-sys.path.insert(0, str(ASSETS))
 
 
 @pytest.fixture(scope="module")
@@ -69,14 +72,13 @@ def test_the_next_updates_are_those_of_torch(bundle):
 
 def gradients_of_torch(source, step: int) -> dict[str, np.ndarray]:
     """As make_next_step.py draws them."""
-    import zlib
 
     def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
         rng = np.random.Generator(np.random.Philox(key=[zlib.crc32(name.encode()), step]))
         return (0.01 * rng.standard_normal(shape)).astype(np.float32)
 
     gradients = {name: draw(name, tuple(tensor.shape)) for name, tensor in source.tensors.items()}
-    gradients["classifier.pos_weight"] = np.float32(10)  # not parameters: only checked
+    gradients["classifier.pos_weight"] = np.array(10, np.float32)  # not parameters: only checked
     gradients["qwen_model.model.lm_head.weight"] = gradients[
         "qwen_model.model.model.language_model.embed_tokens.weight"
     ]
@@ -89,20 +91,15 @@ def summary(value: np.ndarray) -> np.ndarray:
 
 
 def test_without_the_runs_settings_the_learning_rates_contradict():
-    from mem0_jax.convert.settings import Settings, read_settings
-
     source = open_source(GOLDEN / "step3.pt")
     job = prepare(source, Request(CONFIG))
-    from mem0_jax.convert.optimizer import read_training
-
     values = read_settings(CONFIG).values
+    assert isinstance(job.config, Mem0Config)
     with pytest.raises(ConversionError, match="by a cosine schedule of 50000 steps: give the run's own settings"):
         read_training(source, job.config, mem0_rules(job.config), job.plan, Settings(values))
 
 
 def test_a_checkpoint_without_optimizer_is_refused(tmp_path):
-    from mem0_jax.convert.torch_pt_write import write_pt
-
     tensors = open_source(GOLDEN / "initial.pt").tensors
     write_pt(tmp_path / "slim.pt", {"model_state_dict": dict(tensors), "global_step": 7})
     with pytest.raises(ConversionError, match=r"no optimizer state .* leave out --with-optimizer"):

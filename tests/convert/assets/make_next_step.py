@@ -5,6 +5,7 @@
 import math
 import pathlib
 import zlib
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,7 +49,8 @@ def main() -> None:
         torch.nn.utils.clip_grad_norm_([p for p in params.values() if p.grad is not None], CLIP)
         optimizer.step()
         scheduler.step()
-    np.savez_compressed(HERE / "next_step.npz", **{n: summary(p.detach().numpy()) for n, p in params.items()})
+    after: dict[str, Any] = {name: summary(param.detach().numpy()) for name, param in params.items()}
+    np.savez_compressed(HERE / "next_step.npz", **after)
 
 
 def names_of(group, params) -> list[str]:
