@@ -57,6 +57,11 @@ COMMANDS: dict[str, Command] = {
         "mem0-jax train --config=small --workdir=runs/small",
         "mem0_jax.commands.train",
     ),
+    "aot": Command(
+        "compile a training step for a TPU slice, without one: memory, network, roofline",
+        "mem0-jax aot --config=m1_mix --topology=v5e:4x4 --config.hardware=v5e-16",
+        "mem0_jax.commands.aot",
+    ),
     "golden": Command(
         "replay a folder of the reference's inputs and outputs and print the greatest errors",
         "mem0-jax golden tests/model/assets/tiny_a",

@@ -94,15 +94,21 @@ class Layout:
     def jit_step(
         self, step: Callable[[State, Any], tuple[State, Any]], state: State
     ) -> Callable[..., tuple[State, Any]]:
-        """A step compiled for this mesh: the state is donated and stays where it lies; metrics lie everywhere."""
-        everywhere = NamedSharding(self.mesh, PartitionSpec())
-        compiled = jax.jit(step, donate_argnums=0, out_shardings=(self.state(state), everywhere))
+        """`jitted`, to be called like any function."""
+        compiled = self.jitted(step, state)
 
         def run(state: State, batch: Any) -> tuple[State, Any]:
             with jax.set_mesh(self.mesh):
                 return compiled(state, batch)
 
         return run
+
+    def jitted(self, step: Callable[..., Any], state: Any) -> Any:
+        """`jax.jit` of a step: the state is donated and stays where it lies; metrics lie everywhere. Trace it with the
+        mesh set (`jax.set_mesh`).
+        """
+        everywhere = NamedSharding(self.mesh, PartitionSpec())
+        return jax.jit(step, donate_argnums=0, out_shardings=(self.state(state), everywhere))
 
     def check_lanes(self, lanes: int) -> None:
         """Raises MeshError where the mesh cannot divide so many lanes."""

@@ -146,9 +146,18 @@ class DiTHead(nnx.Module):
         return kv, self.state_encoder(state)[:, None]
 
     def velocity(
-        self, condition: tuple[tuple[Array, Array], Array], actions: Array, timestep: Array, key: Array | None = None
+        self,
+        condition: tuple[tuple[Array, Array], Array],
+        actions: Array,
+        timestep: Array,
+        key: Array | None = None,
+        *,
+        remat: bool | str = False,
     ) -> Array:
-        """Velocity of the noisy `actions` [B, C, A] at integer `timestep` [B]: [B, C, A]. `key` turns dropout on."""
+        """Velocity of the noisy `actions` [B, C, A] at integer `timestep` [B]: [B, C, A].
+
+        `key` turns dropout on; `remat` recomputes block pairs in the backward pass.
+        """
         kv, state_token = condition
         config = self.config
         length = actions.shape[1]
@@ -165,7 +174,7 @@ class DiTHead(nnx.Module):
             return pair.self(x, time, None, keys[1]), None
 
         keys = None if key is None else jax.random.split(key, config.num_layers // 2)
-        x, _ = scan_layers(self.blocks, body, x, (kv, keys))
+        x, _ = scan_layers(self.blocks, body, x, (kv, keys), remat=remat)
         shift, scale = jnp.split(self.proj_out_1(time)[:, None], 2, -1)
         out = self.proj_out_2(layer_norm(x, 1e-6) * (1 + scale) + shift)
         return self.action_decoder(out[:, -length:])

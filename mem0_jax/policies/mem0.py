@@ -5,6 +5,7 @@ R draws per sample. Source: RMBench `policy/Mem-0/source/models/execution_module
 """
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +38,8 @@ class Mem0Config:
         lambda_action, lambda_classifier: weights of the two losses.
         image_size: (height, width) of the images the vision tower sees.
         dtype: compute dtype of backbone and memory; the heads are float32 always.
-        remat: recompute backbone layers in the backward pass.
+        remat: recompute the layers of the backbone and the action head in the backward pass.
+        remat_keep: what is stored still, then; see `nn.stack.REMAT`.
     """
 
     backbone: Qwen3VLConfig = field(default_factory=Qwen3VLConfig)
@@ -50,6 +52,12 @@ class Mem0Config:
     image_size: tuple[int, int] = (256, 256)
     dtype: str = "bfloat16"
     remat: bool = False
+    remat_keep: Literal["nothing", "weight_products", "products"] = "nothing"
+
+    @property
+    def recompute(self) -> bool | str:
+        """The `remat` of `nn.stack.scan_layers`."""
+        return self.remat and self.remat_keep
 
     def __post_init__(self):
         width = self.backbone.text.hidden_size
@@ -131,7 +139,7 @@ class Mem0:
     def features(self, params: Params, observation: Batch) -> tuple[Array, Array, Array]:
         """Backbone over a flat batch [B]: last hidden states [B, S, H], image and text features [B, H]."""
         config, observation = self.config, self._located(observation)
-        hidden = self.bind(params).backbone.encode(observation, jnp.dtype(config.dtype), remat=config.remat).hidden
+        hidden = self.bind(params).backbone.encode(observation, jnp.dtype(config.dtype), remat=config.recompute).hidden
         return hidden, *pooled_features(hidden, observation["input_ids"], config.backbone.tokens)
 
     def _located(self, observation: Batch) -> Batch:
@@ -177,7 +185,8 @@ class Mem0:
         time = flow.sample_time(time_key, len(actions), config) if time is None else time
         point, velocity = flow.interpolate(noise, actions, time)
         condition = repeat_condition(parts.action.condition(context, observation["state"]), config.draws)
-        predicted = parts.action.velocity(condition, point, flow.bucket(time, config), dropout_key)
+        buckets, remat = flow.bucket(time, config), self.config.recompute
+        predicted = parts.action.velocity(condition, point, buckets, dropout_key, remat=remat)
         return jnp.mean(jnp.square(predicted - velocity))
 
     def observe(

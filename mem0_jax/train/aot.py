@@ -1,0 +1,249 @@
+"""A training step compiled ahead of time for a TPU slice, on a machine that has none.
+
+libtpu compiles for a topology without its chips; nothing is allocated and nothing runs. Axis letters: L lanes, T
+consecutive frames, V views, P patches, S tokens, C action horizon.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mem0_jax import tree
+from mem0_jax.configs.hardware import HARDWARE
+from mem0_jax.distributed.hlo import Collective, collectives
+from mem0_jax.distributed.layout import make_layout, mesh_text
+from mem0_jax.distributed.mesh import make_mesh, parse_mesh
+from mem0_jax.errors import UserError
+from mem0_jax.policies.base import Policy
+from mem0_jax.policies.mem0 import Mem0, Mem0Config
+from mem0_jax.train.flops import peak_flops, training_flops
+from mem0_jax.train.job import Job
+from mem0_jax.train.lora import LoraPolicy
+from mem0_jax.train.optim import make_optimizer
+from mem0_jax.train.state import create_params, create_state
+from mem0_jax.train.step import make_train_step
+from mem0_jax.train.watch import tree_bytes
+
+
+class AotError(UserError):
+    """A topology that cannot be compiled for, or a step that does not fit its chips."""
+
+
+@dataclass(frozen=True)
+class Chip:
+    """What a chip's maker says of it.
+
+    Attributes:
+        hbm: bytes of memory.
+        link: bytes a second sent along one axis of the torus, both directions together (Austin et al., "How to scale
+            your model", 2025).
+    """
+
+    hbm: int
+    link: float
+
+
+CHIPS = {
+    "v4": Chip(32 * 2**30, 9.0e10),
+    "v5e": Chip(16 * 2**30, 9.0e10),
+    "v5p": Chip(95 * 2**30, 1.8e11),
+    "v6e": Chip(32 * 2**30, 1.8e11),
+}
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A step compiled for a slice; bytes, operations and seconds are those of one chip and one step.
+
+    Attributes:
+        params, optimizer, carry, batch: bytes of the state (`optimizer` with moving averages) and of the batch.
+        temporary: bytes of activations, gradients and buffers at the worst moment.
+        code: bytes of the program.
+        whole: the largest leaves that every chip holds whole, (path, bytes).
+        collectives: by kind.
+        flops: of the step by formula, recomputation left out; recomputed: with the forward passes taken twice.
+    """
+
+    topology: str
+    chips: int
+    mesh: str
+    lanes: int
+    frames: int
+    params: int
+    optimizer: int
+    carry: int
+    batch: int
+    temporary: int
+    code: int
+    hbm: int
+    whole: tuple[tuple[str, int], ...]
+    collectives: dict[str, Collective]
+    compile_seconds: float
+    flops: float
+    recomputed: float
+    peak: float
+    link: float
+
+    @property
+    def total(self) -> int:
+        """Bytes needed; the state is donated, so that it counts once."""
+        return self.params + self.optimizer + self.carry + self.batch + self.temporary + self.code
+
+    @property
+    def compute_seconds(self) -> float:
+        """recomputed / peak."""
+        return self.recomputed / self.peak
+
+    @property
+    def network_seconds(self) -> float:
+        """Bytes sent / link."""
+        return sum(kind.sent for kind in self.collectives.values()) / self.link
+
+    @property
+    def step_seconds(self) -> float:
+        """The roofline: max(compute, network), were both always busy. HBM traffic and waiting for data come on top."""
+        return max(self.compute_seconds, self.network_seconds)
+
+    @property
+    def mfu(self) -> float:
+        """flops / (step_seconds * peak): no run on these chips can have more."""
+        return self.flops / (self.step_seconds * self.peak)
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as JSON values."""
+        derived = ("total", "compute_seconds", "network_seconds", "step_seconds", "mfu")
+        return dataclasses.asdict(self) | {name: getattr(self, name) for name in derived}
+
+
+def topology_devices(topology: str) -> tuple[str, list[Any]]:
+    """(generation, devices) of a slice such as "v5e:4x4" or "v5p:4x4x4".
+
+    Raises:
+        AotError: libtpu is missing, or knows no such slice.
+    """
+    kind = topology.partition(":")[0]
+    if kind not in CHIPS or not re.fullmatch(r"\w+:\d+(x\d+){1,2}", topology):
+        raise AotError(f"topology: expected one of {', '.join(CHIPS)} and its shape, such as v5e:4x4, got {topology!r}")
+    # No chip is used, so other processes that hold the library do not matter, and no machine need be asked.
+    for name, value in {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}.items():
+        os.environ.setdefault(name, value)
+    from jax.experimental import topologies
+
+    try:
+        return kind, list(topologies.get_topology_desc(topology, platform="tpu").devices)
+    except Exception as error:  # the plugin raises whatever its layers raise
+        first = (str(error).splitlines() or [""])[0]
+        if "libtpu" in first and "lockfile" not in first:
+            raise AotError(f"libtpu is missing: pip install 'mem0-jax[aot]' ({first})") from error
+        raise AotError(f"topology {topology!r}: {first}") from error
+
+
+def abstract_batch(config: Mem0Config, tokens: int, lanes: int, frames: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes [L, T, ...] of a training batch with one view a frame and prompts of S = `tokens`."""
+    vision, action = config.backbone.vision, config.action
+    patches = config.image_size[0] * config.image_size[1] // vision.patch_size**2
+    entries: dict[str, tuple[tuple[int, ...], Any]] = {
+        "patches": ((1, patches, vision.patch_width), jnp.uint8),
+        "input_ids": ((tokens,), jnp.int32),
+        "attention_mask": ((tokens,), jnp.bool_),
+        "position": ((3, tokens), jnp.int32),
+        "image_slot": ((tokens,), jnp.int32),
+        "state": ((action.state_dim,), jnp.float32),
+        "action": ((action.horizon, action.action_dim), jnp.float32),
+        "episode": ((), jnp.int32),
+        "subtask_end": ((), jnp.int32),
+    }
+    return {name: jax.ShapeDtypeStruct((lanes, frames, *shape), dtype) for name, (shape, dtype) in entries.items()}
+
+
+def compile_step(job: Job, topology: str, mesh: str = "") -> Compiled:
+    """Compiles a job's training step for a slice.
+
+    Args:
+        job: the settings; datasets and bundles are not opened.
+        topology: see `topology_devices`.
+        mesh: see `parse_mesh`; by default that of the job's hardware.
+    Raises:
+        AotError: see above; or the step does not fit the chips' memory.
+        MeshError: the mesh does not fit the slice or the lanes.
+    """
+    kind, devices = topology_devices(topology)
+    config, model = job.train_config(), dataclasses.replace(job.model, dtype=job.compute_dtype)
+    policy: Policy = Mem0(model)
+    policy = LoraPolicy(policy, job.lora) if job.lora else policy
+    abstract = jax.eval_shape(lambda: create_params(policy, config.seed, config.bfloat16))
+    optimizer = make_optimizer(
+        config.optimizer, policy.learning_rate_groups, policy.no_gradient, config.freeze, abstract
+    )
+    create = partial(create_state, policy, optimizer, seed=config.seed, lanes=job.lanes, ema=config.ema_decay > 0)
+    layout = make_layout(
+        abstract, policy.logical_axes, make_mesh(parse_mesh(mesh or HARDWARE[job.hardware]["mesh"]), devices)
+    )
+    state = layout.with_shardings(jax.eval_shape(create, abstract))
+    tokens, trained = job.data.max_length, list(tree.flatten(state.opt_state.mu))
+    batch = {
+        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout.lanes_sharding)
+        for name, leaf in abstract_batch(model, tokens, job.lanes, job.frames).items()
+    }
+    began = time.perf_counter()
+    executable = _compile(layout, make_train_step(policy, optimizer, config.accumulate, config.ema_decay), state, batch)
+    seconds, memory = time.perf_counter() - began, executable.memory_analysis()
+    flops = training_flops(model, tokens, trained) * job.train.batch_size / len(devices)
+    forward = training_flops(model, tokens, ()) * job.train.batch_size / len(devices)
+    whole = [(path, leaf.bytes) for path, leaf in layout.placed.items() if leaf.bytes == leaf.bytes_per_device]
+    chip, peak = CHIPS[kind], peak_flops(devices[0].device_kind)
+    assert peak is not None
+    return Compiled(
+        topology=topology,
+        chips=len(devices),
+        mesh=mesh_text(layout.mesh.shape),
+        lanes=job.lanes,
+        frames=job.frames,
+        params=shard_bytes(state.params),
+        optimizer=shard_bytes((state.opt_state, state.ema)),
+        carry=shard_bytes(state.carry),
+        batch=shard_bytes(batch),
+        temporary=memory.temp_size_in_bytes,
+        code=memory.generated_code_size_in_bytes,
+        hbm=chip.hbm,
+        whole=tuple(sorted(whole, key=lambda leaf: -leaf[1])[:5]),
+        collectives=collectives(executable.as_text()),
+        compile_seconds=seconds,
+        flops=flops,
+        recomputed=flops + (forward if model.remat else 0.0),
+        peak=peak,
+        link=chip.link,
+    )
+
+
+def shard_bytes(abstract: Any) -> int:
+    """Bytes of one device's shards of arrays with shardings."""
+    return sum(
+        tree_bytes(jax.ShapeDtypeStruct(leaf.sharding.shard_shape(leaf.shape), leaf.dtype))
+        for leaf in jax.tree.leaves(abstract)
+    )
+
+
+def _compile(layout: Any, step: Any, state: Any, batch: Mapping[str, Any]) -> Any:
+    with jax.set_mesh(layout.mesh):
+        lowered = layout.jitted(step, state).trace(state, batch).lower(lowering_platforms=("tpu",))
+        try:
+            return lowered.compile()
+        except jax.errors.JaxRuntimeError as error:
+            first = str(error).splitlines()[0]
+            if "RESOURCE_EXHAUSTED" in first:
+                raise AotError(
+                    f"the step does not fit the chips' memory: {first[:400]}\nTake more parts (train.accumulate), "
+                    "recompute (model.remat=True), fewer frames (train.batch_size), or more chips."
+                ) from error
+            raise

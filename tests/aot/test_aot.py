@@ -1,0 +1,46 @@
+"""The training step of a small Mem-0, compiled for real TPU slices without one."""
+
+import json
+
+import pytest
+
+pytest.importorskip("libtpu", reason="compiling for TPUs needs libtpu (extra 'aot')")
+
+from mem0_jax.cli import main
+
+SMALL = [
+    "--config=small",
+    *("--config.model.backbone.text.hidden_size=128", "--config.model.backbone.vision.out_hidden_size=128"),
+    *("--config.model.action.context_width=128", "--config.model.classifier.hidden_sizes=(384,128,64)"),
+    *("--config.train.lanes=4", "--config.train.batch_size=8"),
+]
+
+
+@pytest.mark.slow
+def test_figures_of_a_small_step(tmp_path, capsys):
+    path = tmp_path / "aot.json"
+    assert main(["aot", *SMALL, "--topology=v5e:2x2", "--mesh=fsdp=4", "--json", str(path)]) == 0
+    found, text = json.loads(path.read_text()), capsys.readouterr().out
+    assert (found["chips"], found["mesh"], found["lanes"], found["frames"]) == (4, "fsdp=4", 4, 2)
+    assert found["optimizer"] == pytest.approx(2 * found["params"], rel=0.02)
+    assert 0 < found["temporary"] < found["hbm"]
+    assert found["collectives"]["all-gather"]["sent"] > found["params"]
+    assert found["step_seconds"] == max(found["compute_seconds"], found["network_seconds"])
+    assert 0 < found["mfu"] <= 1
+    assert "roofline" in text
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--topology=v5e"], "topology: expected one of v4, v5e, v5p, v6e and its shape"),
+        (["--topology=v9z:2x2"], "got 'v9z:2x2'"),
+        (["--topology=v5e:2x2", "--mesh=fsdp=3"], "there are 4"),
+        (["--topology=v5e:2x2", "--mesh=data=4,fsdp=x"], "the size of 'fsdp' must be a whole number"),
+        (["--topology=v5e:4x4", "--mesh=fsdp=16"], "4 lanes cannot be divided among the 16 lane shards"),
+        (["--topology=v5e:2x2", "--mesh=fsdp=4", "--config.train.lane=3"], "did you mean 'lanes'?"),
+    ],
+)
+def test_bad_input_is_named(flags, message, capsys):
+    assert main(["aot", *SMALL, *flags]) == 1
+    assert message in capsys.readouterr().err

@@ -1,0 +1,204 @@
+"""Runs on virtual CPU devices, in processes of its own: compares meshes, or trains a small Mem-0 on one of them.
+
+L lanes, T frames, P patches, S tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from mem0_jax import tree
+from mem0_jax.backbones.qwen3_vl.config import Qwen3VLConfig, TextConfig, TokenIds, VisionConfig
+from mem0_jax.distributed.layout import Layout, make_layout
+from mem0_jax.distributed.mesh import make_mesh, parse_mesh
+from mem0_jax.distributed.startup import start
+from mem0_jax.heads.classifier import ClassifierConfig
+from mem0_jax.heads.dit import DiTConfig
+from mem0_jax.heads.flow import FlowConfig
+from mem0_jax.memory.bank import MemoryConfig
+from mem0_jax.policies.mem0 import Mem0, Mem0Config
+from mem0_jax.train.config import OptimizerConfig, TrainConfig
+from mem0_jax.train.loop import Extras, TrainingInterrupted, fit
+from mem0_jax.train.optim import make_optimizer
+from mem0_jax.train.state import create_params, create_state
+from mem0_jax.train.step import make_train_step
+
+LANES, FRAMES, WIDTH, PATCHES, TOKENS, SEED = 8, 2, 32, 16, 12, 3
+SPECIAL = TokenIds(vision_start=1, vision_end=2, image=3, video=4, im_start=5, im_end=6, pad=0)
+MESHES = ("data=2,fsdp=2,tensor=2", "fsdp=8", "tensor=8")
+
+
+def make_policy() -> Mem0:
+    text = TextConfig(
+        hidden_size=WIDTH,
+        num_hidden_layers=5,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        intermediate_size=64,
+        vocab_size=24,
+        mrope_section=(4, 2, 2),
+    )
+    vision = VisionConfig(
+        depth=1,
+        hidden_size=32,
+        intermediate_size=64,
+        num_heads=4,
+        num_position_embeddings=16,
+        deepstack_visual_indexes=(0,),
+        patch_size=4,
+        temporal_patch_size=1,
+        out_hidden_size=WIDTH,
+    )
+    action = DiTConfig(
+        width=32,
+        num_heads=4,
+        num_layers=2,
+        context_width=WIDTH,
+        hidden_size=32,
+        output_dim=32,
+        action_dim=4,
+        state_dim=4,
+        horizon=3,
+        max_positions=8,
+    )
+    return Mem0(
+        Mem0Config(
+            Qwen3VLConfig(text, vision, SPECIAL),
+            MemoryConfig(window_size=3, num_heads=4),
+            FlowConfig(draws=2),
+            action,
+            ClassifierConfig(hidden_sizes=(3 * WIDTH, 32, 15)),
+            image_size=(16, 16),
+            dtype="float32",
+            remat=True,
+        )
+    )
+
+
+def batch_at(index: int) -> dict[str, np.ndarray]:
+    """Batch `index` of all lanes: two episodes begin in turn, prompts of a picture and random words."""
+    rng = np.random.default_rng(index)
+    shape = (LANES, FRAMES)
+    words = rng.integers(7, 24, (*shape, TOKENS - 7))
+    ids = np.concatenate([np.broadcast_to([1, 3, 3, 3, 3, 2], (*shape, 6)), words, np.full((*shape, 1), 6)], -1)
+    return {
+        "patches": rng.integers(0, 256, (*shape, 1, PATCHES, 48), dtype=np.uint8),
+        "input_ids": ids.astype(np.int32),
+        "attention_mask": np.ones((*shape, TOKENS), bool),
+        "position": np.broadcast_to(np.arange(TOKENS, dtype=np.int32), (*shape, 3, TOKENS)).copy(),
+        "image_slot": np.broadcast_to(np.r_[-1, 0:4, -np.ones(7)].astype(np.int32), (*shape, TOKENS)).copy(),
+        "state": rng.normal(size=(*shape, 4)).astype(np.float32),
+        "action": rng.normal(size=(*shape, 3, 4)).astype(np.float32),
+        "episode": np.broadcast_to(np.int32((index + np.arange(LANES)[:, None]) // 3), shape).copy(),
+        "subtask_end": (rng.random(shape) < 0.3).astype(np.int32),
+    }
+
+
+class Loader:
+    """The lanes `first` to `first + count` of `batch_at`."""
+
+    def __init__(self, first: int, count: int):
+        self.lanes, self.index = slice(first, first + count), 0
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        self.index += 1
+        return {name: value[self.lanes] for name, value in batch_at(self.index - 1).items()}
+
+    def get_state(self) -> Any:
+        return self.index
+
+    def set_state(self, state: Any) -> None:
+        self.index = state
+
+
+def make_config(steps: int) -> TrainConfig:
+    rates = {group: 1e-3 for group, _ in Mem0.learning_rate_groups}
+    optimizer = OptimizerConfig(rates, total_steps=100, warmup_ratio=0.0, clip_norm=0.0)
+    return TrainConfig(steps, LANES, optimizer, seed=SEED, log_every=1, save_every=2, ema_decay=0.9)
+
+
+def layout_of(policy: Mem0, mesh: str) -> Layout:
+    abstract = jax.eval_shape(policy.init, jax.random.key(0))
+    return make_layout(abstract, policy.logical_axes, make_mesh(parse_mesh(mesh)))
+
+
+def one_step(policy: Mem0, layout: Layout | None) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The state born on a mesh, after two steps: what was off its place, and every number."""
+    config = make_config(2)
+    abstract = jax.eval_shape(policy.init, jax.random.key(0))
+    optimizer = make_optimizer(config.optimizer, policy.learning_rate_groups, policy.no_gradient, (), abstract)
+    step = make_train_step(policy, optimizer, 1, config.ema_decay)
+
+    def create() -> Any:
+        return create_state(policy, optimizer, create_params(policy, SEED), SEED, LANES, ema=True)
+
+    state = create() if layout is None else layout.create(create)
+    place = (lambda batch: batch) if layout is None else (lambda batch: layout.batch(batch, LANES))
+    run = jax.jit(step, donate_argnums=0) if layout is None else layout.jit_step(step, state)
+    born, wrong = state, {}
+    numbers = {f"initial/{path}": np.asarray(leaf) for path, leaf in tree.flatten(state.params).items()}
+    for index in range(2):
+        state, metrics = run(state, place(batch_at(index)))
+        numbers |= {f"{name}/{index}": np.asarray(value) for name, value in metrics.items()}
+        # The first moments of nothing but this gradient are a tenth of it, without clipping.
+        moments = tree.flatten(state.opt_state.mu).items()
+        numbers |= {f"moment/{index}/{path}": np.asarray(leaf) for path, leaf in moments}
+    numbers |= {f"carry/{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state.carry))}
+    if layout is not None:
+        wanted = jax.tree.leaves(layout.state(state))
+        wrong = {
+            str(i): f"{leaf.sharding} instead of {sharding}"
+            for i, (leaf, sharding) in enumerate(zip(jax.tree.leaves(state), wanted))
+            if not leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
+        }
+        kept = [path for path, leaf in tree.flatten(born.params).items() if not leaf.is_deleted()]
+        wrong |= dict.fromkeys(kept, "not donated")
+    return wrong, {name: value.astype(np.float64) for name, value in numbers.items()}
+
+
+def compare() -> dict[str, Any]:
+    """mesh -> what lies wrong, shards of the text MLP, and the greatest difference to one device, relative by array."""
+    policy = make_policy()
+    _, expected = one_step(policy, None)
+    found = {}
+    for mesh in MESHES:
+        layout = layout_of(policy, mesh)
+        wrong, numbers = one_step(policy, layout)
+        errors = {
+            name: float(np.abs(value - expected[name]).max() / max(np.abs(expected[name]).max(), 1e-6))
+            for name, value in numbers.items()
+        }
+        worst = max(errors, key=errors.__getitem__)
+        spec = str(layout.placed["backbone/language_model/layers/mlp/up_proj/kernel"].spec)
+        found[mesh] = {"wrong": wrong, "spec": spec, "worst": worst, "error": errors[worst]}
+    return found
+
+
+def train(mesh: str, steps: str, workdir: str) -> dict[str, Any]:
+    """Trains on all processes' devices; what this process saw."""
+    start()
+    policy = make_policy()
+    layout = layout_of(policy, mesh) if mesh else None
+    first, count = layout.local_lanes(LANES) if layout else (0, LANES)
+
+    def progress(row: dict[str, Any]) -> None:
+        print(json.dumps({"step": row["step"]}), flush=True)
+
+    extras = Extras(layout=layout)
+    try:
+        result = fit(policy, lambda: Loader(first, count), make_config(int(steps)), Path(workdir), progress, extras)
+    except TrainingInterrupted as stopped:
+        return {"stopped": str(stopped)}
+    total = {p: float(abs(x).sum()) for p, x in tree.flatten(result.state.averaged_params).items()}
+    return {"resumed_from": result.resumed_from, "lanes": [first, count], "total": total, "devices": jax.device_count()}
+
+
+if __name__ == "__main__":
+    print(json.dumps(compare() if sys.argv[1] == "compare" else train(*sys.argv[2:])), flush=True)
