@@ -11,6 +11,13 @@ from flax import nnx
 
 from mem0_jax.nn.partition import by_samples
 
+# What recomputation keeps from the forward pass: nothing but a layer's input, the results of all matrix products, or of
+# those with weights (the products of attention have a batch axis).
+REMAT = {
+    "nothing": jax.checkpoint_policies.nothing_saveable,
+    "products": jax.checkpoint_policies.dots_saveable,
+    "weight_products": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
 UNROLLED = 4  # stacks up to this deep compile as fast without a loop and run a quarter faster on a CPU
 
 
@@ -25,7 +32,7 @@ def scan_layers(
     carry: Any,
     xs: Any = None,
     *,
-    remat: bool = False,
+    remat: bool | str = False,
 ) -> tuple[Any, Any]:
     """Runs `carry, y = body(layer, carry, x)` over the layers of a `stacked` module.
 
@@ -34,7 +41,8 @@ def scan_layers(
         body: gets one layer (a module), the carry and this layer's slice of `xs`.
         carry: pytree that flows through the layers; the first axis of its arrays, and of those of `y`, is samples.
         xs: pytree with a leading layer axis, or None.
-        remat: recompute each layer in the backward pass instead of storing its activations.
+        remat: recompute each layer in the backward pass instead of storing its activations; a name of `REMAT` says what
+            is stored still, True is "nothing".
 
     Returns:
         The last carry and the stacked `y`.
@@ -47,5 +55,6 @@ def scan_layers(
         return by_samples(body(nnx.merge(graphdef, layer), carry, x))
 
     if remat:
-        step = jax.checkpoint(step, prevent_cse=False)
+        keep = REMAT["nothing" if remat is True else remat]
+        step = jax.checkpoint(step, prevent_cse=False, policy=keep)
     return jax.lax.scan(step, by_samples(carry), (state, xs), unroll=layers <= UNROLLED)

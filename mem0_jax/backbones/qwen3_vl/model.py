@@ -33,7 +33,7 @@ class Qwen3VL(nnx.Module):
         if not config.text.tie_word_embeddings:
             self.lm_head = Linear(config.text.hidden_size, config.text.vocab_size, rngs, bias=False)
 
-    def encode(self, arrays: dict[str, Array], dtype=jnp.float32, *, remat: bool = False) -> Features:
+    def encode(self, arrays: dict[str, Array], dtype=jnp.float32, *, remat: bool | str = False) -> Features:
         """Encodes a batch of prompts with images.
 
         Args:

@@ -71,7 +71,7 @@ class TextStack(nnx.Module):
         self.config = config
 
     def __call__(
-        self, tokens: Array, deepstack: Array | None, arrays: dict[str, Array], dtype, *, remat: bool = False
+        self, tokens: Array, deepstack: Array | None, arrays: dict[str, Array], dtype, *, remat: bool | str = False
     ) -> Array:
         """Runs the decoder.
 

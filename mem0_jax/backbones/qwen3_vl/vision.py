@@ -75,7 +75,9 @@ class VisionTower(nnx.Module):
         )
         self.head_width = config.hidden_size // config.num_heads
 
-    def __call__(self, patches: Array, arrays: dict[str, Array], *, remat: bool = False) -> tuple[Array, Array | None]:
+    def __call__(
+        self, patches: Array, arrays: dict[str, Array], *, remat: bool | str = False
+    ) -> tuple[Array, Array | None]:
         """Encodes images.
 
         Args:
