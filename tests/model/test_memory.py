@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plain_memory import PlainMemory
 
 from mem0_jax.memory import bank
 from mem0_jax.memory.bank import MemoryBank, MemoryConfig
@@ -28,54 +29,6 @@ def random_params(seed: int = 0):
 PARAMS = random_params()
 SEQUENCE = jax.jit(lambda params, *args: module.bind(build)(params).sequence(*args))
 STEP = jax.jit(lambda params, *args: module.bind(build)(params).step(*args))
-
-
-class Walk:
-    """One lane of the bank as the reference describes it: lists, one frame at a time, float64."""
-
-    def __init__(self, params):
-        self.p = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
-        self.window, self.anchor, self.ends, self.episode = [], None, 0, None
-
-    def norm(self, name, x):
-        x = x - x.mean(-1, keepdims=True)
-        x = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5)
-        return x * self.p[name]["scale"] + self.p[name]["bias"]
-
-    def linear(self, layer, x):
-        return x @ layer["kernel"] + layer["bias"]
-
-    def attend(self, name, query, memory):
-        p, depth, out = self.p[name], WIDTH // HEADS, []
-        q, k, v = self.linear(p["q"], query), self.linear(p["k"], memory), self.linear(p["v"], memory)
-        for h in range(HEADS):
-            part = slice(h * depth, (h + 1) * depth)
-            logits = k[:, part] @ q[part] / np.sqrt(depth)
-            weights = np.exp(logits - logits.max())
-            out.append(weights / weights.sum() @ v[:, part])
-        return self.linear(p["out"], np.concatenate(out))
-
-    def rank_embedding(self, rank):
-        half = WIDTH // 4 // 2
-        angle = rank * np.exp(-np.log(30.0) * np.arange(half) / half)
-        hidden = self.linear(self.p["rank_linear_1"], np.concatenate([np.cos(angle), np.sin(angle)]))
-        return self.linear(self.p["rank_linear_2"], hidden / (1 + np.exp(-hidden)))
-
-    def frame(self, x, episode, end):
-        if episode != self.episode:
-            self.window, self.anchor, self.ends, self.episode = [], None, 0, episode
-        window = anchor = x
-        if self.anchor is not None:
-            count = len(self.window)
-            ranked = np.stack([f + self.rank_embedding(count - i) for i, f in enumerate(self.window)])
-            window = x + self.attend("cross_attn1", self.norm("norm1", x), self.norm("norm1", ranked))
-            anchor = x + self.attend("cross_attn2", self.norm("norm2", x), self.norm("norm2", self.anchor[None]))
-        self.window = [*self.window, x][-WINDOW:]
-        self.anchor = x if self.anchor is None else self.anchor
-        self.ends += end > 0
-        if self.ends >= CLEAR:
-            self.window, self.anchor, self.ends = [], None, 0
-        return window, anchor
 
 
 @st.composite
@@ -107,11 +60,9 @@ def test_sequence_equals_the_frame_by_frame_walk(stream):
     x, episode, end, pieces = stream
     reading, _ = run(x, episode, end, pieces)
     for lane in range(len(x)):
-        walk = Walk(PARAMS)
-        for t in range(x.shape[1]):
-            window, anchor = walk.frame(x[lane, t].astype(np.float64), episode[lane, t], end[lane, t])
-            np.testing.assert_allclose(reading.window[lane, t], window, rtol=2e-4, atol=2e-5)
-            np.testing.assert_allclose(reading.anchor[lane, t], anchor, rtol=2e-4, atol=2e-5)
+        outputs = PlainMemory(PARAMS, CONFIG).run(x[lane], episode[lane], end[lane])
+        for ours, plain in zip(reading, outputs):
+            np.testing.assert_allclose(ours[lane], plain, rtol=2e-4, atol=2e-5)
 
 
 @settings(max_examples=25, deadline=None)
