@@ -133,7 +133,7 @@ def fit(
         extras: see `Extras`.
     Raises:
         CheckpointError: `workdir` holds a run with other settings or another model.
-        DataError: the loader ended before `config.steps` or its batches have the wrong leading axes.
+        DataError: the loader failed, ended before `config.steps`, or its batches have the wrong leading axes.
         DivergedError: the gradient stayed non-finite.
         OutOfMemoryError, DiskFullError: as they say; the disk is looked at before the first step.
         TrainingInterrupted: after Ctrl-C or SIGTERM, once the run is saved.
@@ -200,7 +200,6 @@ class _Run:
     def _start(self, policy: Policy, workdir: Path, extras: Extras) -> tuple[Restored | None, Any]:
         """Make or restore the state; returns what was restored, and the optimizer."""
         config = self._config
-
         abstract = jax.eval_shape(lambda: create_params(policy, config.seed, config.bfloat16))
         optimizer = make_optimizer(
             config.optimizer, policy.learning_rate_groups, policy.no_gradient, config.freeze, abstract
@@ -222,7 +221,10 @@ class _Run:
             _check_settings(workdir, restored.extra["config"], self._settings)
             self.state = restored.state
             self.resumed_from = int(restored.state.step)
-            self._loader.set_state(restored.extra["data"])
+            try:
+                self._loader.set_state(restored.extra["data"])
+            except ValueError as error:
+                raise CheckpointError(f"{workdir} holds a run on other data: {error}") from error
             _log.info("%s: continuing after step %d", workdir, self.resumed_from)
         return restored, optimizer
 
@@ -263,6 +265,8 @@ class _Run:
                 raise DataError(
                     f"the loader ended after {self.step} of {self._config.steps} batches; it must repeat its data"
                 ) from None
+            except (OSError, ValueError) as error:  # what readers of datasets raise, naming file and fix
+                raise DataError(str(error)) from error
         if self.step == self._first:
             lanes = self._config.lanes
             _check_batch(batch, lanes if self._layout is None else self._layout.local_lanes(lanes)[1])

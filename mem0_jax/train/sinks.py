@@ -6,6 +6,7 @@ A row is a dict with `step`; every number of it becomes a scalar at that step.
 from __future__ import annotations
 
 import importlib
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -53,7 +54,7 @@ def _wandb(job: Job, workdir: Path) -> Iterator[Sink]:
     wandb = _library("wandb", "wandb")
     identity = workdir / "wandb_id.txt"  # so that a continued run continues its curves
     if not identity.exists():
-        identity.write_text(wandb.util.generate_id())
+        identity.write_text(uuid.uuid4().hex[:8])
     run = wandb.init(
         project=job.train.project,
         id=identity.read_text().strip(),

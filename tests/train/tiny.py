@@ -28,7 +28,7 @@ from tiny import model
 
 def get_config():
     data = DataSettings(
-        datasets=("DATASET",), camera_size=(32, 32), tokenizer="words", max_length=12, held_out=1, threads=1
+        datasets=("DATASET",), camera_size=(32, 32), tokenizer="words", max_length=24, held_out=1, threads=1
     )
     rates = Rates(1e-3, 2e-3, 2e-3, 1e-3)
     train = TrainSettings(

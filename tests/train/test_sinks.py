@@ -1,0 +1,56 @@
+"""Rows of the log in TensorBoard's files and in Weights & Biases' offline ones."""
+
+import os
+import struct
+import sys
+
+import pytest
+
+from mem0_jax.errors import UserError
+from mem0_jax.train.job import DataSettings, Job, TrainSettings
+from mem0_jax.train.sinks import open_sinks
+
+ROWS = [{"step": 10, "loss": 0.5, "mfu": None}, {"step": 20, "loss": 0.25, "mfu": 0.4}]
+
+
+def job(*sinks):
+    return Job(DataSettings(("d",), tokenizer="words"), train=TrainSettings(batch_size=16, log_to=sinks))
+
+
+def test_tensorboard_files_hold_the_rows(tmp_path):
+    pytest.importorskip("tensorboardX")
+    from tensorboardX.proto.event_pb2 import Event
+
+    with open_sinks(job("tensorboard"), tmp_path) as sinks:
+        for row in ROWS:
+            sinks[0](row)
+    [path] = (tmp_path / "tensorboard").iterdir()
+    data, place, found = path.read_bytes(), 0, []
+    while place < len(data):  # records of length, checksum, event, checksum
+        (length,) = struct.unpack_from("<Q", data, place)
+        event = Event.FromString(data[place + 12 : place + 12 + length])
+        found += [(event.step, value.tag, pytest.approx(value.simple_value)) for value in event.summary.value]
+        place += 16 + length
+    assert sorted(found, key=lambda f: f[:2]) == [(10, "loss", 0.5), (20, "loss", 0.25), (20, "mfu", 0.4)]
+
+
+def test_weights_and_biases_continues_one_run(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    for name, value in {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}.items():
+        monkeypatch.setenv(name, value)
+    for row in ROWS:
+        with open_sinks(job("wandb"), tmp_path) as sinks:
+            sinks[0](row)
+    identity = (tmp_path / "wandb_id.txt").read_text()
+    runs = list((tmp_path / "wandb").glob("offline-run-*"))
+    assert runs
+    assert all(run.name.endswith(identity) for run in runs)
+    assert any(os.path.getsize(file) > 0 for run in runs for file in run.glob("*.wandb"))
+
+
+@pytest.mark.parametrize(("sink", "module"), [("tensorboard", "tensorboardX"), ("wandb", "wandb")])
+def test_a_library_that_is_not_installed_is_named(sink, module, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    advice = rf"{module} is not installed; pip install 'mem0-jax\[{sink}\]'"
+    with pytest.raises(UserError, match=advice), open_sinks(job(sink), tmp_path):
+        pass
