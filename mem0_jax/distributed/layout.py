@@ -79,9 +79,10 @@ class Layout:
         )
 
     def create(self, make: Callable[..., State], *arguments: Any) -> State:
-        """`make(*arguments)`, a `TrainState`, traced and computed where each of its leaves lies."""
+        """`make(*arguments)`, a `TrainState`, traced and computed where its leaves lie; arguments are donated."""
         shardings = self.state(jax.eval_shape(make, *arguments))
-        return jax.jit(make, out_shardings=shardings)(*arguments)
+        donated = tuple(range(len(arguments)))
+        return jax.jit(make, out_shardings=shardings, donate_argnums=donated)(*arguments)
 
     def put_params(self, params: dict[str, Any]) -> dict[str, Any]:
         """Parameters that every process has whole, or in any shards, moved to where they lie."""

@@ -11,7 +11,7 @@ optimizer/        Orbax checkpoint of the optimizer's moments, where a run is to
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -199,12 +199,16 @@ def read_description(folder: Path) -> tuple[Mem0Config | Qwen3VLConfig, dict[str
     return from_dict(CONFIGS[description["policy"]], description["config"]), description
 
 
-def load_bundle(folder: str | Path, dtype: Any = jnp.float32) -> Bundle:
+Shardings = Mapping[str, jax.sharding.Sharding]
+
+
+def load_bundle(folder: str | Path, dtype: Any = jnp.float32, shardings: Shardings | None = None) -> Bundle:
     """Reads a policy; its parameters must fit its configuration exactly.
 
     Args:
         folder: the bundle.
         dtype: of the parameters; None keeps each as it is stored.
+        shardings: path -> where a parameter is to lie; each device reads its part. Default: all on one device.
     """
     folder = Path(folder).absolute()
     config, description = read_description(folder)
@@ -213,7 +217,7 @@ def load_bundle(folder: str | Path, dtype: Any = jnp.float32) -> Bundle:
     stats = folder / "norm_stats.json"
     return Bundle(
         config=config,
-        params=_load_params(folder, config, dtype),
+        params=_load_params(folder, config, dtype, shardings),
         stats=NormStats.load(stats) if stats.is_file() else None,
         tokenizer=_tokenizer(folder),
         inputs=from_dict(Inputs, description.get("inputs", {})),
@@ -221,11 +225,11 @@ def load_bundle(folder: str | Path, dtype: Any = jnp.float32) -> Bundle:
     )
 
 
-def load_backbone(folder: str | Path, dtype: Any = jnp.float32) -> Backbone:
-    """Reads the backbone of a bundle, of one alone or of a policy's; `dtype` as in `load_bundle`."""
+def load_backbone(folder: str | Path, dtype: Any = jnp.float32, shardings: Shardings | None = None) -> Backbone:
+    """Reads the backbone of a bundle, of one alone or of a policy's; arguments as in `load_bundle`."""
     folder = Path(folder).absolute()
     config, _ = read_description(folder)
-    params = _load_params(folder, config, dtype)
+    params = _load_params(folder, config, dtype, shardings)
     if isinstance(config, Mem0Config):
         return Backbone(config.backbone, params["backbone"], _tokenizer(folder))
     return Backbone(config, params, _tokenizer(folder))
@@ -236,7 +240,7 @@ def _tokenizer(folder: Path) -> Tokenizer | None:
     return load_tokenizer(path) if path.is_file() else None
 
 
-def _load_params(folder: Path, config: Mem0Config | Qwen3VLConfig, dtype: Any) -> Params:
+def _load_params(folder: Path, config: Mem0Config | Qwen3VLConfig, dtype: Any, shardings: Shardings | None) -> Params:
     abstract, found = flatten(abstract_params(config)), open_tree(folder / "params")
     problems = [f"{path} is missing" for path in abstract if path not in found]
     problems += [f"{path} is unknown to this configuration" for path in found if path not in abstract]
@@ -247,9 +251,10 @@ def _load_params(folder: Path, config: Mem0Config | Qwen3VLConfig, dtype: Any) -
     ]
     if problems:
         raise BundleError(f"{folder}: parameters and config.json do not fit:\n  " + "\n  ".join(problems))
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    where = dict.fromkeys(abstract, device) if shardings is None else shardings
     target = {
-        path: jax.ShapeDtypeStruct(leaf.shape, found[path].dtype if dtype is None else dtype, sharding=device)
+        path: jax.ShapeDtypeStruct(leaf.shape, found[path].dtype if dtype is None else dtype, sharding=where[path])
         for path, leaf in abstract.items()
     }
     with ocp.StandardCheckpointer() as checkpointer:

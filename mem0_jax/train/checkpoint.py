@@ -156,7 +156,7 @@ class Checkpoints:
         meta = self._read_meta(step)
         expected = _flat(template)
         self._check_leaves(step, meta["leaves"], expected)
-        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         target = {p: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=v.sharding or device) for p, v in expected.items()}
         try:
             args = ocp.args.Composite(state=ocp.args.StandardRestore(tree.unflatten(target)))

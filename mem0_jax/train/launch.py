@@ -10,6 +10,7 @@ import jax
 
 from mem0_jax.config import to_dict
 from mem0_jax.data.pipeline import make_loader
+from mem0_jax.distributed.layout import Layout
 from mem0_jax.policies.base import Params
 from mem0_jax.policies.bundle import load_backbone, load_bundle, read_description, save_bundle
 from mem0_jax.policies.mem0 import Mem0, Mem0Config
@@ -18,9 +19,11 @@ from mem0_jax.train.job import Job, job_settings
 from mem0_jax.train.log import Sink
 from mem0_jax.train.loop import Extras, FitResult, fit
 from mem0_jax.train.lora import LoraPolicy
-from mem0_jax.train.prepare import Prepared, lane_source, make_run_layout, prepare, told_to_the_user
+from mem0_jax.train.prepare import Prepared, lane_source, make_run_layout, prepare
 from mem0_jax.train.sinks import open_sinks
 from mem0_jax.train.validation import Validation
+
+BACKBONE = "backbone"
 
 
 def train(job: Job, workdir: Path, progress: Sink | None = None) -> tuple[FitResult, Path]:
@@ -39,7 +42,7 @@ def train(job: Job, workdir: Path, progress: Sink | None = None) -> tuple[FitRes
     workdir.mkdir(parents=True, exist_ok=True)
     with open_sinks(job, workdir) as sinks:
         extras = Extras(
-            initial=initial_params(prepared) if job.init_from else None,
+            initial=initial_params(prepared, layout) if job.init_from else None,
             validate=Validation(prepared) if config.validate_every else None,
             settings=job_settings(job) | {"statistics": prepared.stats.to_json()},
             flops=lambda trained: training_flops(job.model, job.data.max_length, trained),
@@ -47,7 +50,7 @@ def train(job: Job, workdir: Path, progress: Sink | None = None) -> tuple[FitRes
             layout=layout,
         )
         threads = None if job.data.threads < 0 else job.data.threads
-        with make_loader(source, threads=threads, prefetch=job.data.prefetch) as loader, told_to_the_user():
+        with make_loader(source, threads=threads, prefetch=job.data.prefetch) as loader:
             result = fit(prepared.policy, lambda: loader, config, workdir, progress, extras)
     made = {"made_by": "mem0-jax train", "steps": config.steps, "init_from": job.init_from}
     params = result.state.averaged_params if layout is None else layout.whole(result.state.averaged_params)
@@ -60,19 +63,22 @@ def train(job: Job, workdir: Path, progress: Sink | None = None) -> tuple[FitRes
     return result, workdir / "bundle"
 
 
-def initial_params(prepared: Prepared) -> Callable[[jax.Array], Params]:
-    """Reads the parameters of the bundle a job starts from, when they are asked for.
+def initial_params(prepared: Prepared, layout: Layout | None = None) -> Callable[[jax.Array], Params]:
+    """Reads the parameters of the bundle a job starts from, when they are asked for, into the shards of `layout`.
 
     A policy's are taken whole; a backbone alone gets fresh heads and memory. Low-rank factors are fresh.
     """
     job, policy = prepared.job, prepared.policy
+    where = None if layout is None else layout.params()
 
     def initial(key: jax.Array) -> Params:
         folder = Path(job.init_from).absolute()
         if isinstance(read_description(folder)[0], Mem0Config):
-            params = load_bundle(folder).params
+            params = load_bundle(folder, shardings=where).params
         else:
-            params = Mem0(job.model).init(key) | {"backbone": load_backbone(folder).params}
+            heads = jax.jit(lambda key: {k: v for k, v in Mem0(job.model).init(key).items() if k != BACKBONE})
+            inner = where and {path.removeprefix(f"{BACKBONE}/"): sharding for path, sharding in where.items()}
+            params = heads(key) | {BACKBONE: load_backbone(folder, shardings=inner).params}
         return policy.adapt(params, key) if isinstance(policy, LoraPolicy) else params
 
     return initial

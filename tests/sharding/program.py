@@ -1,4 +1,4 @@
-"""Runs on virtual CPU devices, in processes of its own: compares meshes, or trains a small Mem-0 on one of them.
+"""Runs on virtual CPU devices, in processes of its own: compares Mem-0 on meshes, or trains a toy on several processes.
 
 L lanes, T frames, P patches, S tokens.
 """
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mem0_jax import tree
@@ -101,6 +102,35 @@ def batch_at(index: int) -> dict[str, np.ndarray]:
     }
 
 
+class Leaky:
+    """A policy that compiles in a second: two layers read each frame through a leaky memory of H = 16, with dropout."""
+
+    learning_rate_groups = (("all", ".*"),)
+    no_gradient = ()
+    logical_axes = (("embed mlp", "read/kernel"), ("mlp", "read/bias"), ("mlp embed", "write/kernel"))
+
+    def init(self, key: jax.Array) -> dict[str, Any]:
+        read, write = jax.random.split(key)
+        return {
+            "read": {"kernel": jax.random.normal(read, (4, 16)), "bias": jnp.zeros(16)},
+            "write": {"kernel": jax.random.normal(write, (16, 4))},
+        }
+
+    def init_state(self, lanes: int) -> jax.Array:
+        return jnp.zeros((lanes, 16))
+
+    def loss(self, params: Any, state: Any, batch: Any, rng: jax.Array, train: bool) -> Any:
+        def frame(memory: Any, x: Any) -> Any:
+            memory = 0.5 * memory + jnp.tanh(x @ params["read"]["kernel"] + params["read"]["bias"])
+            return jax.lax.stop_gradient(memory), memory
+
+        state, features = jax.lax.scan(frame, state, jnp.moveaxis(batch["state"], 1, 0))
+        kept = features * jax.random.bernoulli(rng, 0.8, features.shape)
+        error = jnp.moveaxis(kept @ params["write"]["kernel"], 0, 1) - batch["action"][:, :, 0]
+        loss = jnp.mean(jnp.square(error))
+        return loss, {"loss": loss}, state
+
+
 class Loader:
     """The lanes `first` to `first + count` of `batch_at`."""
 
@@ -118,20 +148,20 @@ class Loader:
         self.index = state
 
 
-def make_config(steps: int) -> TrainConfig:
-    rates = {group: 1e-3 for group, _ in Mem0.learning_rate_groups}
-    optimizer = OptimizerConfig(rates, total_steps=100, warmup_ratio=0.0, clip_norm=0.0)
-    return TrainConfig(steps, LANES, optimizer, seed=SEED, log_every=1, save_every=2, ema_decay=0.9)
+def make_config(policy: Any, steps: int) -> TrainConfig:
+    rates = {group: 1e-3 for group, _ in policy.learning_rate_groups}
+    optimizer = OptimizerConfig(rates, total_steps=5000, warmup_ratio=0.0, clip_norm=0.0)
+    return TrainConfig(steps, LANES, optimizer, seed=SEED, log_every=1, save_every=100, ema_decay=0.9)
 
 
-def layout_of(policy: Mem0, mesh: str) -> Layout:
+def layout_of(policy: Any, mesh: str) -> Layout:
     abstract = jax.eval_shape(policy.init, jax.random.key(0))
     return make_layout(abstract, policy.logical_axes, make_mesh(parse_mesh(mesh)))
 
 
 def one_step(policy: Mem0, layout: Layout | None) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The state born on a mesh, after two steps: what was off its place, and every number."""
-    config = make_config(2)
+    config = make_config(policy, 2)
     abstract = jax.eval_shape(policy.init, jax.random.key(0))
     optimizer = make_optimizer(config.optimizer, policy.learning_rate_groups, policy.no_gradient, (), abstract)
     step = make_train_step(policy, optimizer, 1, config.ema_decay)
@@ -143,13 +173,14 @@ def one_step(policy: Mem0, layout: Layout | None) -> tuple[dict[str, Any], dict[
     place = (lambda batch: batch) if layout is None else (lambda batch: layout.batch(batch, LANES))
     run = jax.jit(step, donate_argnums=0) if layout is None else layout.jit_step(step, state)
     born, wrong = state, {}
-    numbers = {f"initial/{path}": np.asarray(leaf) for path, leaf in tree.flatten(state.params).items()}
+    # Sums are new arrays: NumPy's view of a buffer would keep it from being donated.
+    numbers = {f"initial/{path}": np.asarray(leaf + 0) for path, leaf in tree.flatten(state.params).items()}
     for index in range(2):
         state, metrics = run(state, place(batch_at(index)))
         numbers |= {f"{name}/{index}": np.asarray(value) for name, value in metrics.items()}
         # The first moments of nothing but this gradient are a tenth of it, without clipping.
         moments = tree.flatten(state.opt_state.mu).items()
-        numbers |= {f"moment/{index}/{path}": np.asarray(leaf) for path, leaf in moments}
+        numbers |= {f"moment/{index}/{path}": np.asarray(leaf + 0) for path, leaf in moments}
     numbers |= {f"carry/{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state.carry))}
     if layout is not None:
         wanted = jax.tree.leaves(layout.state(state))
@@ -167,12 +198,14 @@ def compare() -> dict[str, Any]:
     """mesh -> what lies wrong, shards of the text MLP, and the greatest difference to one device, relative by array."""
     policy = make_policy()
     _, expected = one_step(policy, None)
-    found = {}
+    # A bias of keys has no gradient but rounding: it drops out of the softmax. So errors count relative to no less.
+    largest = max(np.abs(value).max() for name, value in expected.items() if name.startswith("moment"))
+    floor, found = 1e-4 * largest, {}
     for mesh in MESHES:
         layout = layout_of(policy, mesh)
         wrong, numbers = one_step(policy, layout)
         errors = {
-            name: float(np.abs(value - expected[name]).max() / max(np.abs(expected[name]).max(), 1e-6))
+            name: float(np.abs(value - expected[name]).max() / max(np.abs(expected[name]).max(), floor))
             for name, value in numbers.items()
         }
         worst = max(errors, key=errors.__getitem__)
@@ -184,7 +217,7 @@ def compare() -> dict[str, Any]:
 def train(mesh: str, steps: str, workdir: str) -> dict[str, Any]:
     """Trains on all processes' devices; what this process saw."""
     start()
-    policy = make_policy()
+    policy: Any = Leaky()
     layout = layout_of(policy, mesh) if mesh else None
     first, count = layout.local_lanes(LANES) if layout else (0, LANES)
 
@@ -193,7 +226,9 @@ def train(mesh: str, steps: str, workdir: str) -> dict[str, Any]:
 
     extras = Extras(layout=layout)
     try:
-        result = fit(policy, lambda: Loader(first, count), make_config(int(steps)), Path(workdir), progress, extras)
+        result = fit(
+            policy, lambda: Loader(first, count), make_config(policy, int(steps)), Path(workdir), progress, extras
+        )
     except TrainingInterrupted as stopped:
         return {"stopped": str(stopped)}
     total = {p: float(abs(x).sum()) for p, x in tree.flatten(result.state.averaged_params).items()}
