@@ -230,9 +230,10 @@ class Job:
 
 def job_settings(job: Job) -> dict[str, Any]:
     """What must not change when a run continues, besides the trainer's own settings; JSON values."""
-    data = to_dict(job.data)
+    model, data = to_dict(job.model), to_dict(job.data)
     # Moved folders and other machines are welcome: what the data is, the loader's own state tells.
     for free in ("datasets", "norm_stats", "tokenizer", "cache_gib", "threads", "prefetch", "strict"):
         del data[free]
+    del model["remat"], model["remat_keep"]
     lora = {"lora": to_dict(job.lora)} if job.lora else {}
-    return {"model": to_dict(job.model), "data": data, "batch_size": job.train.batch_size} | lora
+    return {"model": model, "data": data, "batch_size": job.train.batch_size} | lora
