@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -57,7 +58,8 @@ def find_cluster(environment: Mapping[str, str]) -> Cluster | None:
     tasks = environment.get("SLURM_STEP_NUM_TASKS", "1")
     if "SLURM_PROCID" in environment and tasks.isdigit() and int(tasks) > 1:
         return Cluster("slurm")
-    if len([host for host in environment.get("TPU_WORKER_HOSTNAMES", "").split(",") if host]) > 1:
+    # Where there is no TPU, libtpu puts a sentence there, with a comma in it.
+    if re.fullmatch(r"[\w.:\-]+(,[\w.:\-]+)+", environment.get("TPU_WORKER_HOSTNAMES", "")):
         return Cluster("tpu")
     return None
 
