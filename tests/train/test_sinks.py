@@ -19,7 +19,7 @@ def job(*sinks):
 
 def test_tensorboard_files_hold_the_rows(tmp_path):
     pytest.importorskip("tensorboardX")
-    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
 
     with open_sinks(job("tensorboard"), tmp_path) as sinks:
         for row in ROWS:
