@@ -71,7 +71,8 @@ class Compiled:
         code: bytes of the program.
         whole: the largest leaves that every chip holds whole, (path, bytes).
         collectives: by kind.
-        flops: of the step by formula, recomputation left out; recomputed: with the forward passes taken twice.
+        flops: of the step by formula, recomputation left out; recomputed: with the forward passes taken twice, where
+            nothing is stored of them (what other choices of `remat_keep` recompute is small and left out).
     """
 
     topology: str
@@ -220,7 +221,7 @@ def compile_step(job: Job, topology: str, mesh: str = "") -> Compiled:
         collectives=collectives(executable.as_text()),
         compile_seconds=seconds,
         flops=flops,
-        recomputed=flops + (forward if model.remat else 0.0),
+        recomputed=flops + (forward if model.recompute == "nothing" else 0.0),
         peak=peak,
         link=chip.link,
     )
