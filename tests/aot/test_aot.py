@@ -24,7 +24,8 @@ def test_figures_of_a_small_step(tmp_path, capsys):
     assert (found["chips"], found["mesh"], found["lanes"], found["frames"]) == (4, "fsdp=4", 4, 2)
     assert found["optimizer"] == pytest.approx(2 * found["params"], rel=0.02)
     assert 0 < found["temporary"] < found["hbm"]
-    assert found["collectives"]["all-gather"]["sent"] > found["params"]
+    assert found["collectives"]["all-gather"]["count"] > 50  # every layer's weights, forward and backward
+    assert found["network_seconds"] == sum(kind["sent"] for kind in found["collectives"].values()) / found["link"]
     assert found["step_seconds"] == max(found["compute_seconds"], found["network_seconds"])
     assert 0 < found["mfu"] <= 1
     assert "roofline" in text
