@@ -16,6 +16,7 @@ _ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
 _CALLED = re.compile(r"(?:calls|to_apply)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}|(?:true|false)_computation=%?([\w.\-]+)")
 _WHILE = re.compile(r" while\(.*condition=%?([\w.\-]+), body=%?([\w.\-]+)")
+_KNOWN_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _CHANNEL = re.compile(r"channel_id=(\d+)")
 
 
@@ -84,7 +85,8 @@ def _turns(bodies: Mapping[str, list[str]], entry: str) -> dict[str, int]:
         turns[name] = turns.get(name, 0) + times
         for line in bodies[name]:
             if loop := _WHILE.search(line):
-                walk(loop[2], times * _trips(bodies[loop[1]]))
+                known = _KNOWN_TRIPS.search(line)
+                walk(loop[2], times * (int(known[1]) if known else _trips(bodies[loop[1]])))
             for called in _CALLED.findall(line):
                 walk(called, times)
             for several, one in _BRANCHES.findall(line):
