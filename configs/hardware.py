@@ -13,6 +13,7 @@ def _hardware(devices: int, mesh: str, lanes: int) -> dict[str, Any]:
 
 HARDWARE: dict[str, dict[str, Any]] = {
     "cpu": _hardware(1, "data=1", 16),
+    "cpu2": _hardware(2, "data=2", 16),  # two processes of one machine, to try a mesh
     "gpu1": _hardware(1, "data=1", 8),
     "gpu8": _hardware(8, "fsdp=8", 8),
     "v5e-16": _hardware(16, "fsdp=16", 16),
