@@ -90,7 +90,10 @@ def main(
         return BAD_USAGE
     name, rest = argv[0], argv[1:]
     if name in ("-h", "--help", "help"):
-        print(usage(commands, program))
+        try:
+            print(usage(commands, program), flush=True)
+        except BrokenPipeError:
+            return _stop_printing()
         return OK
     if name == "--version":
         print(f"mem0-jax {__version__}")
@@ -168,18 +171,25 @@ class _Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaults
 
 def _run(title: str, command: Command, argv: list[str]) -> int:
     try:
-        return importlib.import_module(command.module).main(argv) or OK
+        code = importlib.import_module(command.module).main(argv) or OK
+        sys.stdout.flush()
+        return code
     except SystemExit as stop:  # from a flag parser: --help, or a wrong flag
         return stop.code if isinstance(stop.code, int) else OK if stop.code is None else FAILED
     except KeyboardInterrupt:
         return _complain(title, "interrupted", INTERRUPTED)
-    except BrokenPipeError:  # `| head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return OK
+    except BrokenPipeError:
+        return _stop_printing()
     except UserError as error:
         if os.environ.get("MEM0_DEBUG", "0") not in ("", "0"):
             traceback.print_exc()
         return _complain(title, str(error), FAILED)
+
+
+def _stop_printing() -> int:
+    """`| head` has seen enough: whatever is still to be written goes nowhere, without a word."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return OK
 
 
 def _complain(title: str, message: str, code: int) -> int:

@@ -1,5 +1,6 @@
 """The command line: help that teaches, exit codes, messages."""
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -126,3 +127,14 @@ def test_installed_program_is_light():
     program = Path(sys.executable).parent / "mem0-jax"
     run = subprocess.run([program, "--version"], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == f"mem0-jax {__version__}"
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    """As `mem0-jax --help | head -1`: the pipe is closed before anything is written."""
+    for words in (["--help"], ["convert", "inspect", "tests/model/assets/tiny_a/initial.pt"]):
+        reader, writer = os.pipe()
+        os.close(reader)
+        command = [sys.executable, "-m", "mem0_jax.cli", *words]
+        run = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
+        os.close(writer)
+        assert (run.returncode, run.stderr) == (0, "")
