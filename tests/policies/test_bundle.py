@@ -49,6 +49,8 @@ def test_a_bundle_comes_back_equal(bundle, tmp_path):
     assert loaded.config == bundle.config
     assert loaded.inputs == bundle.inputs
     assert loaded.provenance["by"] == "test"
+    assert loaded.tokenizer is not None
+    assert bundle.tokenizer is not None
     assert loaded.tokenizer.get_vocab() == bundle.tokenizer.get_vocab()
     jax.tree.map(np.testing.assert_array_equal, loaded.params, bundle.params)
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
