@@ -1,11 +1,11 @@
 """`mem0-jax data check`: validate a dataset and name everything wrong with it."""
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from mem0_jax.cli import CommandParser
+from mem0_jax.commands.output import write_json
 from mem0_jax.errors import UserError
 
 SUMMARY = (
@@ -49,9 +49,7 @@ def main(argv: Sequence[str]) -> int:
         named = not finding.file or finding.file in finding.message
         print(f"{finding.severity:<8} {finding}" + ("" if named else f"  [{finding.file}]"))
     if flags.json:
-        unfinished = flags.json.with_name(f".{flags.json.name}.unfinished")
-        unfinished.write_text(json.dumps(report.to_json(), indent=1, ensure_ascii=False), "utf-8")
-        unfinished.rename(flags.json)
+        write_json(flags.json, report.to_json())
     warnings = len(report.findings) - report.errors
     seen = "pictures not decoded" if flags.no_video else "every picture decoded"
     print(

@@ -1,13 +1,13 @@
 """`mem0-jax data pack`: shards for pods and object stores."""
 
 import argparse
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from mem0_jax.cli import CommandParser
+from mem0_jax.commands.output import write_json
 from mem0_jax.errors import UserError
 
 SUMMARY = (
@@ -59,9 +59,7 @@ def main(argv: Sequence[str]) -> int:
         )
         figures = asdict(packed) | {"root": str(packed.root), "bytes_per_frame": packed.bytes / packed.frames}
         if flags.json:
-            unfinished = flags.json.with_name(f".{flags.json.name}.unfinished")
-            unfinished.write_text(json.dumps(figures, indent=1))
-            unfinished.rename(flags.json)
+            write_json(flags.json, figures)
     except OSError as error:  # disk full, not allowed, ...
         raise error if isinstance(error, UserError) else UserError(str(error)) from error
     print(

@@ -1,6 +1,5 @@
 """`mem0-jax train`: train a policy as a configuration file says."""
 
-import json
 import runpy
 import sys
 from collections.abc import Sequence
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mem0_jax.cli import CommandParser, did_you_mean
+from mem0_jax.commands.output import write_json
 from mem0_jax.errors import UserError
 
 SUMMARY = (
@@ -64,9 +64,7 @@ def main(argv: Sequence[str]) -> int:
     print(f"{bundle}: {int(result.state.step)} steps, loss {last.get('loss')}, {result.seconds:.0f} s")
     if flags.json:
         figures = {"bundle": str(bundle), "steps": int(result.state.step), "seconds": result.seconds, "last_row": last}
-        unfinished = flags.json.with_name(f".{flags.json.name}.unfinished")
-        unfinished.write_text(json.dumps(figures, indent=1))
-        unfinished.rename(flags.json)
+        write_json(flags.json, figures)
     return 0
 
 
