@@ -13,7 +13,8 @@ from mem0_jax.backbones.qwen3_vl.config import Qwen3VLConfig
 from mem0_jax.convert.hf_safetensors import write_safetensors
 from mem0_jax.convert.importer import PROCESSOR_FILES, TOKENIZER
 from mem0_jax.convert.rules import ConversionError
-from mem0_jax.convert.sources import BACKBONE_IN_MEM0, Source, nbytes
+from mem0_jax.convert.sources import BACKBONE_IN_MEM0, Source
+from mem0_jax.convert.stored import nbytes
 from mem0_jax.convert.torch_pt_write import write_pt
 from mem0_jax.policies.bundle import new_folder, read_description
 from mem0_jax.policies.mem0 import Mem0Config

@@ -17,8 +17,8 @@ import ml_dtypes
 import numpy as np
 
 from mem0_jax.convert.files import Parts
-from mem0_jax.convert.stored import StoredTensor
-from mem0_jax.convert.torch_pt_write import LazyTensor, little_endian, little_endian_blocks
+from mem0_jax.convert.stored import StoredTensor, Tensor, nbytes
+from mem0_jax.convert.torch_pt_write import little_endian, little_endian_blocks
 from mem0_jax.errors import UserError
 
 MAX_HEADER_BYTES = 32 * 2**20  # a model of 1e5 tensors needs half of it
@@ -184,7 +184,7 @@ def _is_file_name(name: Any) -> bool:
 
 def write_safetensors(
     folder: str | os.PathLike[str],
-    tensors: Mapping[str, LazyTensor | np.ndarray],
+    tensors: Mapping[str, Tensor | np.ndarray],
     shard_bytes: int = 5 * 10**9,
     progress: Callable[[int], object] | None = None,
 ) -> None:
@@ -219,7 +219,7 @@ def write_safetensors(
         if len(shards) > 1:
             done.append(folder / f".{INDEX}.unfinished")
             where = {key: name for name, shard in zip(names, shards) for key in shard}
-            index = {"metadata": {"total_size": sum(map(_nbytes, tensors.values()))}, "weight_map": where}
+            index = {"metadata": {"total_size": sum(map(nbytes, tensors.values()))}, "weight_map": where}
             done[-1].write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
         for file, name in zip(done, [*names, INDEX]):
             file.replace(folder / name)
@@ -241,16 +241,12 @@ def _plan(tensors: Mapping[str, Any], shard_bytes: int) -> list[dict[str, Any]]:
     shards: list[dict[str, Any]] = [{}]
     size = 0
     for name, tensor in tensors.items():
-        if shards[-1] and size + _nbytes(tensor) > shard_bytes:
+        if shards[-1] and size + nbytes(tensor) > shard_bytes:
             shards.append({})
             size = 0
         shards[-1][name] = tensor
-        size += _nbytes(tensor)
+        size += nbytes(tensor)
     return shards
-
-
-def _nbytes(tensor: Any) -> int:
-    return math.prod(tensor.shape) * np.dtype(tensor.dtype).itemsize
 
 
 def _write_file(path: Path, tensors: Mapping[str, Any], progress: Callable[[int], object] | None) -> None:
@@ -261,7 +257,7 @@ def _write_file(path: Path, tensors: Mapping[str, Any], progress: Callable[[int]
     for name in order:
         tensor = tensors[name]
         kind = DTYPE_NAMES[little_endian(tensor.dtype)]
-        end = begin + _nbytes(tensor)
+        end = begin + nbytes(tensor)
         header[name] = {"dtype": kind, "shape": [int(n) for n in tensor.shape], "data_offsets": [begin, end]}
         begin = end
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()

@@ -18,9 +18,10 @@ from mem0_jax.backbones.qwen3_vl.processor import load_tokenizer, token_ids
 from mem0_jax.config import to_dict
 from mem0_jax.convert.files import Digest, Parts
 from mem0_jax.convert.optimizer import Training, read_training
-from mem0_jax.convert.rules import ConversionError, Entry, Misfits, Plan, PlanError, array_of, make_plan, pieces, verify
+from mem0_jax.convert.rules import ConversionError, Entry, Misfits, Plan, PlanError, make_plan, pieces, verify
 from mem0_jax.convert.settings import Settings, backbone_config, mem0_config, read_backbone_settings, read_settings
-from mem0_jax.convert.sources import Config, Source, nbytes, rules_of
+from mem0_jax.convert.sources import Config, Source, rules_of
+from mem0_jax.convert.stored import array_of, nbytes
 from mem0_jax.data.normalize import NormStats
 from mem0_jax.policies.bundle import Inputs, abstract_params, new_folder, write_description
 from mem0_jax.policies.mem0 import Mem0Config
@@ -122,12 +123,12 @@ def convert(job: Job, out: Path, progress: Callable[[int], object] = lambda coun
     start = time.perf_counter()
     verify(job.plan, job.source.tensors)
     with new_folder(out) as folder:
-        digests = [Digest(parts) for parts in _files(job.source)]
+        digests = {parts.name: Digest(parts) for parts in _files(job.source)}
         try:
             _write(job, folder, progress)
-            sums = {digest_parts.name: d.result() for digest_parts, d in zip(_files(job.source), digests)}
+            sums = {name: digest.result() for name, digest in digests.items()}
         finally:
-            for digest in digests:
+            for digest in digests.values():
                 digest.cancel()
         _describe(job, folder, sums)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

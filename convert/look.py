@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from mem0_jax.convert.rules import array_of
-from mem0_jax.convert.sources import BACKBONE_IN_MEM0, Source, nbytes, tied_tensors
+from mem0_jax.convert.sources import BACKBONE_IN_MEM0, Source, tied_tensors
+from mem0_jax.convert.stored import array_of, nbytes
 
 BLOCK = 2**22  # elements compared at a time
 

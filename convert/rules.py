@@ -5,31 +5,17 @@ Every source key and every leaf must be accounted for; a plan is made, and check
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
+from mem0_jax.convert.stored import array_of
 from mem0_jax.errors import UserError
 from mem0_jax.tree import flatten, unflatten
 
 
 class ConversionError(UserError):
     """Source and target do not fit; the message lists everything that does not."""
-
-
-class Tensor(Protocol):
-    """A tensor that is read when asked for. NumPy arrays stand for themselves wherever one is expected."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-    @property
-    def dtype(self) -> np.dtype: ...
-    def read(self) -> np.ndarray: ...
-
-
-def array_of(tensor: Any) -> np.ndarray:
-    """The values of a `Tensor` or an array."""
-    return tensor.read() if hasattr(tensor, "read") else np.asarray(tensor)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from mem0_jax.convert.files import Parts
 from mem0_jax.convert.hf_safetensors import open_safetensors
 from mem0_jax.convert.mem0 import mem0_rules, qwen3_vl_rules
 from mem0_jax.convert.rules import AnyRule, Constant, ConversionError, Tied, exported, make_plan
-from mem0_jax.convert.stored import StoredTensor
+from mem0_jax.convert.stored import StoredTensor, nbytes
 from mem0_jax.convert.torch_pt import open_pt
 from mem0_jax.policies.bundle import abstract_params, read_description
 from mem0_jax.policies.mem0 import Mem0Config
@@ -57,11 +57,6 @@ class Source:
         """Bytes of the tensors, tied ones once."""
         tied = {twin for twin, _ in tied_tensors(self.tensors)}
         return sum(nbytes(tensor) for name, tensor in self.tensors.items() if name not in tied)
-
-
-def nbytes(tensor: Any) -> int:
-    """Bytes of a tensor's values."""
-    return int(np.prod(tensor.shape, dtype=np.int64)) * np.dtype(tensor.dtype).itemsize
 
 
 def tied_tensors(tensors: Mapping[str, Any]) -> list[tuple[str, str]]:

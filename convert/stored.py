@@ -1,12 +1,35 @@
-"""A tensor in a file, read only when asked for."""
+"""Tensors that are read only when asked for: what they have in common, and one that lies in a file."""
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from mem0_jax.convert.files import Parts
+
+
+class Tensor(Protocol):
+    """A tensor that is read when its turn comes. NumPy arrays stand for themselves wherever one is expected.
+
+    `same_as(other) -> bool`, where there is one, tells tied ones.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> np.dtype: ...
+    def read(self) -> np.ndarray: ...
+
+
+def array_of(tensor: Any) -> np.ndarray:
+    """The values of a `Tensor` or an array."""
+    return tensor.read() if hasattr(tensor, "read") else np.asarray(tensor)
+
+
+def nbytes(tensor: Any) -> int:
+    """Bytes of the values of a `Tensor` or an array."""
+    return math.prod(tensor.shape) * np.dtype(tensor.dtype).itemsize
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,11 @@ import zipfile
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 import numpy as np
 
+from mem0_jax.convert.stored import Tensor, nbytes
 from mem0_jax.convert.torch_pt import MAX_DEPTH, ORDERED_DICT, REBUILD_TENSOR, SCALARS, STORAGE_DTYPES
 from mem0_jax.convert.torch_zip import LOCAL_HEADER
 from mem0_jax.errors import UserError
@@ -30,23 +31,13 @@ class PtWriteError(UserError):
     """A tree that has no place in a ``.pt`` file."""
 
 
-class LazyTensor(Protocol):
-    """A tensor that is read when its turn comes; `same_as(other) -> bool`, where there is one, tells tied ones."""
-
-    @property
-    def dtype(self) -> np.dtype: ...
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-    def read(self) -> np.ndarray: ...
-
-
 def write_pt(path: str | os.PathLike[str], tree: Any, progress: Callable[[int], object] | None = None) -> None:
     """Writes a file for ``torch.load(weights_only=True)``.
 
     Args:
       path: written beside (`.NAME.unfinished`) and renamed when whole.
       tree: dicts (an ``OrderedDict`` stays one, as state dicts are), lists, tuples, str, int, float, bool, None, NumPy
-        arrays and `LazyTensor`. Tensors become contiguous; the same object twice, or tensors of which one is `same_as`
+        arrays and `Tensor`. Tensors become contiguous; the same object twice, or tensors of which one is `same_as`
         the other (tied), share a storage. No more than one tensor is in memory at a time.
       progress: called with the number of bytes of each block of tensors written.
 
@@ -63,8 +54,8 @@ def write_pt(path: str | os.PathLike[str], tree: Any, progress: Callable[[int], 
             _write_entry(file, archive, "data.pkl", [memoryview(data_pickle)])
             _write_entry(file, archive, "byteorder", [memoryview(b"little")])
             for key, (place, tensor) in enumerate(pickler.storages):
-                size = math.prod(tensor.shape) * np.dtype(tensor.dtype).itemsize
-                _write_entry(file, archive, f"data/{key}", little_endian_blocks(place, tensor, progress), size)
+                blocks = little_endian_blocks(place, tensor, progress)
+                _write_entry(file, archive, f"data/{key}", blocks, nbytes(tensor))
             _write_entry(file, archive, "version", [memoryview(b"3\n")])
         unfinished.replace(path)
     finally:
@@ -83,7 +74,7 @@ def _write_entry(file: BinaryIO, archive: zipfile.ZipFile, name: str, blocks: An
             entry.write(block)
 
 
-def little_endian_blocks(place: str, tensor: LazyTensor | np.ndarray, progress: Callable[[int], object] | None):
+def little_endian_blocks(place: str, tensor: Tensor | np.ndarray, progress: Callable[[int], object] | None):
     """The bytes of a tensor as files hold them, block by block; raises PtWriteError, naming `place`, if it lied."""
     array = tensor if isinstance(tensor, np.ndarray) else tensor.read()
     if array.shape != tuple(tensor.shape) or array.dtype != tensor.dtype:

@@ -15,8 +15,8 @@ import pytest
 
 from mem0_jax.backbones.qwen3_vl.processor import word_tokenizer
 from mem0_jax.cli import main
-from mem0_jax.convert.rules import array_of
 from mem0_jax.convert.sources import open_source
+from mem0_jax.convert.stored import array_of
 from mem0_jax.convert.torch_pt_write import write_pt
 from mem0_jax.golden import Golden, Report, replay_forward
 from mem0_jax.policies.bundle import BundleError, load_backbone, load_bundle
