@@ -1,0 +1,260 @@
+"""What one robot's session does between observations and actions.
+
+`Pilot` holds the state of a session and does no computing and no waiting: it says what it needs (a plan, a step of the
+engine) and is told the answers, so that many pilots share one engine. `Session` is a pilot with an engine of its own.
+
+Axis letters: N pending frames, K actions to execute, E environment action width (14 or 16), C action chunk length,
+D model action width.
+Source of the stage rule and of the averaging: RMBench `policy/Mem-0/deploy_policy.py`, `memorymatters_agent.py`
+(behaviour).
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mem0_jax.errors import UserError
+from mem0_jax.inference.engine import Engine, Reply, Request
+from mem0_jax.planner.base import Finished, Plan, Planner, Situation
+from mem0_jax.policies.bundle import Bundle
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a session acts; recorded with every result.
+
+    Attributes:
+        action_horizon: actions of a chunk that are executed before the next one is sampled; None: all.
+        average: predictions of overlapping chunks for the same time are averaged.
+        threshold: end-of-subtask probability that counts as positive; None: the policy's own.
+        patience: positive frames after which a staged task goes on to its next subtask.
+        classify: every frame is judged for the end of the subtask. Without it, frames between two chunks are only
+            remembered, which is cheaper. Staged tasks always do.
+    """
+
+    action_horizon: int | None = None
+    average: bool = False
+    threshold: float | None = None
+    patience: int = 2
+    classify: bool = False
+
+    def completed(self, bundle: Bundle, staged: bool) -> "Options":
+        """These options with the policy's own in place of None. Raises UserError where a value cannot be."""
+        horizon = bundle.config.action.horizon
+        execute = horizon if self.action_horizon is None else self.action_horizon
+        threshold = bundle.config.classifier.threshold if self.threshold is None else self.threshold
+        if not 1 <= execute <= horizon:
+            raise UserError(f"action_horizon must lie between 1 and the policy's horizon {horizon}, got {execute}")
+        if not 0 < threshold < 1:
+            raise UserError(f"threshold must lie between 0 and 1, got {threshold}")
+        if self.patience < 1:
+            raise UserError(f"patience must be at least 1, got {self.patience}")
+        return dataclasses.replace(self, action_horizon=execute, threshold=threshold, classify=self.classify or staged)
+
+
+class Pilot:
+    """The state of one session.
+
+    A turn: `observe` a frame; then as long as `plan_needed`, tell `planned`, and as long as `step_needed(decide)`, pass
+    `request(decide)` to an engine and its reply to `receive`; then, if `decide`, take `actions`. `advance` does that.
+
+    Attributes:
+        slot: memory of the engine that belongs to it.
+        options: completed ones.
+        staged: a planner names the subtasks.
+        task, instruction: the whole task, and what the policy is told now.
+        time: frames seen in this episode, less one.
+        stage: subtasks finished.
+        reply: the engine's last one.
+    """
+
+    def __init__(self, bundle: Bundle, options: Options, *, slot: int = 0, staged: bool = False):
+        self.bundle, self.slot, self.staged = bundle, slot, staged
+        self.options = options.completed(bundle, staged)
+        self.reset("")
+
+    def reset(self, task: str, seed: int = 0) -> None:
+        """A new episode of `task`; chunks are sampled from noise that depends on `seed` and the time alone."""
+        self.task, self.instruction, self.seed = task, "" if self.staged else task, seed
+        self.time, self.stage, self.reply = -1, 0, None
+        self._pending: list[np.ndarray] = []
+        self._state, self._dim = np.zeros(0), 16
+        self._initial: np.ndarray | None = None
+        self._present: np.ndarray | None = None
+        self._finished: tuple[Finished, ...] = ()
+        self._summary = ""
+        self._begin_stage()
+
+    def _begin_stage(self) -> None:
+        self.plan_needed = self.staged
+        self._fresh, self._positives, self._began = True, 0, max(self.time, 0)
+        self._predictions: dict[int, list[np.ndarray]] = {}
+        self._decided: int | None = None  # time of the present chunk
+
+    def observe(self, observation: Mapping[str, Any], instruction: str | None = None) -> None:
+        """Takes the next frame; `instruction` replaces what the policy is told (not in staged tasks).
+
+        Raises:
+            UserError: the observation lacks an entry or has a wrong shape or dtype; nothing has changed then.
+        """
+        try:
+            seen = self.bundle.transform(observation)
+        except (KeyError, ValueError, TypeError) as error:
+            raise UserError(f"observation: {error.args[0] if error.args else error}") from error
+        if instruction is not None and not self.staged:
+            self.instruction = instruction
+        self._present, self._state = seen["image"], seen["state"]
+        self._dim = np.shape(observation["joint_action"]["vector"])[-1]
+        if self._initial is None:
+            self._initial = self._present
+        self.time += 1
+        self._pending.append(self._present)
+        self._forget()
+
+    def _forget(self) -> None:
+        """Drops pending frames that the memory will not hold at the next step: all but the first and the window's."""
+        kept = self.bundle.config.memory.window_size + 1
+        if not self.options.classify and len(self._pending) > kept + self._fresh:
+            del self._pending[int(self._fresh)]
+
+    @property
+    def due(self) -> bool:
+        """The present chunk is used up or was abandoned: `actions` needs a decision first."""
+        assert self.options.action_horizon is not None
+        return self._decided is None or self.time - self._decided >= self.options.action_horizon
+
+    @property
+    def situation(self) -> Situation:
+        """What the planner is asked. Needs a frame."""
+        if self._initial is None or self._present is None:
+            raise UserError("there is no frame yet: call observe before act")
+        return Situation(self.task, self._initial, self._present, self._finished, self._summary)
+
+    def planned(self, plan: Plan) -> None:
+        """The planner's answer."""
+        self.instruction, self._summary, self.plan_needed = plan.subtask, plan.summary, False
+
+    def step_needed(self, decide: bool) -> bool:
+        """The engine has something to do; `decide`: a new chunk is wanted of the present frame."""
+        pending = bool(self._pending) and (self.options.classify or decide)
+        return pending or (decide and self._decided != self.time)
+
+    def request(self, decide: bool) -> Request:
+        """What the engine is asked; see `step_needed`."""
+        images = self._pending[:1] if self.options.classify else self._pending
+        decide = decide and len(images) == len(self._pending)
+        if not images and self.time < 0:
+            raise UserError("there is no frame yet: call observe before act")
+        return Request(
+            slot=self.slot,
+            images=np.stack(images) if images else np.zeros((0, 1, 1, 3), np.uint8),
+            instruction=self.instruction,
+            fresh=self._fresh and bool(images),
+            state=self._state if decide else None,
+            noise=self._noise() if decide else None,
+        )
+
+    def _noise(self) -> np.ndarray:
+        action = self.bundle.config.action
+        rng = np.random.default_rng([self.seed, self.time, self.stage])
+        return rng.standard_normal((action.horizon, action.action_dim), np.float32)
+
+    def receive(self, reply: Reply) -> None:
+        """The engine's reply to the last `request`."""
+        seen = self._pending[:1] if self.options.classify else self._pending
+        del self._pending[: len(seen)]
+        self.reply = reply
+        if seen:
+            self._fresh = False
+            self._judge(reply.end_probability, seen[-1])
+        if reply.chunk is not None and not self.plan_needed:
+            self._remember(reply.chunk)
+
+    def _judge(self, probability: float, image: np.ndarray) -> None:
+        assert self.options.threshold is not None
+        self._positives += self.staged and probability >= self.options.threshold
+        # The frame that opens a stage cannot end it: at least one action comes between.
+        if self._positives < self.options.patience or not self.staged or self.time == self._began:
+            return
+        self._finished += (Finished(self.instruction, image),)
+        self.stage += 1
+        self._begin_stage()
+        self._pending.insert(0, image)
+
+    def _remember(self, chunk: np.ndarray) -> None:
+        old = self._predictions if self.options.average else {}
+        self._predictions = {time: chunks for time, chunks in old.items() if time >= self.time}
+        for i, action in enumerate(chunk):
+            self._predictions.setdefault(self.time + i, []).append(action)
+        self._decided = self.time
+
+    def actions(self) -> np.ndarray:
+        """Environment actions float32 [K, E] from now to the end of the present chunk's executed part."""
+        assert self.options.action_horizon is not None
+        if self._decided is None or self.due:
+            raise UserError("the present action chunk is used up: ask for a decision first")
+        times = range(self.time, self._decided + self.options.action_horizon)
+        chunk = np.stack([np.mean(self._predictions[time], 0) for time in times])
+        return self.bundle.transform.actions(chunk, self._dim)
+
+
+def advance(engine: Engine, pilots: Sequence[Pilot], decide: Sequence[bool], planner: Planner | None = None) -> None:
+    """Brings pilots of one engine up to their present frames, and to new chunks where `decide`.
+
+    Raises:
+        UserError: a staged pilot without a planner; PlannerError: the planner's.
+    """
+    while True:
+        for pilot in pilots:
+            if pilot.plan_needed:
+                if planner is None:
+                    raise UserError("a staged task needs a planner")
+                pilot.planned(planner.next_subtask(pilot.situation))
+        turns = [(pilot, wanted) for pilot, wanted in zip(pilots, decide) if pilot.step_needed(wanted)]
+        if not turns:
+            return
+        replies = engine.step([pilot.request(wanted) for pilot, wanted in turns])
+        for (pilot, _), reply in zip(turns, replies):
+            pilot.receive(reply)
+
+
+class Session:
+    """One robot driven by a bundle in this process.
+
+    >>> session = Session(load_bundle("bundles/m1_mix"))
+    >>> session.reset("put the block back", seed=0)
+    >>> session.observe(observation)
+    >>> actions = session.act()  # execute, calling observe after each, until session.due
+    """
+
+    def __init__(self, bundle: Bundle, options: Options | None = None, planner: Planner | None = None):
+        self.engine, self.planner = Engine(bundle), planner
+        self.pilot = Pilot(bundle, options or Options(), staged=planner is not None)
+
+    def reset(self, task: str, seed: int = 0) -> None:
+        """Begins an episode: empty memory; see `Pilot.reset`."""
+        self.pilot.reset(task, seed)
+
+    def observe(self, observation: Mapping[str, Any]) -> Pilot:
+        """Takes the next frame, an observation in RMBench's layout, and gives the state of the session.
+
+        Raises:
+            UserError: the observation cannot be used; nothing has changed then.
+            PlannerError: the planner's, in staged tasks.
+        """
+        self.pilot.observe(observation)
+        advance(self.engine, [self.pilot], [False], self.planner)
+        return self.pilot
+
+    @property
+    def due(self) -> bool:
+        """The last actions are used up, or were abandoned with their subtask: `act` again."""
+        return self.pilot.due
+
+    def act(self) -> np.ndarray:
+        """Samples an action chunk of the present frame; gives the environment actions to execute, float32 [K, E]."""
+        advance(self.engine, [self.pilot], [True], self.planner)
+        return self.pilot.actions()

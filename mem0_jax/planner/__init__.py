@@ -1,0 +1,1 @@
+"""Naming the next subtask of a staged task."""

@@ -1,0 +1,1 @@
+"""The policy server: wire protocol, sessions batched into steps, a page to watch, and its client."""
