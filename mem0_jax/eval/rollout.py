@@ -1,25 +1,21 @@
 """Closed-loop evaluation of a policy bundle in the built-in environments, many episodes in lockstep.
 
-Axis letters: N sessions (one episode each, finished ones idle), C chunk length, A model action width, W memory window.
-Every executed action is followed by an observation that updates the memory; a new chunk is sampled when `execute`
-actions of the last one were executed. Source of the stage rule: RMBench `policy/Mem-0/deploy_policy.py` (behaviour).
+Axis letters: W memory window. Every executed action is followed by an observation that updates the memory; a new chunk
+is sampled when `execute` actions of the last one were executed.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from mem0_jax.envs import Tabletop, make
-from mem0_jax.envs.arm import STATE_SIZE
-from mem0_jax.errors import UserError
+from mem0_jax.inference.engine import Engine
+from mem0_jax.inference.session import Options, Pilot, advance
+from mem0_jax.planner.base import Plan, Planner, Situation
 from mem0_jax.policies.bundle import Bundle
-
-STAGE_PATIENCE = 2  # positive end-of-subtask frames after which the next subtask begins
 
 
 @dataclass
@@ -38,38 +34,41 @@ class EpisodeResult:
     stages: list[int] = field(default_factory=list)
 
 
-class _Session:
-    """One environment and what the policy is told in it."""
+class Oracle:
+    """A faultless planner: names the subtasks of an environment in their order."""
 
-    def __init__(self, task: str, seed: int, recorded: bool):
-        self.env: Tabletop = make(task)
-        self.observation, _ = self.env.reset(seed=seed)
-        self.result = EpisodeResult(seed)
-        self.recorded, self.over = recorded, False
-        self.stage, self.positives, self.age = 0, 0, 0
+    def __init__(self, env: Tabletop):
+        self._env = env
 
-    @property
-    def instruction(self) -> str:
-        """The whole task, or in a staged task the present subtask as a faultless planner names it."""
-        if not self.env.staged:
-            return self.env.instruction
-        return self.env.subtasks[min(self.stage, len(self.env.subtasks) - 1)]
+    def next_subtask(self, situation: Situation) -> Plan:
+        """The first subtask that is not finished; the last one, where all are."""
+        subtasks = self._env.subtasks
+        return Plan(subtasks[min(len(situation.finished), len(subtasks) - 1)])
 
-    def hear(self, ended: bool) -> bool:
-        """Counts end-of-subtask frames; True if the next subtask begins (memory and chunk are dropped)."""
-        self.positives += ended
-        if not self.env.staged or self.positives < STAGE_PATIENCE:
-            return False
-        self.stage, self.positives, self.age = self.stage + 1, 0, 0
-        return True
 
-    def step(self, action: np.ndarray) -> None:
+class _Episode:
+    """One environment, its pilot and its planner."""
+
+    def __init__(self, env: Tabletop, seed: int, pilot: Pilot, planner: Planner | None, recorded: bool):
+        self.env, self.pilot, self.planner, self.recorded = env, pilot, planner, recorded
+        self.observation, _ = env.reset(seed=seed)
+        pilot.reset(env.instruction, seed)
+        self.result, self.over = EpisodeResult(seed), False
+
+    def record(self) -> None:
+        """Keeps the present frame and what the memory attended to."""
+        assert self.pilot.reply is not None
+        self.result.frames.append(self.observation["observation"]["head_camera"]["rgb"])
+        self.result.attention.append(self.pilot.reply.attention)
+        self.result.stages.append(self.env.subtask)
+
+    def step(self) -> None:
         """Executes one action and notes the outcome."""
-        self.observation, _, terminated, truncated, info = self.env.step(action)
+        self.observation, _, terminated, truncated, info = self.env.step(self.pilot.actions()[0])
         result = self.result
         result.success, result.placed, result.placed_right = info["success"], info["placed"], info["placed_right"]
         result.reward, result.steps = float(info["reward"]), result.steps + 1
-        self.over, self.age = terminated or truncated, self.age + 1
+        self.over = terminated or truncated
 
 
 def evaluate(
@@ -80,6 +79,8 @@ def evaluate(
     execute: int,
     sessions: int = 50,
     record: int = 0,
+    options: Options | None = None,
+    planner: Callable[[Tabletop], Planner] = Oracle,
     progress: Callable[[int], Any] = lambda finished: None,
 ) -> list[EpisodeResult]:
     """Plays one episode for each seed.
@@ -91,74 +92,42 @@ def evaluate(
         execute: actions of a chunk that are executed before the next one is sampled.
         sessions: episodes played side by side.
         record: the first so many episodes keep their frames and the memory's attention.
+        options: how the policy acts otherwise.
+        planner: makes the planner of an environment with a staged task.
         progress: called with the number of episodes finished since the last call.
+
+    Raises:
+        UserError: the options do not fit the policy; the planner's.
     """
-    horizon = bundle.config.action.horizon
-    if not 1 <= execute <= horizon:
-        raise UserError(f"execute must lie between 1 and the policy's horizon {horizon}, got {execute}")
-    runner = _Runner(bundle)
+    options = dataclasses.replace(options or Options(), action_horizon=execute)
+    engine = Engine(bundle, min(sessions, len(seeds)))
     results = []
     for start in range(0, len(seeds), sessions):
-        group = [_Session(task, seed, start + i < record) for i, seed in enumerate(seeds[start : start + sessions])]
-        runner.play(group, execute, progress)
-        results += [session.result for session in group]
+        group = []
+        for slot, seed in enumerate(seeds[start : start + sessions]):
+            env, recorded = make(task), start + slot < record
+            how = dataclasses.replace(options, classify=options.classify or recorded)
+            pilot = Pilot(bundle, how, slot=slot, staged=env.staged)
+            group.append(_Episode(env, seed, pilot, planner(env) if env.staged else None, recorded))
+        _play(engine, group, progress)
+        results += [episode.result for episode in group]
     return results
 
 
-class _Runner:
-    """The compiled policy."""
-
-    def __init__(self, bundle: Bundle):
-        self.bundle = bundle
-        self.observe, self.decide = jax.jit(bundle.policy.observe), jax.jit(bundle.policy.decide)
-
-    def play(self, group: list[_Session], execute: int, progress: Callable[[int], Any]) -> None:
-        """Plays all sessions of a group to their end."""
-        bundle, action = self.bundle, self.bundle.config.action
-        memory = bundle.policy.init_state(len(group))
-        chunks = np.zeros((len(group), action.horizon, STATE_SIZE), np.float32)
-        noise = [np.random.default_rng([session.result.seed, 1]) for session in group]
-        while not all(session.over for session in group):
-            inputs, context, info, memory = self._look(group, memory)
-            advanced = self._advance_stages(group, info)
-            if advanced.any():  # a new subtask starts from an empty memory; the other sessions have seen this frame
-                _, *again = self._look(group, memory)
-                context, info, memory = jax.tree.map(partial(_where, advanced), tuple(again), (context, info, memory))
-            self._record(group, info)
-            due = [i for i, session in enumerate(group) if not session.over and session.age % execute == 0]
-            if due:
-                draws = np.stack(
-                    [rng.standard_normal((action.horizon, action.action_dim), np.float32) for rng in noise]
-                )
-                decided = np.asarray(self.decide(bundle.params, context, inputs["state"], draws))
-                for i in due:
-                    chunks[i], group[i].age = bundle.transform.actions(decided[i], chunks.shape[-1]), 0
-            running = [(i, session) for i, session in enumerate(group) if not session.over]
-            for i, session in running:
-                session.step(chunks[i, session.age])
-            progress(sum(session.over for _, session in running))
-
-    def _look(self, group: list[_Session], memory: Any) -> tuple[dict[str, Any], Any, dict[str, np.ndarray], Any]:
-        bundle = self.bundle
-        seen = [bundle.transform(session.observation) for session in group]
-        inputs = bundle.processor.prepare(np.stack([s["image"] for s in seen]), [s.instruction for s in group])
-        inputs["state"] = np.stack([s["state"] for s in seen])
-        inputs["episode"] = np.array([session.stage for session in group], np.int32)
-        context, info, memory = self.observe(bundle.params, memory, inputs)
-        return inputs, context, {key: np.asarray(value) for key, value in info.items()}, memory
-
-    def _advance_stages(self, group: list[_Session], info: dict[str, np.ndarray]) -> np.ndarray:
-        ended = info["end_probability"] >= self.bundle.config.classifier.threshold
-        return np.array([not session.over and session.hear(bool(end)) for session, end in zip(group, ended)])
-
-    def _record(self, group: list[_Session], info: dict[str, np.ndarray]) -> None:
-        for session, attention in zip(group, info["attention"]):
-            if session.recorded and not session.over:
-                session.result.frames.append(session.observation["observation"]["head_camera"]["rgb"])
-                session.result.attention.append(attention)
-                session.result.stages.append(session.env.subtask)
+def _play(engine: Engine, group: list[_Episode], progress: Callable[[int], Any]) -> None:
+    """Plays all episodes of a group to their end."""
+    while running := [episode for episode in group if not episode.over]:
+        for episode in running:
+            episode.pilot.observe(episode.observation)
+        _decide(engine, [episode for episode in running if episode.pilot.due or episode.pilot.options.classify])
+        _decide(engine, [episode for episode in running if episode.pilot.due])  # those whose subtask ended just now
+        for episode in running:
+            if episode.recorded:
+                episode.record()
+            episode.step()
+        progress(sum(episode.over for episode in running))
 
 
-def _where(rows: np.ndarray, chosen: Any, otherwise: Any) -> Any:
-    """Rows of `chosen` where `rows` [N], else of `otherwise`, for arrays that lead with N."""
-    return jnp.where(rows.reshape(-1, *[1] * (np.ndim(chosen) - 1)), chosen, otherwise)
+def _decide(engine: Engine, episodes: list[_Episode]) -> None:
+    pilots = [episode.pilot for episode in episodes]
+    advance(engine, pilots, [pilot.due for pilot in pilots], [episode.planner for episode in episodes])

@@ -77,7 +77,13 @@ class Pilot:
         self.reset("")
 
     def reset(self, task: str, seed: int = 0) -> None:
-        """A new episode of `task`; chunks are sampled from noise that depends on `seed` and the time alone."""
+        """A new episode of `task`.
+
+        Chunks are sampled from noise that depends on `seed`, the time and the stage alone. Raises UserError for a
+        negative seed.
+        """
+        if seed < 0:
+            raise UserError(f"seed must be a whole number, 0 or greater, got {seed}")
         self.task, self.instruction, self.seed = task, "" if self.staged else task, seed
         self.time, self.stage, self.reply = -1, 0, None
         self._pending: list[np.ndarray] = []
@@ -86,11 +92,11 @@ class Pilot:
         self._present: np.ndarray | None = None
         self._finished: tuple[Finished, ...] = ()
         self._summary = ""
-        self._begin_stage()
+        self._begin_stage(0)
 
-    def _begin_stage(self) -> None:
+    def _begin_stage(self, began: int) -> None:
         self.plan_needed = self.staged
-        self._fresh, self._positives, self._began = True, 0, max(self.time, 0)
+        self._fresh, self._positives, self._began = True, 0, began  # the time of its first frame
         self._predictions: dict[int, list[np.ndarray]] = {}
         self._decided: int | None = None  # time of the present chunk
 
@@ -131,7 +137,8 @@ class Pilot:
         """What the planner is asked. Needs a frame."""
         if self._initial is None or self._present is None:
             raise UserError("there is no frame yet: call observe before act")
-        return Situation(self.task, self._initial, self._present, self._finished, self._summary)
+        present = self._pending[0] if self._pending else self._present  # frames after it are still to be judged
+        return Situation(self.task, self._initial, present, self._finished, self._summary)
 
     def planned(self, plan: Plan) -> None:
         """The planner's answer."""
@@ -175,13 +182,14 @@ class Pilot:
 
     def _judge(self, probability: float, image: np.ndarray) -> None:
         assert self.options.threshold is not None
+        time = self.time - len(self._pending)  # of this image
         self._positives += self.staged and probability >= self.options.threshold
         # The frame that opens a stage cannot end it: at least one action comes between.
-        if self._positives < self.options.patience or not self.staged or self.time == self._began:
+        if self._positives < self.options.patience or not self.staged or time == self._began:
             return
         self._finished += (Finished(self.instruction, image),)
         self.stage += 1
-        self._begin_stage()
+        self._begin_stage(time)
         self._pending.insert(0, image)
 
     def _remember(self, chunk: np.ndarray) -> None:
@@ -201,14 +209,18 @@ class Pilot:
         return self.bundle.transform.actions(chunk, self._dim)
 
 
-def advance(engine: Engine, pilots: Sequence[Pilot], decide: Sequence[bool], planner: Planner | None = None) -> None:
+def advance(
+    engine: Engine, pilots: Sequence[Pilot], decide: Sequence[bool], planners: Sequence[Planner | None] | None = None
+) -> None:
     """Brings pilots of one engine up to their present frames, and to new chunks where `decide`.
+
+    `planners` holds one for each pilot, None for those that need none.
 
     Raises:
         UserError: a staged pilot without a planner; PlannerError: the planner's.
     """
     while True:
-        for pilot in pilots:
+        for pilot, planner in zip(pilots, planners or [None] * len(pilots), strict=True):
             if pilot.plan_needed:
                 if planner is None:
                     raise UserError("a staged task needs a planner")
@@ -246,7 +258,7 @@ class Session:
             PlannerError: the planner's, in staged tasks.
         """
         self.pilot.observe(observation)
-        advance(self.engine, [self.pilot], [False], self.planner)
+        advance(self.engine, [self.pilot], [False], [self.planner])
         return self.pilot
 
     @property
@@ -256,5 +268,5 @@ class Session:
 
     def act(self) -> np.ndarray:
         """Samples an action chunk of the present frame; gives the environment actions to execute, float32 [K, E]."""
-        advance(self.engine, [self.pilot], [True], self.planner)
+        advance(self.engine, [self.pilot], [True], [self.planner])
         return self.pilot.actions()

@@ -99,9 +99,13 @@ def test_the_same_seeds_give_the_same_episodes_whoever_else_plays(bundle):
 
 
 def test_staged_tasks_move_on_when_the_classifier_says_so(bundle):
-    always = dataclasses.replace(bundle.config, classifier=dataclasses.replace(bundle.config.classifier, threshold=0.0))
-    never = dataclasses.replace(bundle.config, classifier=dataclasses.replace(bundle.config.classifier, threshold=1.1))
-    for config, remembered in ((always, 1), (never, 4)):
+    always = dataclasses.replace(
+        bundle.config, classifier=dataclasses.replace(bundle.config.classifier, threshold=1e-9)
+    )
+    never = dataclasses.replace(
+        bundle.config, classifier=dataclasses.replace(bundle.config.classifier, threshold=1 - 1e-9)
+    )
+    for config, remembered in ((always, 0), (never, 4)):  # each frame after the first opens a subtask, or none
         changed = dataclasses.replace(bundle, config=config)
         result = evaluate(changed, "press_button", [3], execute=2, record=1)[0]
         assert max(int((weights > 0).sum()) for weights in result.attention) == remembered
