@@ -1,0 +1,533 @@
+"""A client of the policy server in one file: NumPy, the standard library and Python 3.10 or newer, nothing else.
+
+Copy it into the environment of a robot or a simulator:
+
+>>> with Client("ws://127.0.0.1:8000") as policy:
+...     policy.reset("put the block back", seed=0)
+...     policy.observe(observation)
+...     for action in policy.act():
+...         observation = execute(action)
+...         policy.observe(observation)
+...         if policy.due:  # the actions are used up, or a subtask ended and they were abandoned
+...             break
+
+Axis letters: H, W picture height and width; K actions to execute; E environment action width (14 or 16).
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+import os
+import socket
+import ssl
+import struct
+import time
+import uuid
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+
+MAX_ITEMS, MAX_DEPTH, MAX_DIMS = 100_000, 16, 8  # of one message; arrays count as one item
+MAX_MESSAGE = 256 * 2**20
+DTYPES = {np.dtype(name) for name in ("?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")}
+_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, section 1.3
+_TEXT, _BINARY, _CLOSE, _PING, _PONG = 1, 2, 8, 9, 10
+_AGAIN = ("busy", "in_use", "stopping")  # errors that pass
+
+
+class WireError(ValueError):
+    """Bytes that are no message, or a value that cannot be one."""
+
+
+class ServerError(RuntimeError):
+    """The server's answer to a request it cannot serve.
+
+    Attributes:
+        kind: what sort, one word; "unknown_session": the memory is gone, only `reset` goes on from there.
+    """
+
+    def __init__(self, kind: str, message: str):
+        super().__init__(message)
+        self.kind = kind
+
+
+# MessagePack as openpi uses it: the standard types, and arrays as maps of "__ndarray__", "data", "dtype" and "shape".
+
+
+def pack(value: Any) -> bytes:
+    """A message: None, bool, int, float, str, bytes, lists, dicts, numeric arrays, NumPy scalars (as Python's own).
+
+    Raises:
+        WireError: any other type.
+    """
+    out = bytearray()
+    _pack(value, out)
+    return bytes(out)
+
+
+def _pack(value: Any, out: bytearray) -> None:
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None:
+        out.append(0xC0)
+    elif isinstance(value, bool):
+        out.append(0xC3 if value else 0xC2)
+    elif isinstance(value, int):
+        _pack_int(value, out)
+    elif isinstance(value, float):
+        out += struct.pack(">Bd", 0xCB, value)
+    elif isinstance(value, str):
+        data = value.encode()
+        out += _head(len(data), 0xA0, 32, (0xD9, 0xDA, 0xDB)) + data
+    elif isinstance(value, (bytes, bytearray, memoryview)):
+        out += _head(len(value), 0, 0, (0xC4, 0xC5, 0xC6))
+        out += value
+    elif isinstance(value, (list, tuple)):
+        out += _head(len(value), 0x90, 16, (None, 0xDC, 0xDD))
+        for item in value:
+            _pack(item, out)
+    elif isinstance(value, Mapping):
+        out += _head(len(value), 0x80, 16, (None, 0xDE, 0xDF))
+        for key, item in value.items():
+            _pack(key, out)
+            _pack(item, out)
+    elif isinstance(value, np.ndarray) and value.dtype.newbyteorder("=") in DTYPES:
+        parts = {b"data": value.tobytes(), b"dtype": value.dtype.str, b"shape": list(value.shape)}
+        _pack({b"__ndarray__": True, **parts}, out)
+    else:
+        what = f"array of {value.dtype}" if isinstance(value, np.ndarray) else type(value).__name__
+        raise WireError(f"a message cannot hold {what}")
+
+
+def _pack_int(value: int, out: bytearray) -> None:
+    if -32 <= value < 128:
+        out += struct.pack(">b" if value < 0 else ">B", value)
+    elif -(2**63) <= value < 2**64:
+        out += struct.pack(">Bq", 0xD3, value) if value < 2**63 else struct.pack(">BQ", 0xCF, value)
+    else:
+        raise WireError(f"a message cannot hold the integer {value}")
+
+
+def _head(size: int, small: int, below: int, codes: tuple[int | None, int, int]) -> bytes:
+    if size < below:
+        return bytes([small | size])
+    for code, form, limit in zip(codes, (">BB", ">BH", ">BI"), (2**8, 2**16, 2**32)):
+        if code is not None and size < limit:
+            return struct.pack(form, code, size)
+    raise WireError(f"{size} items are too many for a message")
+
+
+def unpack(data: bytes) -> Any:
+    """The value of a message from anybody: numeric arrays only, copied, with bounds on the number of items and depth.
+
+    Raises:
+        WireError: the bytes are no such message.
+    """
+    reader = _Reader(data)
+    try:
+        value = reader.value(0)
+    except (struct.error, UnicodeDecodeError) as error:
+        raise WireError(f"the message is damaged: {error}") from None
+    if reader.at != len(data):
+        raise WireError(f"{len(data) - reader.at} bytes follow the message")
+    return value
+
+
+_NUMBERS = dict(zip(range(0xCA, 0xD4), (">f", ">d", ">B", ">H", ">I", ">Q", ">b", ">h", ">i", ">q")))
+_SIZES = dict(zip(range(0xC4, 0xC7), (">B", ">H", ">I"))) | dict(zip(range(0xD9, 0xE0), (">B", *(">H", ">I") * 3)))
+
+
+class _Reader:
+    """Reads one MessagePack value after the other."""
+
+    def __init__(self, data: bytes):
+        self.data, self.at, self.items = memoryview(data), 0, 0
+
+    def _number(self, form: str) -> Any:
+        (value,) = struct.unpack_from(form, self.data, self.at)
+        self.at += struct.calcsize(form)
+        return value
+
+    def _bytes(self, size: int) -> bytes:
+        if size > len(self.data) - self.at:
+            raise WireError("the message is damaged: it ends too early")
+        self.at += size
+        return bytes(self.data[self.at - size : self.at])
+
+    def value(self, depth: int) -> Any:
+        self.items += 1
+        if self.items > MAX_ITEMS or depth > MAX_DEPTH:
+            raise WireError(f"the message has more than {MAX_ITEMS} items or is nested deeper than {MAX_DEPTH}")
+        code = self._number(">B")
+        if code < 0x80 or code >= 0xE0:
+            return code if code < 0x80 else code - 256
+        if code in _NUMBERS:
+            return self._number(_NUMBERS[code])
+        if code in _SIZES:
+            return self._sized(code, self._number(_SIZES[code]), depth)
+        if code < 0xC0:  # a short map, list or text: its size is within the code
+            kind = 0xDE if code < 0x90 else 0xDC if code < 0xA0 else 0xD9
+            return self._sized(kind, code & (0x1F if kind == 0xD9 else 0x0F), depth)
+        if code in (0xC0, 0xC2, 0xC3):
+            return {0xC0: None, 0xC2: False, 0xC3: True}[code]
+        raise WireError(f"the message has a value of unknown type {code:#x}")
+
+    def _sized(self, kind: int, size: int, depth: int) -> Any:
+        if kind <= 0xC6:
+            return self._bytes(size)
+        if kind <= 0xDB:
+            return self._bytes(size).decode()
+        if kind <= 0xDD:
+            return [self.value(depth + 1) for _ in range(size)]
+        found = {}
+        for _ in range(size):
+            key = self.value(MAX_DEPTH)
+            if not isinstance(key, (str, bytes)):
+                raise WireError(f"a map's keys must be text, got {type(key).__name__}")
+            found[key if isinstance(key, str) else key.decode()] = self.value(depth + 1)
+        return _array(found) if "__ndarray__" in found or "__npgeneric__" in found else found
+
+
+def _array(found: Mapping[str, Any]) -> Any:
+    """The array, or the scalar, of a map that says it is one."""
+    data, name, shape = found.get("data"), found.get("dtype"), found.get("shape")
+    try:
+        dtype = np.dtype(name) if isinstance(name, str) and len(name) <= 8 else np.dtype(object)
+    except TypeError:
+        dtype = np.dtype(object)
+    if dtype.newbyteorder("=") not in DTYPES:
+        raise WireError(f"an array's dtype must be of bool, int, uint or float, got {str(name)[:40]!r}")
+    if "__npgeneric__" in found:
+        if not isinstance(data, (bool, int, float)):
+            raise WireError(f"a scalar's data must be a number, got {type(data).__name__}")
+        return data
+    sizes = shape if isinstance(shape, list) else [-1]
+    fits = len(sizes) <= MAX_DIMS and all(type(size) is int and 0 <= size < 2**31 for size in sizes)
+    if not fits or not isinstance(data, bytes):
+        raise WireError(f"an array needs 'data' of bytes and a 'shape' of at most {MAX_DIMS} sizes")
+    if math.prod(sizes) * dtype.itemsize != len(data):
+        raise WireError(f"an array of {dtype} {sizes} has {len(data)} bytes")
+    if dtype.kind == "b":  # whatever the bytes, the values are true or false
+        return np.frombuffer(data, np.uint8).reshape(sizes) != 0
+    return np.frombuffer(data, dtype).reshape(sizes).astype(dtype.newbyteorder("="))
+
+
+# The client's side of WebSocket, RFC 6455, without extensions.
+
+
+class WebSocket:
+    """One connection.
+
+    Args:
+        address: "ws://host:port/path" or "wss://...".
+        headers: further ones of the request.
+        deadline: `time.monotonic()` until when it must stand.
+
+    Raises:
+        ConnectionError: nobody answers, or not as a WebSocket server. TimeoutError: too late.
+    """
+
+    def __init__(self, address: str, headers: Mapping[str, str], deadline: float):
+        url = urlsplit(address)
+        if url.scheme not in ("ws", "wss") or not url.hostname:
+            raise ValueError(f"the server's address must look like ws://host:port, got {address!r}")
+        port = url.port or (443 if url.scheme == "wss" else 80)
+        self._socket = socket.create_connection((url.hostname, port), _left(deadline))
+        self._buffer = bytearray()
+        try:
+            if url.scheme == "wss":
+                context = ssl.create_default_context()
+                self._socket = context.wrap_socket(self._socket, server_hostname=url.hostname)
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._shake_hands(url, headers, deadline)
+        except BaseException:
+            self._socket.close()
+            raise
+
+    def _shake_hands(self, url: Any, headers: Mapping[str, str], deadline: float) -> None:
+        key = base64.b64encode(os.urandom(16))
+        path = (url.path or "/") + (f"?{url.query}" if url.query else "")
+        named = {"Host": url.netloc.rpartition("@")[2], "Upgrade": "websocket", "Connection": "Upgrade"}
+        named |= {"Sec-WebSocket-Key": key.decode(), "Sec-WebSocket-Version": "13", **headers}
+        if any(c in f"{path}{name}{value}" for name, value in named.items() for c in "\r\n"):
+            raise ValueError("the address and the token must be of one line")
+        lines = [f"GET {path} HTTP/1.1", *(f"{name}: {value}" for name, value in named.items())]
+        self._send_all("\r\n".join([*lines, "", ""]).encode(), deadline)
+        while (end := self._buffer.find(b"\r\n\r\n")) < 0:
+            if len(self._buffer) > 2**16:
+                raise ConnectionError("the server's answer is no WebSocket handshake")
+            self._fill(deadline)
+        status, *rest = bytes(self._buffer[:end]).decode("latin-1").split("\r\n")
+        body = bytes(self._buffer[end + 4 :]).decode("utf-8", "replace").strip()
+        if status.split(" ")[1:2] != ["101"]:
+            kind = {"401": "unauthorized", "403": "forbidden", "503": "busy"}.get(status[9:12], "refused")
+            raise ServerError(kind, f"{status[9:]}: {body[:300]}" if body else status[9:])
+        answered = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in rest)}
+        expected = base64.b64encode(hashlib.sha1(key + _GUID).digest()).decode()
+        if answered.get("sec-websocket-accept") != expected:
+            raise ConnectionError("the server's answer is no WebSocket handshake")
+        del self._buffer[: end + 4]
+
+    def _fill(self, deadline: float) -> None:
+        self._socket.settimeout(_left(deadline))
+        data = self._socket.recv(2**18)
+        if not data:
+            raise ConnectionError("the server closed the connection")
+        self._buffer += data
+
+    def _take(self, size: int, deadline: float) -> bytes:
+        while len(self._buffer) < size:
+            self._fill(deadline)
+        data = bytes(self._buffer[:size])
+        del self._buffer[:size]
+        return data
+
+    def _send_all(self, data: bytes, deadline: float) -> None:
+        self._socket.settimeout(_left(deadline))
+        self._socket.sendall(data)
+
+    def send(self, payload: bytes, deadline: float, code: int = _BINARY) -> None:
+        """Sends one message. Raises ConnectionError, TimeoutError."""
+        size = len(payload)
+        head = bytes([0x80 | code])
+        if size < 126:
+            head += bytes([0x80 | size])
+        else:
+            head += struct.pack(">BH", 0xFE, size) if size < 2**16 else struct.pack(">BQ", 0xFF, size)
+        mask = os.urandom(4)
+        data = np.frombuffer(payload + bytes(-size % 4), np.uint32) ^ np.frombuffer(mask, np.uint32)
+        self._send_all(head + mask + data.tobytes()[:size], deadline)
+
+    def receive(self, deadline: float) -> bytes | str:
+        """The next message; pings are answered on the way. Raises ConnectionError, TimeoutError."""
+        kind, message = 0, bytearray()
+        while True:
+            first, second = self._take(2, deadline)
+            code, size = first & 0x0F, second & 0x7F
+            if size > 125:
+                form, length = (">H", 2) if size == 126 else (">Q", 8)
+                (size,) = struct.unpack(form, self._take(length, deadline))
+            if first & 0x70 or second & 0x80 or (code >= _CLOSE and size > 125) or len(message) + size > MAX_MESSAGE:
+                raise ConnectionError("the server's frame is against the WebSocket protocol, or too large")
+            payload = self._take(size, deadline)
+            if code == _CLOSE:
+                why = payload[2:].decode(errors="replace") or "without a word"
+                raise ConnectionError(f"the server closed the connection: {why}")
+            if code == _PING:
+                self.send(payload, deadline, _PONG)
+            if code >= _CLOSE:
+                continue
+            if code not in ((_TEXT, _BINARY) if not kind else (0,)):
+                raise ConnectionError("the server's frames are out of order")
+            kind = kind or code
+            message += payload
+            if first & 0x80:
+                return bytes(message) if kind == _BINARY else message.decode()
+
+    def close(self) -> None:
+        """Says goodbye without waiting for an answer."""
+        with suppress(OSError):
+            self.send(struct.pack(">H", 1000), time.monotonic() + 1, _CLOSE)
+        self._socket.close()
+
+
+def _left(deadline: float) -> float:
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError("the policy server did not answer in time")
+    return left
+
+
+class Client:
+    """A session of a policy server: its memory lives there, under an id, and outlasts a broken connection.
+
+    Frames are sent as they come where every frame is judged (staged tasks), else they are kept and sent with the next
+    decision. After a TimeoutError or ConnectionError no frame is lost or counted twice: `act` again, or observe
+    the next.
+
+    Args:
+        address: "ws://host:port", or "wss://".
+        session: id of the session; by default a new one.
+        env: label of the environment, shown on the server's page.
+        token: the server's token, where it asks for one.
+        timeout: seconds an answer may take, reconnecting included.
+        wait: seconds to wait for a server that is not up or not warm yet.
+
+    Attributes:
+        metadata: what the server said of itself: "policy", "camera", "horizon", "options", "planner", "limits", ...
+        status: the last answer: "time", "stage", "instruction", "end_probability", "plan_needed", ...
+
+    Raises:
+        ConnectionError, TimeoutError: no server. ServerError: it refuses. ValueError: the address.
+    """
+
+    def __init__(
+        self,
+        address: str = "ws://127.0.0.1:8000",
+        *,
+        session: str | None = None,
+        env: str = "",
+        token: str | None = None,
+        timeout: float = 60.0,
+        wait: float = 60.0,
+    ):
+        self.address, self.timeout = address, timeout
+        self.session, self.env = session or uuid.uuid4().hex, env
+        self._headers = {"Authorization": f"Api-Key {token}"} if token else {}
+        self._socket: WebSocket | None = None
+        self.metadata: dict[str, Any] = {}
+        self.status: dict[str, Any] = {}
+        self._forget()
+        self._connect(time.monotonic() + wait)
+
+    def _forget(self) -> None:
+        self._frames: list[dict[str, np.ndarray]] = []
+        self._time, self._stage, self._left = -1, 0, 0
+
+    def _connect(self, deadline: float) -> None:
+        pause = 0.05
+        while True:
+            try:
+                self._socket = WebSocket(self.address, self._headers, deadline)
+                metadata = self._socket.receive(deadline)
+                self.metadata = unpack(metadata) if isinstance(metadata, bytes) else {}
+                return
+            except (OSError, ServerError) as error:
+                self._drop()
+                if time.monotonic() + pause > deadline or getattr(error, "kind", "busy") not in _AGAIN:
+                    if isinstance(error, ServerError):
+                        raise
+                    kind = TimeoutError if isinstance(error, TimeoutError) else ConnectionError
+                    raise kind(f"no policy server at {self.address}: {error}") from error
+            time.sleep(pause)
+            pause = min(2 * pause, 1.0)
+
+    def _drop(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+        self._socket = None
+
+    def reset(self, task: str, seed: int = 0, planner: str | None = None, **options: Any) -> dict[str, Any]:
+        """Begins an episode with an empty memory.
+
+        Args:
+            task: the instruction; in staged tasks the whole task.
+            seed: of the sampling of action chunks.
+            planner: who names the subtasks: "server", "client" (see `plan`), or "none": the task has none. By default
+                the server's planner, where it has one.
+            options: of this episode instead of the server's: action_horizon, average, threshold, patience, classify.
+        """
+        self._forget()
+        message = {"type": "reset", "task": task, "seed": seed, "options": options}
+        return self._call(message if planner is None else message | {"planner": planner})
+
+    def observe(self, observation: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Takes the next frame, an observation in RMBench's layout; call it after each executed action.
+
+        Gives the server's answer, or None where the frame is kept for later.
+        """
+        self._frames.append(_frame(observation, self.metadata["camera"]))
+        self._left -= 1
+        if not self.status.get("classify") and len(self._frames) < self.metadata["limits"]["frames"]:
+            return None
+        return self._send({"type": "observe"})
+
+    @property
+    def due(self) -> bool:
+        """The last actions are used up, or were abandoned with their subtask: `act` again."""
+        return self._left <= 0
+
+    def act(self) -> np.ndarray:
+        """Samples an action chunk of the last frame; gives the actions to execute, float32 [K, E].
+
+        Raises:
+            ServerError: of kind "plan_needed" where a subtask must be named by `plan` first.
+        """
+        answer = self._send({"type": "infer"})
+        if "actions" not in answer:
+            raise ServerError("plan_needed", "a subtask must be named first: call plan, then act again")
+        self._left = len(answer["actions"])
+        return answer["actions"]
+
+    def infer(self, observation: Mapping[str, Any]) -> dict[str, Any]:
+        """`observe` and `act` in one message; gives the answer, with "actions" float32 [K, E]."""
+        self._frames.append(_frame(observation, self.metadata["camera"]))
+        self.act()
+        return self.status
+
+    def plan(self, subtask: str) -> dict[str, Any]:
+        """Names the subtask, when `status["plan_needed"]` and the episode was begun with planner="client"."""
+        return self._send({"type": "plan", "subtask": subtask})
+
+    def close(self) -> None:
+        """Ends the session and the connection."""
+        if self._socket is not None:
+            with suppress(OSError, ServerError):
+                self._ask({"type": "close"}, time.monotonic() + 2)
+        self._drop()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _send(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Sends what happened since the last message; "after" lets the server skip frames it has already seen."""
+        return self._call(message | {"frames": self._frames, "after": self._time})
+
+    def _call(self, message: dict[str, Any]) -> dict[str, Any]:
+        deadline, pause = time.monotonic() + self.timeout, 0.05
+        while True:
+            try:
+                answer = self._ask(message, deadline)
+                break
+            except TimeoutError:
+                self._drop()
+                raise
+            except (ConnectionError, ServerError) as error:
+                passing = isinstance(error, ConnectionError) or error.kind in _AGAIN
+                if isinstance(error, ConnectionError):
+                    self._drop()
+                if not passing or time.monotonic() + pause > deadline:
+                    raise
+            time.sleep(pause)
+            pause = min(2 * pause, 1.0)
+        if "time" in answer:
+            answer["subtask_ended"] = answer["stage"] > self._stage
+            self._time, self._stage = answer["time"], answer["stage"]
+            self._frames.clear()
+        if answer.get("due"):
+            self._left = 0
+        self.status = answer
+        return answer
+
+    def _ask(self, message: dict[str, Any], deadline: float) -> dict[str, Any]:
+        if self._socket is None:
+            self._connect(deadline)
+        assert self._socket is not None
+        self._socket.send(pack(message | {"session": self.session, "env": self.env}), deadline)
+        answer = self._socket.receive(deadline)
+        if isinstance(answer, str):
+            kind, _, text = answer.partition(": ")
+            raise ServerError(kind, text)
+        return unpack(answer)
+
+
+def _frame(observation: Mapping[str, Any], camera: str) -> dict[str, np.ndarray]:
+    """Copies of what the policy looks at. Raises ValueError: the frame is not kept then."""
+    try:
+        image, state = observation["observation"][camera]["rgb"], observation["joint_action"]["vector"]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"the observation lacks observation.{camera}.rgb or joint_action.vector: {error}") from None
+    image, state = np.array(image), np.array(state, np.float32)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"{camera}.rgb must be uint8 [H, W, 3], got {image.dtype} {list(image.shape)}")
+    if state.shape not in ((14,), (16,)) or not np.isfinite(state).all():
+        raise ValueError(f"joint_action.vector must be 14 or 16 finite numbers, got shape {list(state.shape)}")
+    return {"image": image, "state": state}
