@@ -17,7 +17,7 @@ HARDWARE: dict[str, dict[str, Any]] = {
     "gpu1": _hardware(1, "data=1", 8),
     "gpu8": _hardware(8, "fsdp=8", 8),
     "v5e-16": _hardware(16, "fsdp=16", 16),
-    "v5e-256": _hardware(256, "data=8,fsdp=32", 256),
+    "v5e-256": _hardware(256, "data=16,fsdp=16", 256),
     "v6e-8": _hardware(8, "fsdp=8", 16),
     "v5p-64": _hardware(32, "fsdp=32", 32),
 }

@@ -63,7 +63,7 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) ->
         sizes: axis -> size, from `parse_mesh`; the product must be the number of devices.
         devices: by default `jax.devices()`.
     Raises:
-        MeshError: the sizes do not multiply to the number of devices.
+        MeshError: the sizes do not multiply to the number of devices, or an axis fits no axes of the slice's torus.
     """
     sizes = full_sizes(sizes)
     devices = jax.devices() if devices is None else devices
@@ -73,4 +73,8 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) ->
             f"mesh: {product} = {math.prod(sizes.values())} devices, but there are {len(devices)}; "
             "change the sizes so that their product is the number of devices"
         )
-    return jax.sharding.Mesh(mesh_utils.create_device_mesh(tuple(sizes.values()), devices), AXES)
+    try:
+        placed = mesh_utils.create_device_mesh(tuple(sizes.values()), devices)
+    except NotImplementedError as error:
+        raise MeshError(f"mesh: {str(error).partition(' If you want')[0]}") from error
+    return jax.sharding.Mesh(placed, AXES)

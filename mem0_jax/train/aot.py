@@ -9,10 +9,12 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -197,7 +199,8 @@ def compile_step(job: Job, topology: str, mesh: str = "") -> Compiled:
         for name, leaf in abstract_batch(model, tokens, job.lanes, job.frames).items()
     }
     began = time.perf_counter()
-    executable = _compile(layout, make_train_step(policy, optimizer, config.accumulate, config.ema_decay), state, batch)
+    step = make_train_step(policy, optimizer, config.accumulate, config.ema_decay)
+    executable, program = _compile(layout, step, state, batch)
     seconds, memory = time.perf_counter() - began, executable.memory_analysis()
     flops = training_flops(model, tokens, trained) * job.train.batch_size / len(devices)
     forward = training_flops(model, tokens, ()) * job.train.batch_size / len(devices)
@@ -218,7 +221,7 @@ def compile_step(job: Job, topology: str, mesh: str = "") -> Compiled:
         code=memory.generated_code_size_in_bytes,
         hbm=chip.hbm,
         whole=tuple(sorted(whole, key=lambda leaf: -leaf[1])[:5]),
-        collectives=collectives(executable.as_text()),
+        collectives=collectives(program),
         compile_seconds=seconds,
         flops=flops,
         recomputed=flops + (forward if model.recompute == "nothing" else 0.0),
@@ -235,11 +238,14 @@ def shard_bytes(abstract: Any) -> int:
     )
 
 
-def _compile(layout: Any, step: Any, state: Any, batch: Mapping[str, Any]) -> Any:
-    with jax.set_mesh(layout.mesh):
+def _compile(layout: Any, step: Any, state: Any, batch: Mapping[str, Any]) -> tuple[Any, str]:
+    """The executable and the text of its optimised program."""
+    with jax.set_mesh(layout.mesh), tempfile.TemporaryDirectory() as folder:
         lowered = layout.jitted(step, state).trace(state, batch).lower(lowering_platforms=("tpu",))
+        # libtpu writes the text itself: jaxlib's parser knows not all of the operations of newer libtpus.
+        options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
         try:
-            return lowered.compile()
+            executable = lowered.compile(compiler_options=options)
         except jax.errors.JaxRuntimeError as error:
             first = str(error).splitlines()[0]
             if "RESOURCE_EXHAUSTED" in first:
@@ -248,3 +254,5 @@ def _compile(layout: Any, step: Any, state: Any, batch: Mapping[str, Any]) -> An
                     "recompute (model.remat=True), fewer frames (train.batch_size), or more chips."
                 ) from error
             raise
+        (written,) = Path(folder).glob(f"*.jit_{step.__name__}.*.after_optimizations.txt")
+        return executable, written.read_text()

@@ -17,6 +17,18 @@ SMALL = [
 
 
 @pytest.mark.slow
+def test_a_generation_with_sparse_cores_sends_the_same(tmp_path):
+    """Its program holds operations that jaxlib's own parser refuses, and modules beside the step's."""
+    sent = []
+    for topology in ("v5e:2x2", "v6e:2x2"):
+        path = tmp_path / "aot.json"
+        assert main(["aot", *SMALL, f"--topology={topology}", "--mesh=fsdp=4", "--json", str(path)]) == 0
+        sent.append(json.loads(path.read_text())["collectives"])
+    assert sent[0].keys() == sent[1].keys()
+    assert sent[0]["all-gather"] == sent[1]["all-gather"]
+
+
+@pytest.mark.slow
 def test_figures_of_a_small_step(tmp_path, capsys):
     path = tmp_path / "aot.json"
     assert main(["aot", *SMALL, "--topology=v5e:2x2", "--mesh=fsdp=4", "--json", str(path)]) == 0
@@ -39,6 +51,7 @@ def test_figures_of_a_small_step(tmp_path, capsys):
         (["--topology=v5e:2x2", "--mesh=fsdp=3"], "there are 4"),
         (["--topology=v5e:2x2", "--mesh=data=4,fsdp=x"], "the size of 'fsdp' must be a whole number"),
         (["--topology=v5e:4x4", "--mesh=fsdp=16"], "4 lanes cannot be divided among the 16 lane shards"),
+        (["--topology=v5e:8x8", "--mesh=data=2,fsdp=32"], "mesh: Failed to find assignment"),
         (["--topology=v5e:2x2", "--mesh=fsdp=4", "--config.train.lane=3"], "did you mean 'lanes'?"),
     ],
 )
