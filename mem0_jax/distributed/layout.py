@@ -40,6 +40,11 @@ class Layout:
         """Splits a first axis of lanes, of batches and memories."""
         return NamedSharding(self.mesh, PartitionSpec(BATCH_AXES))
 
+    @property
+    def everywhere(self) -> NamedSharding:
+        """Gives every device the whole array."""
+        return NamedSharding(self.mesh, PartitionSpec())
+
     def params(self) -> dict[str, NamedSharding]:
         """path -> sharding of the parameters."""
         return {path: NamedSharding(self.mesh, leaf.spec) for path, leaf in self.placed.items()}
@@ -63,7 +68,7 @@ class Layout:
                 return self.lanes_sharding
             if leaf.shape:
                 problems.append(f"{name} {list(leaf.shape)}")
-            return NamedSharding(self.mesh, PartitionSpec())
+            return self.everywhere
 
         made = jax.tree_util.tree_map_with_path(place, template)
         if problems:
@@ -108,8 +113,7 @@ class Layout:
         """`jax.jit` of a step: the state is donated and stays where it lies; metrics lie everywhere. Trace it with the
         mesh set (`jax.set_mesh`).
         """
-        everywhere = NamedSharding(self.mesh, PartitionSpec())
-        return jax.jit(step, donate_argnums=0, out_shardings=(self.state(state), everywhere))
+        return jax.jit(step, donate_argnums=0, out_shardings=(self.state(state), self.everywhere))
 
     def check_lanes(self, lanes: int) -> None:
         """Raises MeshError where the mesh cannot divide so many lanes."""

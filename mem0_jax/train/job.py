@@ -135,6 +135,8 @@ class Job:
 
     Attributes:
         init_from: a bundle to start from, of a policy or of a backbone alone; "" starts from random weights.
+        init_optimizer: take over that bundle's optimizer as well, and its place in the schedule, whose whole length is
+            `train.steps`: training goes on where the run that was converted stopped.
         hardware: a name of `configs/hardware.py`: the mesh, and lanes a device.
     """
 
@@ -142,6 +144,7 @@ class Job:
     model: Mem0Config = field(default_factory=Mem0Config)
     train: TrainSettings = field(default_factory=TrainSettings)
     init_from: str = ""
+    init_optimizer: bool = False
     hardware: str = "cpu"
 
     def __post_init__(self) -> None:
@@ -151,6 +154,8 @@ class Job:
             raise SettingsError(
                 "data.tokenizer: without init_from there is none; name a tokenizer.json, or 'words' to make one"
             )
+        if self.init_optimizer and not self.init_from:
+            raise SettingsError("init_optimizer: there is no optimizer to take over, init_from names no bundle")
         if self.train.validate_every and not self.data.held_out:
             raise SettingsError("train.validate_every: there is nothing to validate on, data.held_out is 0")
         frames, rest = divmod(self.train.batch_size, self.lanes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -15,6 +16,7 @@ from mem0_jax.policies.base import Params
 from mem0_jax.policies.bundle import load_backbone, load_bundle, read_description, save_bundle
 from mem0_jax.policies.mem0 import Mem0, Mem0Config
 from mem0_jax.train.flops import training_flops
+from mem0_jax.train.from_bundle import load_optimizer
 from mem0_jax.train.job import Job, job_settings
 from mem0_jax.train.log import Sink
 from mem0_jax.train.loop import Extras, FitResult, fit
@@ -43,7 +45,8 @@ def train(job: Job, workdir: Path, progress: Sink | None = None) -> tuple[FitRes
     with open_sinks(job, workdir) as sinks:
         extras = Extras(
             initial=initial_params(prepared, layout) if job.init_from else None,
-            validate=Validation(prepared) if config.validate_every else None,
+            optimizer=partial(load_optimizer, job.init_from) if job.init_optimizer else None,
+            validate=Validation(prepared, layout) if config.validate_every else None,
             settings=job_settings(job) | {"statistics": prepared.stats.to_json()},
             flops=lambda trained: training_flops(job.model, job.data.max_length, trained),
             sinks=sinks,

@@ -8,7 +8,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -21,9 +21,9 @@ from mem0_jax import tree
 from mem0_jax.distributed.layout import Layout
 from mem0_jax.errors import UserError
 from mem0_jax.train.checkpoint import CheckpointError, Checkpoints, Restored
-from mem0_jax.train.config import SettingsError, TrainConfig
+from mem0_jax.train.config import OptimizerConfig, SettingsError, TrainConfig
 from mem0_jax.train.log import MetricsLog, Sink, read_rows
-from mem0_jax.train.optim import make_optimizer
+from mem0_jax.train.optim import OptimizerState, make_optimizer
 from mem0_jax.train.state import TrainState, create_params, create_state
 from mem0_jax.train.step import make_train_step
 from mem0_jax.train.watch import (
@@ -93,6 +93,8 @@ class Extras:
 
     Attributes:
         initial: makes the parameters of a new run from a key, in place of the policy's `init`.
+        optimizer: reads (steps done, settings, optimizer state) of the run that a new run goes on from, given the form
+            of that state with its shardings, see `load_optimizer`; this run's own settings count.
         validate: gets the state and returns figures by name, of which "score" ranks checkpoints, the lower the better.
         settings: further settings as JSON values; they are saved, and must be equal when the run continues.
         flops: operations a frame takes, by formula from the paths of the trained parameters, for the log's `mfu`.
@@ -102,6 +104,7 @@ class Extras:
     """
 
     initial: Callable[[jax.Array], dict[str, Any]] | None = None
+    optimizer: Callable[[OptimizerState], tuple[int, OptimizerConfig, OptimizerState]] | None = None
     validate: Callable[[TrainState], dict[str, float]] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     flops: Callable[[Iterable[str]], float] | None = None
@@ -177,7 +180,7 @@ class _Run:
         self._layout = extras.layout
         began = time.perf_counter()
         restored, optimizer = self._start(policy, workdir, extras)
-        self.step = self.resumed_from or 0
+        self.step = int(self.state.step)
         self.compile_seconds = 0.0
         step = make_train_step(policy, optimizer, config.accumulate, config.ema_decay)
         self._train_step = (
@@ -217,6 +220,12 @@ class _Run:
             check_disk(workdir, 2 * tree_bytes(template), "two checkpoints of this run")
             make = partial(create_params, policy, config.seed, config.bfloat16, extras.initial)
             self.state = self._first_state(make, state, abstract, traceable=extras.initial is None)
+            if extras.optimizer is not None:
+                # The fresh moments go before the others come: a large model has no room for both.
+                self.state = replace(self.state, opt_state=template.opt_state)
+                step, _, opt_state = extras.optimizer(template.opt_state)
+                begun = jax.device_put(np.int32(step), self.state.step.sharding)
+                self.state = replace(self.state, step=begun, opt_state=opt_state)
         else:
             _check_settings(workdir, restored.extra["config"], self._settings)
             self.state = restored.state

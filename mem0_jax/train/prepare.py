@@ -28,8 +28,11 @@ from mem0_jax.errors import UserError
 from mem0_jax.policies.base import Params, Policy
 from mem0_jax.policies.bundle import Bundle, Inputs, read_description
 from mem0_jax.policies.mem0 import Mem0, Mem0Config
+from mem0_jax.train.config import TrainConfig
+from mem0_jax.train.from_bundle import check_continues
 from mem0_jax.train.job import WORDS, Job
 from mem0_jax.train.lora import LoraPolicy
+from mem0_jax.train.optim import make_optimizer
 from mem0_jax.train.state import create_params
 
 
@@ -87,6 +90,13 @@ def prepare(job: Job) -> Prepared:
         job = dataclasses.replace(job, model=_completed_model(job, tokenizer))
     policy: Policy = Mem0(job.model)
     policy = LoraPolicy(policy, job.lora) if job.lora else policy
+    if job.init_optimizer:
+        config = job.train_config()
+        params = _abstract_params(policy, config)
+        optimizer = make_optimizer(
+            config.optimizer, policy.learning_rate_groups, policy.no_gradient, config.freeze, params
+        )
+        check_continues(job.init_from, config.optimizer, jax.eval_shape(optimizer.init, params))
     processor = Processor(tokenizer, job.model.backbone, job.model.image_size, data.max_length)
     return Prepared(job, policy, mixed, tuple(held_out), stats, processor)
 
@@ -121,13 +131,16 @@ def _completed_model(job: Job, tokenizer: Tokenizer) -> Mem0Config:
     return dataclasses.replace(job.model, backbone=backbone, dtype=job.compute_dtype)
 
 
+def _abstract_params(policy: Policy, config: TrainConfig) -> Params:
+    return jax.eval_shape(lambda: create_params(policy, config.seed, config.bfloat16))
+
+
 def make_run_layout(prepared: Prepared) -> Layout | None:
     """Where the run lies on the mesh of its hardware; None on one device."""
     job = prepared.job
     if jax.device_count() == 1:
         return None
-    config = job.train_config()
-    abstract = jax.eval_shape(lambda: create_params(prepared.policy, config.seed, config.bfloat16))
+    abstract = _abstract_params(prepared.policy, job.train_config())
     mesh = make_mesh(parse_mesh(HARDWARE[job.hardware]["mesh"]))
     return make_layout(abstract, prepared.policy.logical_axes, mesh)
 
@@ -153,10 +166,14 @@ def lane_source(prepared: Prepared, layout: Layout | None) -> LaneSource:
     )
 
 
-def held_out_sources(prepared: Prepared, lanes: int, frames: int) -> list[LaneSource]:
-    """The held-out episodes of each dataset, each once in the first passes of its lanes, without jitter."""
+def held_out_sources(prepared: Prepared, lanes: int, frames: int, first: int, count: int) -> list[LaneSource]:
+    """The held-out episodes of each dataset, each once in the first passes of its lanes, without jitter.
+
+    Of `lanes` in all, this host plays `count` from `first` on.
+    """
+    seed = prepared.job.data.seed
     return [
-        _source(prepared, dataset, lanes=lanes, frames=frames, seed=prepared.job.data.seed)
+        _source(prepared, dataset, lanes=lanes, frames=frames, seed=seed, first_lane=first, num_local_lanes=count)
         for dataset in prepared.held_out
     ]
 

@@ -5,7 +5,10 @@ Axes: L lanes, T consecutive frames, C action horizon, A action width.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,6 +17,8 @@ import numpy as np
 
 from mem0_jax.data.lanes import LaneSource
 from mem0_jax.data.pipeline import make_loader
+from mem0_jax.distributed.layout import Layout
+from mem0_jax.distributed.mesh import lane_shards
 from mem0_jax.train.metrics import classifier_metrics
 from mem0_jax.train.prepare import Prepared, held_out_sources
 from mem0_jax.train.state import TrainState
@@ -28,40 +33,58 @@ class Validation:
     It gives the means over frames of `action_error` (mean absolute difference between a sampled chunk and the recorded
     one, normalised, steps past the episode's end left out) and `first_action_error` (of the chunk's first action); the
     classifier's metrics (see `classifier_metrics`); `frames`; and `score`, the action error.
+
+    On a mesh every process plays the lanes of its own devices, all must call, and all get the same figures: up to
+    rounding those of one device, if the mesh divides the lanes, which are as many as held-out episodes at most.
     """
 
-    def __init__(self, prepared: Prepared) -> None:
+    def __init__(self, prepared: Prepared, layout: Layout | None = None) -> None:
         job = prepared.job
-        self._lanes = min(job.lanes, job.data.held_out)
-        self._sources = held_out_sources(prepared, self._lanes, FRAMES)
+        parts = 1 if layout is None else lane_shards(dict(layout.mesh.shape))
+        # More lanes than episodes, where the mesh asks for them, play some again, which is not counted.
+        self._lanes = math.ceil(min(job.lanes, job.data.held_out) / parts) * parts
+        first, count = (0, self._lanes) if layout is None else layout.local_lanes(self._lanes)
+        self._sources = held_out_sources(prepared, self._lanes, FRAMES, first, count)
         self._policy, self._threshold = prepared.policy, job.model.classifier.threshold
         self._threads = None if job.data.threads < 0 else job.data.threads
-        self._play = jax.jit(self._play_window)
+        self._layout = layout
+        start = partial(self._policy.init_state, self._lanes)
+        if layout is None:
+            self._start, self._play = jax.jit(start), jax.jit(self._play_window)
+        else:
+            lanes, everywhere = layout.lanes_sharding, layout.everywhere
+            self._start = jax.jit(start, out_shardings=lanes)
+            self._play = jax.jit(self._play_window, out_shardings=(lanes, everywhere))
 
     def __call__(self, state: TrainState) -> dict[str, float]:
         params, sums = state.averaged_params, Counter()
-        for source in self._sources:
-            sums.update(self._play_all(params, source))
+        with nullcontext() if self._layout is None else jax.set_mesh(self._layout.mesh):
+            for source in self._sources:
+                sums.update(self._play_all(params, source))
         frames = sums.pop("frames")
         means = {name: sums.pop(name) / frames for name in ("action_error", "first_action_error")}
-        return means | classifier_metrics(sums) | {"frames": frames, "score": means["action_error"]}
+        return means | classifier_metrics(sums) | {"frames": int(frames), "score": means["action_error"]}
 
     def _play_all(self, params: Any, source: LaneSource) -> Counter:
         """Sums over the frames of a dataset's first pass through its episodes."""
-        sums, memory = Counter(), self._policy.init_state(self._lanes)
-        episodes = int(source.fingerprint()["episodes"])
+        sums, memory = Counter(), self._start()
+        # Passes are numbered over all lanes: these play every episode once.
+        episodes = np.int32(source.fingerprint()["episodes"])
         with make_loader(source, threads=self._threads) as loader:
             for number, batch in enumerate(loader):
-                counted = batch["episode"] < episodes  # passes are numbered: these play every episode once
-                if not counted.any():
+                placed = batch if self._layout is None else self._layout.batch(batch, self._lanes)
+                memory, found = self._play(params, memory, placed, episodes, np.int32(number))
+                found = {name: float(value) for name, value in jax.device_get(found).items()}
+                # No process knows the others' lanes: what all play tells all of them when to stop.
+                if not found["frames"]:
                     return sums
-                rng = jax.random.fold_in(jax.random.key(0), number)
-                memory, found = self._play(params, memory, batch, rng)
-                sums.update(self._count(jax.device_get(found), batch["subtask_end"] > 0, counted))
+                sums.update(found)
         raise AssertionError("lanes have no end")
 
-    def _play_window(self, params: Any, memory: Any, batch: Any, rng: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
-        """Plays [L, T] frames; gives the memory after them and [L, T] errors and probabilities of a subtask's end."""
+    def _play_window(
+        self, params: Any, memory: Any, batch: Any, episodes: jax.Array, number: jax.Array
+    ) -> tuple[Any, dict[str, jax.Array]]:
+        """Plays window `number`, [L, T] frames; gives the memory after them and sums over frames of `episodes`."""
 
         def frame(memory: Any, now: tuple[Any, jax.Array]) -> tuple[Any, dict[str, jax.Array]]:
             observed, key = now
@@ -69,23 +92,22 @@ class Validation:
             error = jnp.abs(chunk - observed["action"]).mean(-1)  # [L, C]
             real = ~observed["action_is_pad"]
             mean = jnp.sum(error * real, -1) / jnp.maximum(real.sum(-1), 1)
-            end = info["end_probability"]
-            return memory, {"action_error": mean, "first_action_error": error[:, 0], "end": end}
+            return memory, {"mean": mean, "first": error[:, 0], "end": info["end_probability"]}
 
         by_time = jax.tree.map(lambda value: jnp.moveaxis(value, 1, 0), batch)
-        memory, found = jax.lax.scan(frame, memory, (by_time, jax.random.split(rng, FRAMES)))
-        return memory, jax.tree.map(lambda value: jnp.moveaxis(value, 0, 1), found)
-
-    def _count(self, found: dict[str, np.ndarray], ends: np.ndarray, counted: np.ndarray) -> dict[str, float]:
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(0), number), FRAMES)
+        memory, found = jax.lax.scan(frame, memory, (by_time, keys))  # [T, L] each
+        counted, ends = by_time["episode"] < episodes, by_time["subtask_end"] > 0
         guess = found["end"] >= self._threshold
-        return {
-            "frames": int(counted.sum()),
-            "action_error": float(found["action_error"][counted].sum()),
-            "first_action_error": float(found["first_action_error"][counted].sum()),
-            "cls_tp": int((guess & ends & counted).sum()),
-            "cls_fp": int((guess & ~ends & counted).sum()),
-            "cls_fn": int((~guess & ends & counted).sum()),
-            "cls_correct": int(((guess == ends) & counted).sum()),
-            "cls_total": int(counted.sum()),
-            "cls_positive": int((ends & counted).sum()),
+        sums = {
+            "frames": counted,
+            "action_error": jnp.where(counted, found["mean"], 0.0),
+            "first_action_error": jnp.where(counted, found["first"], 0.0),
+            "cls_tp": guess & ends & counted,
+            "cls_fp": guess & ~ends & counted,
+            "cls_fn": ~guess & ends & counted,
+            "cls_correct": (guess == ends) & counted,
+            "cls_total": counted,
+            "cls_positive": ends & counted,
         }
+        return memory, {name: value.sum() for name, value in sums.items()}

@@ -1,12 +1,13 @@
 """A reference run that goes on here: its moments land where they belong, and the next updates are torch's."""
 
 import zlib
+from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from mem0_jax.convert.importer import Request, convert, prepare
@@ -16,10 +17,13 @@ from mem0_jax.convert.rules import ConversionError, export, load, make_plan
 from mem0_jax.convert.settings import Settings, read_settings
 from mem0_jax.convert.sources import open_source
 from mem0_jax.convert.torch_pt_write import write_pt
+from mem0_jax.policies.base import Policy
 from mem0_jax.policies.bundle import BundleError, load_bundle
-from mem0_jax.policies.mem0 import Mem0Config
+from mem0_jax.policies.mem0 import Mem0, Mem0Config
+from mem0_jax.train.config import TrainConfig
 from mem0_jax.train.from_bundle import load_optimizer
-from mem0_jax.train.optim import make_optimizer
+from mem0_jax.train.loop import Extras, fit
+from mem0_jax.train.optim import learning_rates
 from mem0_jax.tree import flatten
 
 ASSETS = Path(__file__).parent / "assets"
@@ -47,21 +51,56 @@ def test_moments_step_and_settings(bundle):
     assert len(jax.tree.leaves(state.mu)) == len(flatten(load_bundle(bundle).params)) - 1  # the final norm has none
 
 
-def test_the_next_updates_are_those_of_torch(bundle):
+class GivenGradients:
+    """Mem-0 whose loss has the gradients [2, ...] of the parameter tree, of the step that a batch names."""
+
+    def __init__(self, config: Mem0Config, gradients: Any):
+        policy = Mem0(config)
+        self.init, self.no_gradient = policy.init, policy.no_gradient
+        self.learning_rate_groups, self.logical_axes = policy.learning_rate_groups, policy.logical_axes
+        self._gradients = gradients
+
+    def init_state(self, lanes: int) -> Any:
+        return ()
+
+    def loss(self, params, state, batch, rng, train):
+        products = jax.tree.map(lambda p, g: jnp.vdot(p, g[batch["step"][0, 0]]), params, self._gradients)
+        return sum(jax.tree.leaves(products)), {}, state
+
+    def act(self, params, state, observation, rng):
+        raise NotImplementedError
+
+
+class TwoSteps:
+    """A loader of the numbers 0 and 1."""
+
+    def __init__(self):
+        self.step = 0
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        self.step += 1
+        return {"step": np.array([[self.step - 1]])}
+
+    def get_state(self) -> int:
+        return self.step
+
+    def set_state(self, state: int) -> None:
+        self.step = state
+
+
+def test_a_run_goes_on_with_torch_s_updates(bundle, tmp_path):
     expected = np.load(ASSETS / "next_step.npz")
-    _, config, state = load_optimizer(bundle)
-    loaded = load_bundle(bundle)
-    policy, params = loaded.policy, loaded.params
-    rules = mem0_rules(loaded.config)
+    loaded, optimizer = load_bundle(bundle), load_optimizer(bundle)[1]
     source = open_source(GOLDEN / "step3.pt")
-    plan = make_plan(rules, source.shapes, params)
-    optimizer = make_optimizer(config, policy.learning_rate_groups, policy.no_gradient, (), params)
-    update = jax.jit(optimizer.update)
-    for step in (3, 4):
-        gradients = load(plan, gradients_of_torch(source, step))
-        updates, state = update(jax.tree.map(jnp.asarray, gradients), state, params)
-        params = optax.apply_updates(params, updates)
-    after = export(plan, params)
+    plan = make_plan(mem0_rules(loaded.config), source.shapes, loaded.params)
+    gradients = jax.tree.map(lambda *g: jnp.stack(g), *(load(plan, gradients_of_torch(source, s)) for s in (3, 4)))
+    policy = cast(Policy, GivenGradients(loaded.config, gradients))
+    extras = Extras(initial=lambda key: load_bundle(bundle).params, optimizer=partial(load_optimizer, bundle))
+    result = fit(policy, TwoSteps, TrainConfig(5, 1, optimizer, log_every=1), tmp_path, extras=extras)
+    assert [row["step"] for row in result.rows] == [4, 5]
+    rates = [learning_rates(optimizer, count)["action"] for count in (3, 4)]
+    assert [row["learning_rate/action"] for row in result.rows] == rates
+    after = export(plan, result.state.params)
     assert set(after) == set(expected.files)
     for name, value in after.items():
         (norm, total, *values), (norm_t, total_t, *values_t) = summary(value), expected[name]

@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 from toy import LANES, ToyPolicy, batch_at, make_config, make_loader, make_policy
 
+from mem0_jax import tree
 from mem0_jax.train import log as log_module
 from mem0_jax.train.checkpoint import CheckpointError
 from mem0_jax.train.log import DivergedError, read_rows
-from mem0_jax.train.loop import DataError, fit
+from mem0_jax.train.loop import DataError, Extras, fit
 from mem0_jax.train.optim import learning_rates, make_optimizer
 from mem0_jax.train.state import create_params, create_state
 from mem0_jax.train.step import make_train_step
@@ -244,3 +245,38 @@ def test_settings_import_without_jax():
     subprocess.run([sys.executable, "-c", code], check=True)
     code = "import mem0_jax.train.loop, sys; assert not {'torch', 'tensorflow', 'transformers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_run_goes_on_from_another_s_optimizer_and_asks_for_it_once(tmp_path):
+    before = fit(make_policy(), make_loader, make_config(20), tmp_path / "before").state
+    asked = []
+
+    def taken_over(template):
+        asked.append(jax.tree.map(lambda leaf: leaf.shape, template))
+        return 20, make_config(20).optimizer, jax.tree.map(np.asarray, before.opt_state)
+
+    extras = Extras(initial=lambda key: before.params, optimizer=taken_over)
+    after = tmp_path / "after"
+    first = fit(make_policy(), make_loader, make_config(25), after, extras=extras)
+    assert first.resumed_from is None
+    mu = tree.flatten(before.opt_state.mu)["head/kernel"]
+    second = fit(make_policy(), make_loader, make_config(30, save_every=5), after, extras=extras)
+    assert second.resumed_from == 25
+    assert len(asked) == 1
+    assert asked[0].mu["head"]["kernel"] == mu.shape
+    assert (int(second.state.step), int(second.state.opt_state.count)) == (30, 30)
+    rates = [learning_rates(make_config(30).optimizer, step - 1)["base"] for step in (25, 30)]
+    assert [row["learning_rate/base"] for row in second.rows] == rates
+    # By hand: the first batches of the data, moments and place in the schedule of step 20, an empty memory.
+    config = make_config(30)
+    policy = make_policy()
+    optimizer = make_optimizer(
+        config.optimizer, policy.learning_rate_groups, policy.no_gradient, config.freeze, before.params
+    )
+    fresh = create_state(policy, optimizer, before.params, config.seed, LANES)
+    state = replace(fresh, step=before.step, opt_state=before.opt_state)
+    step = jax.jit(make_train_step(policy, optimizer))
+    for index in range(10):
+        state, _ = step(state, batch_at(index))
+    for mine, theirs in zip(jax.tree.leaves(second.state.params), jax.tree.leaves(state.params)):
+        np.testing.assert_array_equal(mine, theirs)
