@@ -95,10 +95,10 @@ def policy_and_batch(lanes: int, frames: int) -> tuple[GivenNoise, dict[str, np.
     }
 
 
-def write_dataset(root: Path) -> Path:
-    """Four short episodes; the last two frames of each are a subtask's end."""
+def write_dataset(root: Path, rounds: int = 1) -> Path:
+    """`rounds` times four short episodes; the last two frames of each are a subtask's end."""
     with LeRobotWriter(root, 10, mem0_features(32, 32), "planar") as writer:
-        for episode, length in enumerate(LENGTHS):
+        for episode, length in enumerate(LENGTHS * rounds):
             t = np.arange(length)
             state = np.sin(0.3 * t[:, None] + np.arange(16) + episode).astype(np.float32)
             shade = (20 * t + 40 * episode) % 256
