@@ -62,6 +62,11 @@ COMMANDS: dict[str, Command] = {
         "mem0-jax aot --config=m1_mix --topology=v5e:4x4 --config.hardware=v5e-16",
         "mem0_jax.commands.aot",
     ),
+    "plan": Command(
+        "prepare questions for the planner of staged tasks",
+        "mem0-jax plan --help",
+        "mem0_jax.commands.plan",
+    ),
     "golden": Command(
         "replay a folder of the reference's inputs and outputs and print the greatest errors",
         "mem0-jax golden tests/model/assets/tiny_a",

@@ -1,0 +1,19 @@
+"""`mem0-jax plan`: the planner that names the subtasks of staged tasks."""
+
+from collections.abc import Sequence
+
+from mem0_jax.cli import Command
+from mem0_jax.cli import main as run
+
+COMMANDS: dict[str, Command] = {
+    "prepare": Command(
+        "turn a dataset of a staged task into questions and images to train on",
+        "mem0-jax plan prepare datasets/press_button plan/press_button",
+        "mem0_jax.commands.plan_prepare",
+    ),
+}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs one of the commands above."""
+    return run(argv, COMMANDS, "mem0-jax plan")
