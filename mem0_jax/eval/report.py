@@ -180,7 +180,7 @@ def write_report(out_dir: str | os.PathLike[str], results: Results) -> dict[str,
         "report.json": (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode(),
     }
     for name, content in files.items():
-        _write(out / name, content)
+        write_whole(out / name, content)
     return summary
 
 
@@ -236,7 +236,7 @@ def _check_pictures(name: str, pictures: Any) -> None:
         raise ValueError(f"{name}: expected uint8 pictures [number, height, width, 3], got {dtype} {list(shape)}")
 
 
-def _write(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes) -> None:
     """Beside first, then renamed: nobody ever sees half a file."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:

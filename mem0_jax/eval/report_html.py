@@ -72,30 +72,33 @@ def page(results: "Results", summary: Mapping[str, Any]) -> str:
     facts = results.facts
     sections = [
         _header(summary),
-        _section(
-            "Results", _table(summary) + _chart(bar_chart(dict(summary)), _bars_in_words(summary)), _reading(summary)
+        section(
+            "Results", _table(summary) + chart(bar_chart(dict(summary)), _bars_in_words(summary)), _reading(summary)
         ),
         _videos(results),
         _attention(results.attention) if results.attention else "",
-        _section(
+        section(
             "Training",
-            _chart(loss_chart(results), "Training losses of both policies over the optimizer steps."),
+            chart(loss_chart(results), "Training losses of both policies over the optimizer steps."),
             "Pale lines are the logged values, bold lines their running mean.",
         ),
-        _section("The run", _facts(results)),
-        _section(
+        section("The run", _facts(results)),
+        section(
             "How to reproduce",
             f'<div class="card"><pre><code>{escape(facts.command)}</code></pre></div>',
             "The numbers of this page, and those behind its curves, are in <code>report.json</code> beside it.",
         ),
     ]
+    return document(f"{facts.task}: with and without memory", "\n".join(section for section in sections if section))
+
+
+def document(title: str, body: str) -> str:
+    """A whole page of HTML around `body`, in the house's style."""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(facts.task)}: with and without memory</title>\n<style>{STYLE}</style>\n</head>\n"
-        "<body>\n<main>\n"
-        + "\n".join(section for section in sections if section)
-        + f"\n</main>\n<script>{SCRIPT}</script>\n</body>\n</html>\n"
+        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n"
+        f"<body>\n<main>\n{body}\n</main>\n<script>{SCRIPT}</script>\n</body>\n</html>\n"
     )
 
 
@@ -176,7 +179,7 @@ def _videos(results: "Results") -> str:
     for pair in zip_longest(results.with_memory.videos, results.without_memory.videos):
         cells = "".join(_video(kind, label, video) for (kind, _, label), video in zip(ARMS, pair))
         pairs += f'<div class="pair">{cells}</div>\n'
-    return _section("Watch", f'<button id="play" type="button">Play all from the start</button>\n{pairs}')
+    return section("Watch", f'<button id="play" type="button">Play all from the start</button>\n{pairs}')
 
 
 def _video(kind: str, label: str, video: "Video | None") -> str:
@@ -206,7 +209,7 @@ def _attention(attention: "Attention") -> str:
         f'<figure><img src="{thumbnail(attention.anchor, 320)}" alt="The frame kept as anchor">'
         "<figcaption>anchor: the first frame since memory was cleared</figcaption></figure>"
     )
-    return _section(
+    return section(
         "What memory looked at",
         f'<div class="card"><div class="keys">{keys}</div><ul class="window">{cells}</ul></div>',
         f"One decision of the policy with memory. It reads an anchor and a window of the last {count} frames; the bar "
@@ -220,8 +223,8 @@ def _facts(results: "Results") -> str:
         "parameters": f"{facts.parameters:,}",
         "optimizer steps, each policy": f"{facts.steps:,}",
         "training frames a second": f"{facts.frames_per_second:.0f}",
-        **{f"time: {phase}": _duration(seconds) for phase, seconds in facts.wall_seconds.items()},
-        "time in all": _duration(sum(facts.wall_seconds.values())),
+        **{f"time: {phase}": duration(seconds) for phase, seconds in facts.wall_seconds.items()},
+        "time in all": duration(sum(facts.wall_seconds.values())),
         **{f"seeds: {what}": seeds for what, seeds in facts.seeds.items()},
         **facts.software,
     }
@@ -229,15 +232,18 @@ def _facts(results: "Results") -> str:
     return f'<dl class="facts">{items}</dl>'
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Such as 3:05 min."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes}:{rest:02d} min" if minutes else f"{seconds:.1f} s"
 
 
-def _chart(svg: str, words: str) -> str:
+def chart(svg: str, words: str) -> str:
+    """A figure, and what it shows in words."""
     return f'<figure class="card" style="margin-top:1.2rem" role="img" aria-label="{escape(words)}">{svg}</figure>'
 
 
-def _section(title: str, content: str, note: str = "") -> str:
+def section(title: str, content: str, note: str = "") -> str:
+    """A section; title, content and note are HTML."""
     paragraph = f'<p class="note">{note}</p>\n' if note else ""
     return f"<section>\n<h2>{title}</h2>\n{paragraph}{content}\n</section>"

@@ -5,15 +5,15 @@ Axes: T frames of a video, H height, W width.
 
 import base64
 import io
-from fractions import Fraction
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-import av
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
+
+from mem0_jax.eval.film import Encoder, can_film
 
 if TYPE_CHECKING:
     from mem0_jax.eval.report import Results, Video
@@ -45,7 +45,7 @@ def bar_chart(summary: dict[str, Any]) -> str:
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(7.2, 3.9), layout="constrained")
         draw_bars(figure.subplots(), summary)
-        return _svg(figure, "bars")
+        return svg(figure, "bars")
 
 
 def draw_bars(axes: Axes, summary: dict[str, Any]) -> None:
@@ -95,7 +95,7 @@ def loss_chart(results: "Results") -> str:
             axes.grid(axis="y", color=COLORS["rule"], lw=0.7)
             axes.tick_params(length=0, which="both")
         figure.axes[0].legend(frameon=False)
-        return _svg(figure, "loss")
+        return svg(figure, "loss")
 
 
 def hero(results: "Results", summary: dict[str, Any]) -> bytes:
@@ -131,7 +131,7 @@ def hero(results: "Results", summary: dict[str, Any]) -> bytes:
 
 def video_element(video: "Video", description: str) -> str:
     """An HTML element with the video inside: H.264, or GIF where PyAV was built without an H.264 encoder."""
-    if "libx264" in av.codecs_available:
+    if can_film():
         source = data_uri(encode_h264(video.frames, video.fps), "video/mp4")
         return f'<video src="{source}" aria-label="{description}" controls muted loop playsinline></video>'
     return f'<img src="{data_uri(encode_gif(video.frames, video.fps), "image/gif")}" alt="{description}">'
@@ -139,16 +139,11 @@ def video_element(video: "Video", description: str) -> str:
 
 def encode_h264(frames: np.ndarray, fps: float) -> bytes:
     """uint8 [T, H, W, 3] as an mp4 that every browser plays; odd sizes lose their last row or column."""
-    height, width = (size // 2 * 2 for size in frames.shape[1:3])
     buffer = io.BytesIO()
-    with av.open(buffer, "w", format="mp4") as container:
-        rate = Fraction(fps).limit_denominator(1000)
-        stream = cast(Any, container.add_stream("libx264", rate=rate, options={"crf": "20", "preset": "medium"}))
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        for frame in frames:
-            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame[:height, :width]), format="rgb24")
-            container.mux(stream.encode(picture))
-        container.mux(stream.encode())
+    encoder = Encoder(buffer, frames.shape[1], frames.shape[2], fps, quality=20, preset="medium")
+    for frame in frames:
+        encoder.append(frame)
+    encoder.close()
     return buffer.getvalue()
 
 
@@ -173,7 +168,8 @@ def data_uri(content: bytes, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def _svg(figure: Figure, name: str) -> str:
+def svg(figure: Figure, name: str) -> str:
+    """A figure as SVG that follows the page's theme; `name` seeds its ids."""
     buffer = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": name}):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})

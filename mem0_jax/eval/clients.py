@@ -1,0 +1,120 @@
+"""Episodes whose policy is a server: one client session and one thread each, side by side."""
+
+import queue
+import threading
+from collections.abc import Generator, Mapping, Sequence
+from typing import Any
+
+from mem0_jax.envs import make
+from mem0_jax.errors import UserError
+from mem0_jax.eval.episode import Episode, Outcome
+from mem0_jax.eval.lockstep import Films
+from mem0_jax.serve.client import Client, ServerError
+
+
+class LostServerError(UserError):
+    """A policy server that cannot be reached, or that went away."""
+
+
+def server_metadata(address: str, token: str | None, wait: float = 10.0) -> dict[str, Any]:
+    """What a server says of itself.
+
+    Raises:
+        LostServerError: it cannot be reached within `wait` seconds, or refuses.
+    """
+    try:
+        with Client(address, token=token, wait=wait) as client:
+            return client.metadata
+    except (OSError, ServerError, ValueError) as error:
+        raise LostServerError(f"{address}: {error}; start one with 'mem0-jax serve BUNDLE'") from error
+
+
+def play_on_server(
+    address: str,
+    task: str,
+    seeds: Sequence[int],
+    options: Mapping[str, Any],
+    *,
+    token: str | None = None,
+    planner: str | None = None,
+    parallel: int = 16,
+    films: Films = lambda number: None,
+) -> Generator[Outcome]:
+    """Plays one episode a seed and gives the outcomes as they come; see `lockstep.play`.
+
+    The server computes together what comes in together, so results repeat up to the rounding of its sums.
+
+    Args:
+        address: such as "ws://127.0.0.1:8000".
+        task: of `mem0_jax.envs`.
+        seeds: of environments and sampled chunks.
+        options: of every episode instead of the server's, as in `Client.reset`.
+        token: the server's.
+        planner: of staged tasks: "server", or "client": the environments name their subtasks faultlessly.
+        parallel: client sessions.
+        films: number of an episode -> mp4 file to write, or None.
+
+    Raises:
+        LostServerError: the server went away for longer than a client waits.
+    """
+    waiting: queue.SimpleQueue[tuple[int, int]] = queue.SimpleQueue()
+    for entry in enumerate(seeds):
+        waiting.put(entry)
+    done: queue.SimpleQueue[Outcome | Exception] = queue.SimpleQueue()
+    stop = threading.Event()
+    named = (planner or "client") if make(task, render=False).staged else "none"
+
+    def work(number: int) -> None:
+        try:
+            with Client(address, token=token, env=f"{task} {number}") as client:
+                while not stop.is_set():
+                    try:
+                        index, seed = waiting.get_nowait()
+                    except queue.Empty:
+                        return
+                    done.put(_play_one(client, Episode(task, index, seed, films(index)), named, options, stop))
+        except Exception as error:
+            done.put(error)
+
+    count = min(parallel, len(seeds))
+    threads = [threading.Thread(target=work, args=(i,), name=f"client {i}", daemon=True) for i in range(count)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in seeds:
+            answer = done.get()
+            if isinstance(answer, OSError | ServerError):
+                raise LostServerError(f"{address}: {answer}") from answer
+            if isinstance(answer, Exception):
+                raise answer
+            yield answer
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(timeout=10)
+
+
+def _play_one(
+    client: Client, episode: Episode, planner: str, options: Mapping[str, Any], stop: threading.Event
+) -> Outcome:
+    """Plays an episode to its end; what only this session suffers from becomes its error."""
+    try:
+        if not episode.over:
+            client.reset(episode.instruction, episode.outcome.seed, planner, **options)
+            client.observe(episode.observation)
+        actions = []
+        while not episode.over and not stop.is_set():
+            if client.status.get("plan_needed") and planner == "client":
+                client.plan(episode.subtask_after(client.status["stage"]))
+                continue
+            if client.due:
+                actions = list(client.act())
+            episode.step(actions.pop(0))
+            if not episode.over:
+                client.observe(episode.observation)
+            episode.outcome.stages = int(client.status.get("stage", 0))
+    except (ServerError, ValueError) as error:
+        episode.fail(f"policy server: {error}")
+    finally:
+        episode.abandon()
+    return episode.outcome

@@ -1,0 +1,173 @@
+"""Episodes in this process, side by side: their pilots share one engine.
+
+An episode's result depends on its seed and on nothing that plays beside it. Sums of another batch size round otherwise,
+and a closed loop amplifies that, so every step of the engine has the same number of rows, filled up with copies.
+
+Axis letters: R rows.
+"""
+
+import dataclasses
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from mem0_jax.eval.episode import Episode, Outcome
+from mem0_jax.inference.engine import Engine, Reply, Request
+from mem0_jax.inference.session import Options, Pilot
+from mem0_jax.planner.base import Planner, PlannerError
+from mem0_jax.policies.bundle import Bundle
+
+ROWS = 16  # R: enough to keep a processor busy, few enough to wait for
+Films = Callable[[int], Path | None]
+
+
+class EvenSteps:
+    """An engine whose steps all have R requests.
+
+    Args:
+        bundle: the policy.
+        slots: memories for `step`.
+        rows: R.
+    """
+
+    def __init__(self, bundle: Bundle, slots: int, rows: int = ROWS):
+        self.slots, self.rows = slots, rows
+        self._engine = Engine(bundle, slots + rows - 1)
+
+    def step(self, requests: Sequence[Request]) -> list[Reply]:
+        """As `Engine.step`."""
+        replies: list[Reply | None] = [None] * len(requests)
+        kinds: dict[tuple, list[int]] = {}
+        for i, request in enumerate(requests):  # the shapes of a step depend on these
+            kind = (len(request.images), request.state is not None, len(request.instruction))
+            kinds.setdefault(kind, []).append(i)
+        for numbers in kinds.values():
+            for start in range(0, len(numbers), self.rows):
+                part = numbers[start : start + self.rows]
+                for i, reply in zip(part, self._engine.step(self._filled([requests[i] for i in part]))):
+                    replies[i] = reply
+        return [reply for reply in replies if reply is not None]
+
+    def _filled(self, requests: list[Request]) -> list[Request]:
+        copies = range(self.slots, self.slots + self.rows - len(requests))
+        return requests + [dataclasses.replace(requests[-1], slot=slot) for slot in copies]
+
+
+def play(
+    bundle: Bundle,
+    task: str,
+    seeds: Sequence[int],
+    options: Options,
+    *,
+    planner: Planner | None = None,
+    parallel: int = ROWS,
+    rows: int = ROWS,
+    films: Films = lambda number: None,
+) -> Generator[Outcome]:
+    """Plays one episode a seed and gives the outcomes as they come.
+
+    Args:
+        bundle: the policy.
+        task: of `mem0_jax.envs`.
+        seeds: of the environments; they seed the sampled chunks, too.
+        options: how the policy acts.
+        planner: of staged tasks; None: the environments name their subtasks faultlessly.
+        parallel: episodes side by side.
+        rows: of every step of the engine, see above.
+        films: number of an episode -> mp4 file to write, or None.
+    """
+    table = _Table(bundle, task, options, planner, parallel, rows)
+    waiting = deque(enumerate(seeds))
+    try:
+        while waiting or table.playing:
+            while waiting and table.free and table.at_decision:
+                number, seed = waiting.popleft()
+                table.seat(Episode(task, number, seed, films(number)))
+            yield from table.turn()
+    finally:
+        table.close()
+
+
+class _Table:
+    """Episodes and their pilots; all take one action a turn."""
+
+    def __init__(self, bundle: Bundle, task: str, options: Options, planner: Planner | None, parallel: int, rows: int):
+        from mem0_jax.envs import make
+
+        staged = make(task, render=False).staged
+        self._steps = EvenSteps(bundle, parallel, rows)
+        self._pilots = [Pilot(bundle, options, slot=slot, staged=staged) for slot in range(parallel)]
+        self._planner, self._turns = planner, 0
+        self._threads = ThreadPoolExecutor(parallel, "planner")
+        self.playing: dict[int, Episode] = {}  # by slot
+
+    @property
+    def free(self) -> bool:
+        """There is a slot."""
+        return len(self.playing) < len(self._pilots)
+
+    @property
+    def at_decision(self) -> bool:
+        """Episodes that begin now decide together with those that are under way, which makes fewer steps."""
+        horizon = self._pilots[0].options.action_horizon
+        assert horizon is not None
+        return self._turns % horizon == 0
+
+    def seat(self, episode: Episode) -> None:
+        """Begins an episode."""
+        slot = next(slot for slot in range(len(self._pilots)) if slot not in self.playing)
+        self.playing[slot] = episode
+        if not episode.over:
+            self._pilots[slot].reset(episode.instruction, episode.outcome.seed)
+
+    def turn(self) -> list[Outcome]:
+        """One action of every episode; gives the outcomes of those that are over, which leave."""
+        for slot, episode in self._running():
+            try:
+                self._pilots[slot].observe(episode.observation)
+            except Exception as error:  # an environment that shows nonsense
+                episode.fail(f"{type(error).__name__}: {error}")
+        self._think()
+        for slot, episode in self._running():
+            pilot = self._pilots[slot]
+            episode.step(pilot.actions()[0])
+            episode.outcome.stages = pilot.stage
+        self._turns += 1
+        over = [(slot, episode) for slot, episode in self.playing.items() if episode.over]
+        for slot, _ in over:
+            del self.playing[slot]
+        return [episode.outcome for _, episode in over]
+
+    def _running(self) -> list[tuple[int, Episode]]:
+        return [(slot, episode) for slot, episode in self.playing.items() if not episode.over]
+
+    def _think(self) -> None:
+        """Plans, and steps of the engine, until every episode has an action."""
+        while True:
+            self._plan()
+            pilots = [self._pilots[slot] for slot, _ in self._running()]
+            pilots = [pilot for pilot in pilots if pilot.step_needed(pilot.due)]
+            if not pilots:
+                return
+            for pilot, reply in zip(pilots, self._steps.step([pilot.request(pilot.due) for pilot in pilots])):
+                pilot.receive(reply)
+
+    def _plan(self) -> None:
+        """Asks for the subtasks that are due, all at once."""
+        asked = [(slot, episode) for slot, episode in self._running() if self._pilots[slot].plan_needed]
+        answers = [
+            self._threads.submit((self._planner or episode).next_subtask, self._pilots[slot].situation)
+            for slot, episode in asked
+        ]
+        for (slot, episode), answer in zip(asked, answers):
+            try:
+                self._pilots[slot].planned(answer.result())
+            except PlannerError as error:
+                episode.fail(f"planner: {error}")
+
+    def close(self) -> None:
+        """Lets go of everything."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        for episode in self.playing.values():
+            episode.abandon()
