@@ -100,7 +100,7 @@ def evaluate(
         UserError: the options do not fit the policy; the planner's.
     """
     options = dataclasses.replace(options or Options(), action_horizon=execute)
-    engine = Engine(bundle, min(sessions, len(seeds)))
+    engine = Engine(bundle, min(sessions, len(seeds)), growth=4)
     results = []
     for start in range(0, len(seeds), sessions):
         group = []

@@ -6,6 +6,7 @@ Source: RMBench `.../action_model/ActionHeader.py`, `cross_attention_dit.py` (be
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -66,18 +67,31 @@ class MLP(nnx.Module):
         return self.layer2(jax.nn.relu(self.layer1(x)))
 
 
+class Modulation(NamedTuple):
+    """All that the head makes of a timestep, for B samples or, with B = 1, for all alike.
+
+    Attributes:
+        tau: [B, D], joins the actions.
+        blocks: scale and shift of adaLN in the cross- and the self-attention blocks, two of [P, B, 2 D].
+        out: shift and scale of the last norm, [B, 2 D].
+    """
+
+    tau: Array
+    blocks: tuple[Array, Array]
+    out: Array
+
+
 class ActionEncoder(nnx.Module):
-    """Noisy actions [B, C, A] and integer timesteps [B] to tokens [B, C, D]."""
+    """Noisy actions [B, C, A] and features [B, D] of their timesteps to tokens [B, C, D]."""
 
     def __init__(self, config: DiTConfig, rngs: nnx.Rngs):
         self.layer1 = Linear(config.action_dim, config.width, rngs)
         self.layer2 = Linear(2 * config.width, config.width, rngs)
         self.layer3 = Linear(config.width, config.width, rngs)
 
-    def __call__(self, actions: Array, timestep: Array) -> Array:
+    def __call__(self, actions: Array, tau: Array) -> Array:
         x = self.layer1(actions)
-        tau = sinusoid(timestep, x.shape[-1], max_period=10000.0, cos_first=False).astype(x.dtype)
-        tau = jnp.broadcast_to(tau[:, None], x.shape)
+        tau = jnp.broadcast_to(tau[:, None].astype(x.dtype), x.shape)
         return self.layer3(jax.nn.silu(self.layer2(jnp.concatenate([x, tau], -1))))
 
 
@@ -97,10 +111,10 @@ class Block(nnx.Module):
         """[B, S, key width] -> two of [B, S, heads, head width]."""
         return split_heads(self.to_k(context), self.heads), split_heads(self.to_v(context), self.heads)
 
-    def __call__(self, x: Array, time: Array, context: tuple[Array, Array] | None, key: Array | None) -> Array:
-        """x [B, 1 + C, D], time embedding after SiLU [B, D]; context None means self-attention."""
+    def __call__(self, x: Array, modulation: Array, context: tuple[Array, Array] | None, key: Array | None) -> Array:
+        """x [B, 1 + C, D], `norm1` of the time embedding after SiLU; context None means self-attention."""
         keys = split_key(key, 4)
-        scale, shift = jnp.split(self.norm1(time)[:, None], 2, -1)
+        scale, shift = jnp.split(modulation[:, None], 2, -1)
         h = layer_norm(x, 1e-5) * (1 + scale) + shift
         k, v = self.keys_values(h) if context is None else context
         attended = self.to_out(merge_heads(attend(split_heads(self.to_q(h), self.heads), k, v)))
@@ -115,6 +129,10 @@ class BlockPair(nnx.Module):
     def __init__(self, config: DiTConfig, rngs: nnx.Rngs):
         self.cross = Block(config, config.context_width, rngs)
         self.self = Block(config, config.width, rngs)
+
+    def modulation(self, time: Array) -> tuple[Array, Array]:
+        """Of both blocks, from the time embedding after SiLU [B, D]."""
+        return self.cross.norm1(time), self.self.norm1(time)
 
 
 class DiTHead(nnx.Module):
@@ -149,35 +167,51 @@ class DiTHead(nnx.Module):
         self,
         condition: tuple[tuple[Array, Array], Array],
         actions: Array,
-        timestep: Array,
+        timestep: Array | Modulation,
         key: Array | None = None,
         *,
         remat: bool | str = False,
     ) -> Array:
-        """Velocity of the noisy `actions` [B, C, A] at integer `timestep` [B]: [B, C, A].
+        """Velocity of the noisy `actions` [B, C, A] at integer `timestep` [B], or its `modulation`: [B, C, A].
 
         `key` turns dropout on; `remat` recomputes block pairs in the backward pass.
         """
         kv, state_token = condition
         config = self.config
         length = actions.shape[1]
-        tokens = self.action_encoder(actions, timestep) + self.position_embedding.embedding[...][:length]
+        if isinstance(timestep, Modulation):
+            time, (tau, blocks, out_modulation) = None, timestep
+        else:  # in training every sample has a time of its own: nothing to share, and blocks are recomputed whole
+            time, tau, blocks = self._time(timestep), self._tau(timestep), None
+            out_modulation = self.proj_out_1(time)
+        tokens = self.action_encoder(actions, tau) + self.position_embedding.embedding[...][:length]
         x = jnp.concatenate([state_token, tokens], 1)
-        feature = sinusoid(timestep, TIME_FEATURES, max_period=10000.0, cos_first=True, shift=1)
-        embedding = self.time_linear_2(jax.nn.silu(self.time_linear_1(feature)))
-        time = jax.nn.silu(embedding)
 
         def body(pair, x, scanned):
-            kv, key = scanned
+            kv, key, modulation = scanned
             keys = split_key(key, 2)
-            x = pair.cross(x, time, kv, keys[0])
-            return pair.self(x, time, None, keys[1]), None
+            cross, self_ = pair.modulation(time) if modulation is None else modulation
+            x = pair.cross(x, cross, kv, keys[0])
+            return pair.self(x, self_, None, keys[1]), None
 
         keys = None if key is None else jax.random.split(key, config.num_layers // 2)
-        x, _ = scan_layers(self.blocks, body, x, (kv, keys), remat=remat)
-        shift, scale = jnp.split(self.proj_out_1(time)[:, None], 2, -1)
+        x, _ = scan_layers(self.blocks, body, x, (kv, keys, blocks), remat=remat)
+        shift, scale = jnp.split(out_modulation[:, None], 2, -1)
         out = self.proj_out_2(layer_norm(x, 1e-6) * (1 + scale) + shift)
         return self.action_decoder(out[:, -length:])
+
+    def modulation(self, timestep: Array) -> Modulation:
+        """What `velocity` needs to know of integer timesteps [B]."""
+        time = self._time(timestep)
+        _, blocks = scan_layers(self.blocks, lambda pair, carry, _: (carry, pair.modulation(time)), None)
+        return Modulation(self._tau(timestep), blocks, self.proj_out_1(time))
+
+    def _tau(self, timestep: Array) -> Array:
+        return sinusoid(timestep, self.config.width, max_period=10000.0, cos_first=False)
+
+    def _time(self, timestep: Array) -> Array:
+        feature = sinusoid(timestep, TIME_FEATURES, max_period=10000.0, cos_first=True, shift=1)
+        return jax.nn.silu(self.time_linear_2(jax.nn.silu(self.time_linear_1(feature))))
 
 
 def repeat_condition(condition, times: int):

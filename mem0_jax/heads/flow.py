@@ -5,6 +5,7 @@ Axis letters: B samples, C action chunk length (horizon), A action width, R draw
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -48,13 +49,24 @@ def interpolate(noise: Array, actions: Array, time: Array) -> tuple[Array, Array
     return (1 - t) * noise + t * actions, actions - noise
 
 
-def solve(velocity: Callable[[Array, Array], Array], noise: Array, config: FlowConfig) -> Array:
-    """Euler steps of 1 / solver_steps; `velocity(x, timestep)` gets an int32 scalar timestep. Returns the actions."""
-    timesteps = jnp.array(
-        [int(i / config.solver_steps * config.buckets) for i in range(config.solver_steps)], jnp.int32
-    )
+def timesteps(config: FlowConfig) -> Array:
+    """The network's timesteps of the solver: int32 [solver_steps]."""
+    return jnp.array([int(i / config.solver_steps * config.buckets) for i in range(config.solver_steps)], jnp.int32)
 
-    def step(x, timestep):
-        return x + velocity(x, timestep) / config.solver_steps, None
 
-    return jax.lax.scan(step, noise, timesteps)[0]
+def solve(
+    velocity: Callable[[Array, Any], Array], noise: Array, config: FlowConfig, conditions: Any | None = None
+) -> Array:
+    """Euler steps of 1 / solver_steps. Returns the actions.
+
+    Args:
+        velocity: called with the point and with this step's part of `conditions`.
+        noise: the first point.
+        config: the solver's.
+        conditions: pytree with a leading axis of solver_steps; None: the int32 timesteps themselves.
+    """
+
+    def step(x, condition):
+        return x + velocity(x, condition) / config.solver_steps, None
+
+    return jax.lax.scan(step, noise, timesteps(config) if conditions is None else conditions)[0]

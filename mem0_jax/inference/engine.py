@@ -1,15 +1,36 @@
 """The compiled policy with a fixed number of memory slots: one robot, or many robots side by side.
 
-Axis letters: N frames, h and w camera height and width, C action chunk length, D model action width, W memory window.
+All memories lie stacked on the device, and one compiled program serves any choice of them: its rows are gathered,
+brought forward and put back, in place. A last row that belongs to nobody takes what pads a batch up to one of a few
+sizes, so that only so many programs are ever compiled.
+
+Axis letters: N frames of a request, B requests of a batch, F frames of a batch, S prompt tokens, h and w camera height
+and width, C action chunk length, D model action width, H backbone width, W memory window.
 """
 
-from collections.abc import Sequence
+import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import struct
 
+from mem0_jax.backbones.qwen3_vl.processor import patchify
+from mem0_jax.errors import UserError
+from mem0_jax.memory import bank
+from mem0_jax.memory.bank import MemoryState
+from mem0_jax.policies.base import Params
 from mem0_jax.policies.bundle import Bundle
+from mem0_jax.policies.mem0 import Mem0, Mem0Config
+
+Array = jax.Array
+FRAMES_AT_ONCE = 64  # that are encoded without text in one batch
+TOKEN_STEP = 16  # prompts are padded to a multiple of it
 
 
 @dataclass(frozen=True)
@@ -21,7 +42,7 @@ class Request:
         images: uint8 [N, h, w, 3]: the frames since its last request, oldest first; the last one is now. With N = 0,
             now is the last frame of the request before.
         instruction: what it is told.
-        fresh: its memory is emptied before the first of these frames.
+        fresh: its memory is emptied before the first of these frames. The first request of a slot must be.
         state: normalised proprioceptive state [D] now, and
         noise: float32 [C, D]: both given where a new action chunk is wanted, else None.
     """
@@ -44,36 +65,243 @@ class Reply:
     chunk: np.ndarray | None
 
 
+@struct.dataclass
+class Slots:
+    """What is kept of every session, one row each: its memory, and what its last frame gave: context tokens
+    float32 [B, 3, H], end-of-subtask probability [B], attention [B, W]."""
+
+    memory: MemoryState
+    context: Array
+    end_probability: Array
+    attention: Array
+
+
+class Programs:
+    """The three compiled steps of a policy."""
+
+    def __init__(self, config: Mem0Config):
+        self.policy = Mem0(config)
+        self.solver_constants = jax.jit(self.policy.solver_constants)
+        self.remember = jax.jit(self._remember, donate_argnums=1)
+        self.look = jax.jit(self._look, donate_argnums=1)
+        self.decide = jax.jit(self._decide)
+
+    def empty(self, rows: int) -> Slots:
+        """Slots with nothing in them."""
+        text, window = self.policy.config.backbone.text, self.policy.config.memory.window_size
+        zeros = partial(jnp.zeros, dtype=jnp.float32)
+        context, attention = zeros((rows, 3, text.hidden_size)), zeros((rows, window))
+        memory = jax.tree.map(
+            jnp.copy, self.policy.init_state(rows)
+        )  # some leaves are one array: it cannot be given away twice
+        return Slots(memory, context, zeros((rows,)), attention)
+
+    def _prepared(self, images: Array, prompts: dict[str, Any]) -> dict[str, Any]:
+        return prompts | {"patches": patchify(images[:, None], self.policy.config.backbone.vision)}
+
+    def _remember(
+        self, params: Params, slots: Slots, rows: Array, fresh: Array, images: Array, prompts: dict[str, Array],
+        index: Array, count: Array,
+    ) -> Slots:  # fmt: skip
+        """Writes frames uint8 [F, height, width, 3] to the memories of `rows` [F]: `count` frames each, at `index`."""
+        memory = bank.reset(jax.tree.map(lambda x: x[rows], slots.memory), fresh)
+        memory = self.policy.remember(params, memory, self._prepared(images, prompts), index, count)
+        return dataclasses.replace(slots, memory=jax.tree.map(lambda x, new: x.at[rows].set(new), slots.memory, memory))
+
+    def _look(
+        self, params: Params, slots: Slots, rows: Array, fresh: Array, images: Array, prompts: dict[str, Array]
+    ) -> Slots:
+        """Takes the present frame uint8 [B, height, width, 3] of `rows` [B]."""
+        memory = bank.reset(jax.tree.map(lambda x: x[rows], slots.memory), fresh)
+        observation = self._prepared(images, prompts) | {"episode": memory.episode}  # none ends without `fresh`
+        context, info, memory = self.policy.observe(params, memory, observation)
+        new = Slots(memory, context, info["end_probability"], info["attention"].astype(jnp.float32))
+        return jax.tree.map(lambda x, new: x.at[rows].set(new), slots, new)
+
+    def _decide(self, params: Params, constants: Any, slots: Slots, rows: Array, state: Array, noise: Array) -> Array:
+        """Action chunks [B, C, D] of `rows` [B]."""
+        return self.policy.decide(params, slots.context[rows], state, noise, constants)
+
+
+programs = lru_cache(maxsize=8)(Programs)  # engines of one configuration share what is compiled
+
+
+def sizes_up_to(most: int, growth: int) -> list[int]:
+    """Batch sizes that are compiled: powers of `growth` below `most`, and `most`."""
+    powers = itertools.takewhile(lambda size: size < most, (growth**i for i in itertools.count()))
+    return [*powers, most]
+
+
 class Engine:
-    """Owns the memories and the compiled steps of a bundle.
+    """Owns the memories and the compiled steps of a bundle. For one thread at a time.
 
     Attributes:
-        bundle: the policy.
+        bundle: the policy. Its parameters are used as they lie; `load_bundle(..., dtype="serving")` stores them best.
         slots: memories.
     """
 
-    def __init__(self, bundle: Bundle, slots: int = 1):
+    def __init__(self, bundle: Bundle, slots: int = 1, *, growth: int = 2):
+        """`growth` is the ratio of batch sizes: a greater one means fewer programs to compile, and more padding."""
         self.bundle, self.slots = bundle, slots
-        self._memory = [bundle.policy.init_state(1) for _ in range(slots)]
-        self._context: list = [None] * slots
-        self._info: list = [None] * slots
-        self._observe, self._decide = jax.jit(bundle.policy.observe), jax.jit(bundle.policy.decide)
+        self._programs = programs(bundle.config)
+        self._constants = self._programs.solver_constants(bundle.params)
+        self._sizes, self._frame_sizes = sizes_up_to(slots, growth), sizes_up_to(FRAMES_AT_ONCE, growth)
+        self._empty()
+
+    def _empty(self) -> None:
+        self._slots, self._begun = self._programs.empty(self.slots + 1), np.zeros(self.slots, bool)
+
+    def warm_up(self, sessions: int | None = None, frames: int = FRAMES_AT_ONCE, length: int | None = None) -> None:
+        """Compiles what steps of so many sessions (None: all slots), with so many earlier frames together (0: none) and
+        prompts of so many tokens (None: any) can need."""
+        size, longest = self.bundle.inputs.camera_size, self.bundle.inputs.max_length
+        nobody, action = self.slots, self.bundle.config.action
+        image = np.zeros((1, *size, 3), np.uint8)
+        state, noise = np.zeros(action.state_dim, np.float32), np.zeros((action.horizon, action.action_dim), np.float32)
+        shortest = token_bucket(int(self.bundle.processor.prompt("")["attention_mask"].sum()), longest)
+        lengths = {token_bucket(n, longest) for n in range(shortest, longest + 1)} if length is None else {length}
+        for count in upto(self.slots if sessions is None else sessions, self._sizes):
+            requests = [Request(nobody, image, "", True, state, noise)] * count
+            for n in lengths:
+                self._look(requests, n)
+            self._decide(requests)
+        for count in upto(frames, self._frame_sizes) if frames else []:
+            self._remember([(nobody, True, np.repeat(image, count, 0))])
+        jax.block_until_ready(self._slots)
 
     def step(self, requests: Sequence[Request]) -> list[Reply]:
-        """Serves requests of different slots."""
-        return [self._serve(request) for request in requests]
+        """Serves requests of different slots.
 
-    def _serve(self, request: Request) -> Reply:
-        bundle, slot = self.bundle, request.slot
-        if request.fresh:
-            self._memory[slot] = bundle.policy.init_state(1)
-        for image in request.images:
-            inputs = bundle.processor.prepare(image[None], [request.instruction]) | {"episode": np.zeros(1, np.int32)}
-            self._context[slot], self._info[slot], self._memory[slot] = self._observe(
-                bundle.params, self._memory[slot], inputs
-            )
-        chunk, info = None, self._info[slot]
-        if request.state is not None and request.noise is not None:
-            decided = self._decide(bundle.params, self._context[slot], request.state[None], request.noise[None])
-            chunk = np.asarray(decided)[0]
-        return Reply(float(info["end_probability"][0]), np.asarray(info["attention"][0]), chunk)
+        Raises:
+            UserError: a request cannot be served; nothing has changed then. Any other error is the device's, and all
+                memories are lost: every session must begin again, which the next step tells it.
+        """
+        for number, request in enumerate(requests):
+            try:
+                self._check(request, [other.slot for other in requests[:number]])
+            except UserError as error:
+                raise UserError(f"request of slot {request.slot}: {error}") from None
+        try:
+            return self._serve(requests)
+        except BaseException:
+            self._empty()
+            raise
+
+    def _check(self, request: Request, others: list[int]) -> None:
+        """Raises UserError where a request cannot be served."""
+        images, action = request.images, self.bundle.config.action
+        if not 0 <= request.slot < self.slots:
+            raise UserError(f"there are {self.slots} slots, from 0")
+        if request.slot in others:
+            raise UserError("it has two requests in one step; send one after the other")
+        if request.fresh and not len(images):
+            raise UserError("an emptied memory needs a frame; got none")
+        if not request.fresh and not self._begun[request.slot]:
+            raise UserError("its memory was never begun, or is lost: begin the episode again, with `fresh`")
+        if len(images):
+            expected = (*self.bundle.inputs.camera_size, 3)
+            if images.dtype != np.uint8 or images.shape[1:] != expected:
+                expected = ", ".join(map(str, expected))
+                raise UserError(f"images are {images.dtype} {list(images.shape)}, expected uint8 [N, {expected}]")
+            self.bundle.processor.prompt(request.instruction)
+        if (request.state is None) != (request.noise is None):
+            raise UserError("state and noise must both be given, or neither")
+        wanted = {"state": (action.state_dim,), "noise": (action.horizon, action.action_dim)}
+        for name, shape in wanted.items():
+            value = getattr(request, name)
+            if value is not None and np.shape(value) != shape:
+                raise UserError(f"{name} has the shape {list(np.shape(value))}, expected {list(shape)}")
+
+    def _serve(self, requests: Sequence[Request]) -> list[Reply]:
+        earlier = [(r.slot, r.fresh, r.images[:-1]) for r in requests if len(r.images) > 1]
+        for batch in batches(earlier, FRAMES_AT_ONCE):
+            self._remember(batch)
+        if seen := [request for request in requests if len(request.images)]:
+            self._look(seen)
+        deciding = [request for request in requests if request.noise is not None]
+        chunks = self._decide(deciding) if deciding else None
+        probability, attention, chunks = jax.device_get((self._slots.end_probability, self._slots.attention, chunks))
+        self._begun[[request.slot for request in seen]] = True
+        chunk = {} if chunks is None else {request.slot: row for request, row in zip(deciding, chunks)}
+        return [Reply(float(probability[r.slot]), attention[r.slot], chunk.get(r.slot)) for r in requests]
+
+    def _remember(self, batch: list[tuple[int, bool, np.ndarray]]) -> None:
+        """Writes frames uint8 [N, h, w, 3] of slots, emptied before where the flag says so, to their memories."""
+        counts = [len(images) for _, _, images in batch]
+        frames, starts = bucket(sum(counts), self._frame_sizes), np.cumsum([0, *counts[:-1]])
+        index = padded(starts, frames)[:, None] + np.arange(frames)
+        prefix = self.bundle.processor.image_prefix
+        self._slots = self._programs.remember(
+            self.bundle.params,
+            self._slots,
+            padded([slot for slot, _, _ in batch], frames, self.slots),
+            padded([fresh for _, fresh, _ in batch], frames),
+            self._images([images for _, _, images in batch], frames),
+            {name: np.repeat(value[None], frames, 0) for name, value in prefix.items()},
+            np.minimum(index, frames - 1).astype(np.int32),
+            padded(counts, frames),
+        )
+
+    def _look(self, requests: Sequence[Request], length: int = 0) -> None:
+        """Takes the last frames; `length` is the least of the prompts."""
+        prompts = [self.bundle.processor.prompt(request.instruction) for request in requests]
+        length = max(length, *(int(prompt["attention_mask"].sum()) for prompt in prompts))
+        length, size = token_bucket(length, self.bundle.inputs.max_length), bucket(len(requests), self._sizes)
+        self._slots = self._programs.look(
+            self.bundle.params,
+            self._slots,
+            padded([request.slot for request in requests], size, self.slots),
+            padded([request.fresh and len(request.images) == 1 for request in requests], size),
+            self._images([request.images[-1:] for request in requests], size),
+            {name: padded([prompt[name][..., :length] for prompt in prompts], size) for name in prompts[0]},
+        )
+
+    def _decide(self, requests: Sequence[Request]) -> Array:
+        size = bucket(len(requests), self._sizes)
+        rows = padded([request.slot for request in requests], size, self.slots)
+        state, noise = (
+            padded(np.array([getattr(request, name) for request in requests], np.float32), size)
+            for name in ("state", "noise")
+        )
+        return self._programs.decide(self.bundle.params, self._constants, self._slots, rows, state, noise)
+
+    def _images(self, images: list[np.ndarray], size: int) -> np.ndarray:
+        return padded(self.bundle.processor.resized(np.concatenate(images)), size)
+
+
+def bucket(count: int, sizes: Sequence[int]) -> int:
+    """The least of the sizes that holds `count`."""
+    return next(size for size in sizes if size >= count)
+
+
+def upto(count: int, sizes: Sequence[int]) -> list[int]:
+    """The sizes that batches of 1 to `count` are padded to."""
+    return [size for size in sizes if size <= bucket(count, sizes)]
+
+
+def token_bucket(length: int, longest: int) -> int:
+    """The padded length of a prompt."""
+    return min(-(-length // TOKEN_STEP) * TOKEN_STEP, longest)
+
+
+def padded(values: Any, size: int, fill: int = 0) -> np.ndarray:
+    """`values` as an array whose first axis is filled up to `size`; whole numbers become int32."""
+    values = np.asarray(values)
+    values = values.astype(np.int32) if values.dtype == np.int64 else values
+    out = np.full((size, *values.shape[1:]), fill, values.dtype)
+    out[: len(values)] = values
+    return out
+
+
+def batches(parts: Iterable[tuple[int, bool, np.ndarray]], most: int) -> Iterator[list[tuple[int, bool, np.ndarray]]]:
+    """Cuts (slot, fresh, frames) into batches of at most `most` frames, in order; only a first part stays fresh."""
+    batch, room = [], most
+    for slot, fresh, images in parts:
+        while len(images):
+            batch.append((slot, fresh, images[:room]))
+            images, fresh, room = images[room:], False, room - len(batch[-1][2])
+            if not room:
+                yield batch
+                batch, room = [], most
+    if batch:
+        yield batch

@@ -12,7 +12,7 @@ Source of the stage rule and of the averaging: RMBench `policy/Mem-0/deploy_poli
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,6 +20,13 @@ from mem0_jax.errors import UserError
 from mem0_jax.inference.engine import Engine, Reply, Request
 from mem0_jax.planner.base import Finished, Plan, Planner, Situation
 from mem0_jax.policies.bundle import Bundle
+
+
+class _Frame(NamedTuple):
+    """A frame as the policy sees it, and as the camera took it, which is what planners are shown."""
+
+    image: np.ndarray
+    raw: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -86,10 +93,10 @@ class Pilot:
             raise UserError(f"seed must be a whole number, 0 or greater, got {seed}")
         self.task, self.instruction, self.seed = task, "" if self.staged else task, seed
         self.time, self.stage, self.reply = -1, 0, None
-        self._pending: list[np.ndarray] = []
+        self._pending: list[_Frame] = []
         self._state, self._dim = np.zeros(0), 16
-        self._initial: np.ndarray | None = None
-        self._present: np.ndarray | None = None
+        self._initial: _Frame | None = None
+        self._present: _Frame | None = None
         self._finished: tuple[Finished, ...] = ()
         self._summary = ""
         self._begin_stage(0)
@@ -112,7 +119,9 @@ class Pilot:
             raise UserError(f"observation: {error.args[0] if error.args else error}") from error
         if instruction is not None and not self.staged:
             self.instruction = instruction
-        self._present, self._state = seen["image"], seen["state"]
+        raw = observation["observation"][self.bundle.transform.camera]["rgb"]
+        self._present = _Frame(seen["image"], np.array(raw) if self.staged else seen["image"])
+        self._state = seen["state"]
         self._dim = np.shape(observation["joint_action"]["vector"])[-1]
         if self._initial is None:
             self._initial = self._present
@@ -138,7 +147,7 @@ class Pilot:
         if self._initial is None or self._present is None:
             raise UserError("there is no frame yet: call observe before act")
         present = self._pending[0] if self._pending else self._present  # frames after it are still to be judged
-        return Situation(self.task, self._initial, present, self._finished, self._summary)
+        return Situation(self.task, self._initial.raw, present.raw, self._finished, self._summary)
 
     def planned(self, plan: Plan) -> None:
         """The planner's answer."""
@@ -151,15 +160,15 @@ class Pilot:
 
     def request(self, decide: bool) -> Request:
         """What the engine is asked; see `step_needed`."""
-        images = self._pending[:1] if self.options.classify else self._pending
-        decide = decide and len(images) == len(self._pending)
-        if not images and self.time < 0:
+        frames = self._pending[:1] if self.options.classify else self._pending
+        decide = decide and len(frames) == len(self._pending)
+        if not frames and self.time < 0:
             raise UserError("there is no frame yet: call observe before act")
         return Request(
             slot=self.slot,
-            images=np.stack(images) if images else np.zeros((0, 1, 1, 3), np.uint8),
+            images=np.stack([frame.image for frame in frames]) if frames else np.zeros((0, 1, 1, 3), np.uint8),
             instruction=self.instruction,
-            fresh=self._fresh and bool(images),
+            fresh=self._fresh and bool(frames),
             state=self._state if decide else None,
             noise=self._noise() if decide else None,
         )
@@ -180,17 +189,17 @@ class Pilot:
         if reply.chunk is not None and not self.plan_needed:
             self._remember(reply.chunk)
 
-    def _judge(self, probability: float, image: np.ndarray) -> None:
+    def _judge(self, probability: float, frame: _Frame) -> None:
         assert self.options.threshold is not None
-        time = self.time - len(self._pending)  # of this image
+        time = self.time - len(self._pending)  # of this frame
         self._positives += self.staged and probability >= self.options.threshold
         # The frame that opens a stage cannot end it: at least one action comes between.
         if self._positives < self.options.patience or not self.staged or time == self._began:
             return
-        self._finished += (Finished(self.instruction, image),)
+        self._finished += (Finished(self.instruction, frame.raw),)
         self.stage += 1
         self._begin_stage(time)
-        self._pending.insert(0, image)
+        self._pending.insert(0, frame)
 
     def _remember(self, chunk: np.ndarray) -> None:
         old = self._predictions if self.options.average else {}

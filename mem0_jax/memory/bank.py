@@ -93,6 +93,25 @@ def reset(state: MemoryState, lanes: Array | np.ndarray) -> MemoryState:
     )
 
 
+def write(state: MemoryState, x: Array, count: Array) -> MemoryState:
+    """Stores frames without reading: what `MemoryBank.sequence` does to memories within an episode, without labels.
+
+    Args:
+        state: memories, of lanes that go on with their episode (see `reset`).
+        x: image features [L, T, H].
+        count: int32 [L]; of each lane the first so many of the T frames are stored.
+    """
+    x, window = x.astype(state.window.dtype), state.window.shape[1]
+    newest = count[:, None] + jnp.arange(window)  # places of the new window in [old window, x]
+    first = (state.count == 0) & (count > 0)
+    return dataclasses.replace(
+        state,
+        window=jnp.take_along_axis(jnp.concatenate([state.window, x], 1), newest[..., None], 1),
+        count=jnp.minimum(state.count + count, window),
+        anchor=jnp.where(first[:, None], x[:, 0], state.anchor),
+    )
+
+
 class Attention(nnx.Module):
     """The four projections of one branch."""
 

@@ -16,7 +16,7 @@ from mem0_jax.backbones.qwen3_vl.model import Qwen3VL
 from mem0_jax.backbones.qwen3_vl.positions import grid_tables
 from mem0_jax.heads import flow
 from mem0_jax.heads.classifier import ClassifierConfig, SubtaskEndClassifier, counts, focal_loss
-from mem0_jax.heads.dit import DiTConfig, DiTHead, repeat_condition
+from mem0_jax.heads.dit import DiTConfig, DiTHead, Modulation, repeat_condition
 from mem0_jax.heads.flow import FlowConfig
 from mem0_jax.memory import bank
 from mem0_jax.memory.bank import MemoryBank, MemoryConfig, MemoryState
@@ -205,15 +205,41 @@ class Mem0:
         logits = parts.classifier(context.reshape(len(context), -1))
         return context, {"end_probability": jax.nn.sigmoid(logits), "attention": reading.attention}, state
 
-    def decide(self, params: Params, context: Array, proprioception: Array, noise: Array) -> Array:
-        """Samples action chunks [L, C, A] from context tokens, states [L, A] and noise [L, C, A]."""
+    def remember(
+        self, params: Params, state: MemoryState, observation: Batch, index: Array, count: Array
+    ) -> MemoryState:
+        """Writes frames to memory without reading it, in order and within an episode.
+
+        The image feature depends on no token after the image, so prompts may end there.
+
+        Args:
+            params: the parameters.
+            state: memories of L lanes.
+            observation: frames of all lanes, flat [B].
+            index: int32 [L, T], which of them are a lane's frames, oldest first.
+            count: int32 [L], how many of the T.
+        """
+        _, image, _ = self.features(params, observation)
+        return bank.write(state, image[index], count)
+
+    def solver_constants(self, params: Params) -> Modulation:
+        """What the head makes of the solver's timesteps, these on a leading axis: constants of the parameters."""
+        made = self.bind(params).action.modulation(flow.timesteps(self.config.flow))
+        return Modulation(
+            made.tau[:, None], jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1)[:, :, None], made.blocks), made.out[:, None]
+        )
+
+    def decide(
+        self, params: Params, context: Array, proprioception: Array, noise: Array, constants: Modulation | None = None
+    ) -> Array:
+        """Samples action chunks [L, C, A] from context tokens, states [L, A] and noise [L, C, A].
+
+        `constants` are those of `solver_constants`; None: computed here.
+        """
         head = self.bind(params).action
         condition = head.condition(context, proprioception)
-
-        def velocity(x, timestep):
-            return head.velocity(condition, x, jnp.full((len(x),), timestep))
-
-        return flow.solve(velocity, noise, self.config.flow)
+        constants = self.solver_constants(params) if constants is None else constants
+        return flow.solve(lambda x, time: head.velocity(condition, x, time), noise, self.config.flow, constants)
 
     def act(
         self, params: Params, state: MemoryState, observation: Batch, rng: Array

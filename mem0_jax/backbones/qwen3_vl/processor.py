@@ -8,6 +8,7 @@ Source: Qwen3-VL's chat template and image processor (transformers 4.57.1 behavi
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -27,6 +28,7 @@ SPECIAL_TOKENS = {
     "video": "<|video_pad|>",
 }
 UNKNOWN = "<|unknown|>"
+MAX_PROMPTS = 4096  # kept tokenized
 
 
 def word_tokenizer(texts: Iterable[str]) -> Tokenizer:
@@ -60,8 +62,8 @@ def token_ids(tokenizer: Tokenizer) -> TokenIds:
     return TokenIds(**ids)
 
 
-def patchify(images: np.ndarray, config: VisionConfig) -> np.ndarray:
-    """Cuts uint8 images [..., height, width, 3] into patches [..., P, C] in merge order.
+def patchify(images: Any, config: VisionConfig) -> Any:
+    """Cuts uint8 images [..., height, width, 3], NumPy's or JAX's, into patches [..., P, C] in merge order.
 
     A patch holds channels, then frames (a still image is repeated), then rows and columns.
     """
@@ -75,7 +77,7 @@ def patchify(images: np.ndarray, config: VisionConfig) -> np.ndarray:
     )
     order = [n, n + 3, n + 1, n + 4, n + 6, n + 2, n + 5]
     still = blocks.transpose(*range(n), *order).reshape(*lead, -1, channels, 1, patch * patch)
-    return np.repeat(still, config.temporal_patch_size, axis=-2).reshape(*lead, still.shape[-4], -1)
+    return still.repeat(config.temporal_patch_size, axis=-2).reshape(*lead, still.shape[-4], -1)
 
 
 class Processor:
@@ -108,9 +110,13 @@ class Processor:
 
     def prompt(self, text: str) -> dict[str, np.ndarray]:
         """Arrays of an instruction after the images: input_ids, attention_mask, image_slot [S], position [3, S]."""
-        if text not in self._prompts:
-            self._prompts[text] = self._tokenize(text)
-        return self._prompts[text]
+        prompt = self._prompts.get(text)
+        if prompt is None:
+            prompt = self._tokenize(text)
+            if len(self._prompts) >= MAX_PROMPTS:  # a server hears whatever clients say
+                self._prompts.clear()
+            self._prompts[text] = prompt
+        return prompt
 
     def _tokenize(self, text: str) -> dict[str, np.ndarray]:
         marks, config = SPECIAL_TOKENS, self.config
@@ -134,6 +140,13 @@ class Processor:
             "image_slot": slots[0],
         }
 
+    @cached_property
+    def image_prefix(self) -> dict[str, np.ndarray]:
+        """`prompt` up to the end of the last image: the same for every text."""
+        prompt = self.prompt("")
+        ends = np.flatnonzero(prompt["input_ids"] == self.config.tokens.vision_end)
+        return {name: value[..., : ends[-1] + 1] for name, value in prompt.items()}
+
     def prepare(self, images: np.ndarray, texts: Sequence[str]) -> dict[str, np.ndarray]:
         """Backbone arrays of a batch.
 
@@ -149,11 +162,12 @@ class Processor:
             raise ValueError(f"images {images.dtype} {images.shape}: expected uint8 [{len(texts)}, {self.views}, ...]")
         prompts = [self.prompt(text) for text in texts]
         arrays = {key: np.stack([prompt[key] for prompt in prompts]) for key in prompts[0]}
-        return arrays | {"patches": patchify(self._resized(images), self.config.vision)}
+        return arrays | {"patches": patchify(self.resized(images), self.config.vision)}
 
-    def _resized(self, images: np.ndarray) -> np.ndarray:
-        if images.shape[2:4] == self.image_size:
+    def resized(self, images: np.ndarray) -> np.ndarray:
+        """Images uint8 [..., height, width, 3] as the tower sees them: bicubic, of `image_size`."""
+        if images.shape[-3:-1] == self.image_size:
             return images
         size = (self.image_size[1], self.image_size[0])
-        flat = [np.asarray(Image.fromarray(im).resize(size)) for im in images.reshape(-1, *images.shape[2:])]
-        return np.stack(flat).reshape(*images.shape[:2], *self.image_size, 3)
+        flat = [np.asarray(Image.fromarray(im).resize(size)) for im in images.reshape(-1, *images.shape[-3:])]
+        return np.stack(flat).reshape(*images.shape[:-3], *self.image_size, 3)
