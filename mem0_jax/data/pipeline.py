@@ -1,20 +1,32 @@
 """Batches of all lanes, prefetched by threads, with a position that fits in a line of JSON.
 
-Axes: L lanes of this host. A batch is the element of `LaneSource` with a leading L: row l is lane `first_lane + l`.
+Axes: L lanes of this host. A batch is the elements of a `Source` with a leading L: row l is lane `first_lane + l`.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Collection, Iterator
+from typing import Any, Protocol
 
 import grain
 import numpy as np
 
-from mem0_jax.data.lanes import LaneSource
-
 STATE_VERSION = 1
+
+
+class Source(Protocol):
+    """What batches are made of, such as a `LaneSource`: element k is lane k % `num_local_lanes` of batch
+    k // `num_local_lanes`, a dict of arrays; `fingerprint` says in JSON values what they depend on.
+    """
+
+    num_local_lanes: int
+
+    @property
+    def damaged(self) -> Collection[Any]: ...
+    def fingerprint(self) -> dict[str, Any]: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> dict[str, np.ndarray]: ...
 
 
 class LaneLoader(Iterator[dict[str, np.ndarray]]):
@@ -24,7 +36,7 @@ class LaneLoader(Iterator[dict[str, np.ndarray]]):
     any split of the lanes over hosts. Call `close()`, or use it as a context manager, to stop the threads.
     """
 
-    def __init__(self, source: LaneSource, *, threads: int | None, prefetch: int, start_step: int):
+    def __init__(self, source: Source, *, threads: int | None, prefetch: int, start_step: int):
         threads = (os.cpu_count() or 1) if threads is None else threads
         if threads < 0 or prefetch < 0 or start_step < 0:
             raise ValueError(f"threads ({threads}), prefetch ({prefetch}) and start_step ({start_step}) must be >= 0")
@@ -83,9 +95,7 @@ class LaneLoader(Iterator[dict[str, np.ndarray]]):
         self._step = step
 
 
-def make_loader(
-    source: LaneSource, *, threads: int | None = None, prefetch: int = 2, start_step: int = 0
-) -> LaneLoader:
+def make_loader(source: Source, *, threads: int | None = None, prefetch: int = 2, start_step: int = 0) -> LaneLoader:
     """Return the batches of `source` from `start_step` on.
 
     Args:

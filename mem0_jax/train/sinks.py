@@ -16,13 +16,12 @@ import jax
 
 from mem0_jax.config import to_dict
 from mem0_jax.errors import UserError
-from mem0_jax.train.job import Job
 from mem0_jax.train.log import Sink
 
 
 @contextmanager
-def open_sinks(job: Job, workdir: Path) -> Iterator[tuple[Sink, ...]]:
-    """The sinks a job asks for, closed at the end.
+def open_sinks(job: Any, workdir: Path) -> Iterator[tuple[Sink, ...]]:
+    """The sinks that the settings of a job (its `train.log_to`) ask for, closed at the end.
 
     Raises:
         UserError: a library is not installed.
@@ -36,7 +35,7 @@ def open_sinks(job: Job, workdir: Path) -> Iterator[tuple[Sink, ...]]:
 
 
 @contextmanager
-def _tensorboard(job: Job, workdir: Path) -> Iterator[Sink]:
+def _tensorboard(job: Any, workdir: Path) -> Iterator[Sink]:
     writer = _library("tensorboardX", "tensorboard").SummaryWriter(str(workdir / "tensorboard"))
 
     def write(row: dict[str, Any]) -> None:
@@ -50,7 +49,7 @@ def _tensorboard(job: Job, workdir: Path) -> Iterator[Sink]:
 
 
 @contextmanager
-def _wandb(job: Job, workdir: Path) -> Iterator[Sink]:
+def _wandb(job: Any, workdir: Path) -> Iterator[Sink]:
     wandb = _library("wandb", "wandb")
     identity = workdir / "wandb_id.txt"  # so that a continued run continues its curves
     if not identity.exists():

@@ -1,0 +1,179 @@
+"""What `mem0-jax plan train` is asked to do: plain settings, as the files in `configs/` give them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from mem0_jax.backbones.qwen3_vl.images import PixelBounds
+from mem0_jax.config import to_dict
+from mem0_jax.configs.hardware import HARDWARE
+from mem0_jax.planner.policy import GROUP, PlannerConfig
+from mem0_jax.train.config import OptimizerConfig, SettingsError, TrainConfig
+from mem0_jax.train.job import FACTORS
+from mem0_jax.train.lora import LoraConfig
+
+VISION = r"visual/.*"
+
+
+@dataclass(frozen=True)
+class PlannerData:
+    """What is trained on.
+
+    Attributes:
+        questions: folders that `mem0-jax plan prepare` wrote.
+        tokenizer: a tokenizer.json, "words" for one made from the questions' texts, or "" for that of `init_from`.
+        images: sizes that images are resized to; the planner keeps them.
+        cutoff: tokens of a row, answer included; a longer one is an error.
+        cache_gib: memory for decoded images; beyond it they are decoded anew in each pass.
+        threads: that load; -1 is one a processor. prefetch: batches held ready.
+        seed: of the rows' order.
+    """
+
+    questions: tuple[str, ...]
+    tokenizer: str = ""
+    images: PixelBounds = field(default_factory=PixelBounds)
+    cutoff: int = 2048
+    cache_gib: float = 1.0
+    threads: int = -1
+    prefetch: int = 2
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        if not self.questions:
+            raise SettingsError(
+                "questions: name at least one folder, such as --config.data.questions=\"('plan/press_button',)\""
+            )
+        if self.cutoff < 1 or self.cache_gib < 0:
+            raise SettingsError("cutoff must be at least 1, cache_gib at least 0")
+
+
+@dataclass(frozen=True)
+class PlannerTraining:
+    """How it is trained; fields not named here are those of `TrainConfig` and `OptimizerConfig`.
+
+    Attributes:
+        epochs: passes through the rows; steps: batches in place of them, where it is not 0.
+        per_device: rows of a step on each device.
+        preset: "lora" trains low-rank factors of the kernels that `lora` names, "full" everything.
+        train_vision: with "full", the vision tower and its mergers too.
+        precision: "mixed" computes in bfloat16 on float32 weights (bfloat16 where they are frozen); "float32".
+        log_to: "tensorboard", "wandb", besides the log's own files.
+        project: of Weights & Biases.
+    """
+
+    epochs: float = 25.0
+    steps: int = 0
+    per_device: int = 16
+    accumulate: int = 1
+    preset: Literal["lora", "full"] = "lora"
+    train_vision: bool = False
+    precision: Literal["mixed", "float32"] = "mixed"
+    lora: LoraConfig = field(default_factory=lambda: LoraConfig(8, 16.0, (r"language_model/layers/.*_proj/kernel",)))
+    learning_rate: float = 1e-4
+    floor: float = 0.0
+    schedule: str = "cosine"
+    warmup_ratio: float = 0.1
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    ema_decay: float = 0.0
+    seed: int = 42
+    log_every: int = 10
+    save_every: int = 500
+    keep: int = 2
+    metrics_window: int = 20
+    watchdog_seconds: float = 600.0
+    profile_at: int = 0
+    profile_steps: int = 0
+    log_to: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    project: str = "mem0_jax"
+
+
+# Fields of `PlannerTraining` that `TrainConfig` and `OptimizerConfig` have under the same name.
+_TRAIN = (
+    *("accumulate", "ema_decay", "seed", "log_every", "save_every", "keep", "metrics_window", "watchdog_seconds"),
+    *("profile_at", "profile_steps"),
+)
+_OPTIMIZER = ("schedule", "warmup_ratio", "weight_decay", "clip_norm", "b1", "b2", "eps")
+
+
+@dataclass(frozen=True)
+class PlannerJob:
+    """One training job of a planner.
+
+    Attributes:
+        model: sizes, taken from `init_from` where there is one; how it is computed.
+        init_from: a bundle to start from, of a backbone alone or of a policy; "" starts from random weights.
+        hardware: a name of `configs/hardware.py`: the mesh.
+    """
+
+    data: PlannerData
+    model: PlannerConfig = field(default_factory=PlannerConfig)
+    train: PlannerTraining = field(default_factory=PlannerTraining)
+    init_from: str = ""
+    hardware: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if self.hardware not in HARDWARE:
+            raise SettingsError(f"hardware: expected one of {', '.join(HARDWARE)}, got {self.hardware!r}")
+        if not self.data.tokenizer and not self.init_from:
+            raise SettingsError(
+                "data.tokenizer: without init_from there is none; name a tokenizer.json, or 'words' to make one"
+            )
+        if self.init_from and self.data.tokenizer:
+            raise SettingsError("data.tokenizer: the model of init_from has one of its own; leave it empty")
+        if self.train.per_device < 1 or self.train.accumulate < 1 or self.rows % self.train.accumulate:
+            raise SettingsError(
+                f"train.per_device: {self.rows} rows of a step cannot be cut into {self.train.accumulate} equal parts"
+            )
+        if self.train.steps < 0 or self.train.epochs <= 0:
+            raise SettingsError("train.steps must be at least 0 and train.epochs more than 0")
+
+    @property
+    def rows(self) -> int:
+        """Of a step, over all devices."""
+        return self.train.per_device * HARDWARE[self.hardware]["devices"]
+
+    @property
+    def lora(self) -> LoraConfig | None:
+        """The adaptation, if there is one."""
+        return self.train.lora if self.train.preset == "lora" else None
+
+    @property
+    def compute_dtype(self) -> str:
+        """Of the model."""
+        return "float32" if self.train.precision == "float32" else "bfloat16"
+
+    def steps(self, rows: int) -> int:
+        """Batches to train on, of a data set of so many rows."""
+        return self.train.steps or max(1, int(self.train.epochs * rows / self.rows))
+
+    def train_config(self, rows: int) -> TrainConfig:
+        """The trainer's settings for so many rows."""
+        train, steps = self.train, self.steps(rows)
+        optimizer = OptimizerConfig(
+            learning_rates={GROUP: train.learning_rate},
+            floors={GROUP: train.floor},
+            total_steps=steps,
+            **{name: getattr(train, name) for name in _OPTIMIZER},
+        )
+        untrained = () if train.train_vision else (VISION,)
+        frozen = (rf"{FACTORS}.*",) if self.lora else untrained
+        return TrainConfig(
+            steps=steps,
+            lanes=self.rows // train.accumulate,
+            optimizer=optimizer,
+            freeze=frozen,
+            bfloat16=frozen if train.precision == "mixed" else (),
+            **{name: getattr(train, name) for name in _TRAIN},
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """What must not change when a run continues, besides the trainer's own settings; JSON values."""
+        model = to_dict(self.model)
+        del model["remat"], model["remat_keep"]
+        lora = {"lora": to_dict(self.lora)} if self.lora else {}
+        return {"model": model, "images": to_dict(self.data.images)} | lora

@@ -1,0 +1,111 @@
+"""A planner as the trainer sees it: Qwen3-VL, and the cross-entropy of the answers it should give.
+
+Axis letters: L lanes (rows side by side), T parts of a batch, B = L * T, V images of a row (padded to the most), P
+patches of an image (padded to the largest), C numbers of a patch, S tokens of a row, A tokens of an answer (padded to
+the longest).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from mem0_jax.backbones.qwen3_vl import axes
+from mem0_jax.backbones.qwen3_vl.config import Qwen3VLConfig
+from mem0_jax.backbones.qwen3_vl.model import Qwen3VL
+from mem0_jax.backbones.qwen3_vl.positions import Grid, grid_tables
+from mem0_jax.nn import module
+from mem0_jax.nn.partition import by_samples
+from mem0_jax.policies.base import Batch, Params
+
+Array = jax.Array
+GROUP = "planner"
+
+
+@dataclass(frozen=True)
+class PlannerConfig:
+    """A planner of any size.
+
+    Attributes:
+        dtype: compute dtype; logits and the loss are float32 always.
+        remat, remat_keep: recompute the layers in the backward pass, see `Mem0Config`.
+    """
+
+    backbone: Qwen3VLConfig = field(default_factory=Qwen3VLConfig)
+    dtype: str = "bfloat16"
+    remat: bool = False
+    remat_keep: Literal["nothing", "weight_products", "products"] = "nothing"
+
+
+class PlannerPolicy:
+    """Supervised fine-tuning of a planner; no memory between batches. Its parameters are those of the bare backbone.
+
+    A batch holds, with leading axes [L, T]:
+
+    patches [V, P, C], patch_mask [V, P], grid_id [V], input_ids, attention_mask, image_slot [S], position [3, S] (see
+    `backbones.qwen3_vl.positions.layout`), and of the answer: target int32 [A], the tokens to be given; target_place
+    int32 [A], where in the row stands what each is to follow; target_mask bool [A].
+
+    Args:
+        config: sizes.
+        grids: (time, rows, columns) in patches that `grid_id` counts.
+    """
+
+    learning_rate_groups: tuple[tuple[str, str], ...] = ((GROUP, ".*"),)
+    no_gradient: tuple[str, ...] = ()
+
+    def __init__(self, config: PlannerConfig, grids: tuple[Grid, ...]):
+        self.config, self.grids = config, grids
+        self.logical_axes = axes.logical_axes(config.backbone)
+        self._build = lambda rngs: Qwen3VL(config.backbone, rngs)
+        self._bind = module.bind(self._build)
+
+    def init(self, key: Array) -> Params:
+        """Fresh parameters (float32)."""
+        return module.init(self._build, key)
+
+    def init_state(self, lanes: int) -> tuple[()]:
+        """Nothing is remembered from row to row."""
+        return ()
+
+    def answer_logits(self, params: Params, batch: Batch) -> Array:
+        """Logits float32 [B, A, vocabulary] of each token of the answers, given all before it; `batch` leads with [B].
+
+        Only these positions meet the vocabulary: [B, S, vocabulary] is never formed.
+        """
+        config, model = self.config, self._bind(params)
+        tables = {name: jnp.asarray(table) for name, table in grid_tables(self.grids, config.backbone.vision).items()}
+        remat = config.remat and config.remat_keep
+        normed = model.encode(batch | tables, jnp.dtype(config.dtype), remat=remat).normed
+        places = jnp.take_along_axis(normed, batch["target_place"][..., None], 1)
+        if config.backbone.text.tie_word_embeddings:
+            form, table = "bah,vh->bav", model.language_model.embed_tokens.embedding[...]
+        else:
+            form, table = "bah,hv->bav", model.lm_head.kernel[...]
+        return jnp.einsum(form, places, table.astype(places.dtype), preferred_element_type=jnp.float32)
+
+    def loss(
+        self, params: Params, state: tuple[()], batch: Batch, rng: Array, train: bool
+    ) -> tuple[Array, dict[str, Array], tuple[()]]:
+        """Mean cross-entropy over the tokens of all answers; no token of a prompt counts.
+
+        Metrics: `token_accuracy`, the share of answer tokens that are the likeliest; `answer_accuracy`, that of answers
+        all of whose tokens are.
+        """
+        lanes, parts = batch["input_ids"].shape[:2]
+        flat = {name: by_samples(value.reshape(lanes * parts, *value.shape[2:])) for name, value in batch.items()}
+        logits, target, mask = self.answer_logits(params, flat), flat["target"], flat["target_mask"]
+        given = jnp.take_along_axis(logits, target[..., None], -1)[..., 0]
+        entropy = jax.nn.logsumexp(logits, -1) - given
+        count = jnp.maximum(mask.sum(), 1)
+        loss = jnp.sum(entropy * mask) / count
+        right = (jnp.argmax(logits, -1) == target) | ~mask
+        accuracy = {"token_accuracy": jnp.sum(right & mask) / count, "answer_accuracy": jnp.mean(right.all(-1))}
+        return loss, {"loss": loss, **accuracy}, state
+
+    def act(self, params: Params, state: Any, observation: Batch, rng: Array) -> Any:
+        """A planner answers in words, see `planner.local`; it has no action chunk."""
+        raise NotImplementedError("a planner gives no action chunks")
