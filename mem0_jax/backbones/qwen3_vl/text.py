@@ -1,7 +1,10 @@
 """The text stack: a causal decoder with per-head q/k norms, SwiGLU and multi-axis rotary positions.
 
-Axis letters: B samples, S tokens, H width, K deepstack taps, R rows of image tokens of a sample (all its views).
+Axis letters: B samples, S tokens, H width, K deepstack taps, R rows of image tokens of a sample (all its views),
+M places of a cache, G key/value heads, D head width.
 """
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +19,13 @@ from mem0_jax.nn.stack import scan_layers, stacked
 Array = jax.Array
 
 
+class KeysValues(NamedTuple):
+    """Keys (normalised and rotated) and values of one layer, [B, S, G, D] of tokens or [B, M, G, D] of a cache."""
+
+    keys: Array
+    values: Array
+
+
 class Attention(nnx.Module):
     """Grouped-query self-attention; q and k are normalised per head before the rotation."""
 
@@ -28,11 +38,19 @@ class Attention(nnx.Module):
         self.q_norm, self.k_norm = (RMSNorm(config.head_dim, eps=config.rms_norm_eps) for _ in range(2))
         self.queries, self.groups = queries, groups
 
-    def __call__(self, x: Array, angle: Array, mask: Array) -> Array:
+    def __call__(
+        self, x: Array, angle: Array, mask: Array, cache: KeysValues | None = None, place: Array | int = 0
+    ) -> tuple[Array, KeysValues]:
+        """Tokens x [B, S, H] attend to themselves, or with a cache to all of it once they are in it, from `place` on.
+
+        `mask` is bool, broadcastable to [B, S, S] or [B, S, M]. Returns the output [B, S, H] and what was attended to.
+        """
         q = rope.rotate(self.q_norm(split_heads(self.q_proj(x), self.queries)), angle)
         k = rope.rotate(self.k_norm(split_heads(self.k_proj(x), self.groups)), angle)
         v = split_heads(self.v_proj(x), self.groups)
-        return self.o_proj(merge_heads(attend(q, k, v, mask)))
+        if cache is not None:
+            k, v = (jax.lax.dynamic_update_slice_in_dim(old, new, place, 1) for old, new in zip(cache, (k, v)))
+        return self.o_proj(merge_heads(attend(q, k, v, mask))), KeysValues(k, v)
 
 
 class MLP(nnx.Module):
@@ -56,9 +74,13 @@ class Layer(nnx.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.mlp = MLP(config, rngs)
 
-    def __call__(self, x: Array, angle: Array, mask: Array) -> Array:
-        x = x + self.self_attn(self.input_layernorm(x), angle, mask)
-        return x + self.mlp(self.post_attention_layernorm(x))
+    def __call__(
+        self, x: Array, angle: Array, mask: Array, cache: KeysValues | None = None, place: Array | int = 0
+    ) -> tuple[Array, KeysValues]:
+        """The tokens after this layer, and its keys and values; arguments as of `Attention`."""
+        attended, seen = self.self_attn(self.input_layernorm(x), angle, mask, cache, place)
+        x = x + attended
+        return x + self.mlp(self.post_attention_layernorm(x)), seen
 
 
 class TextStack(nnx.Module):
@@ -104,7 +126,7 @@ class TextStack(nnx.Module):
             return x + at_slots(deepstack[index])
 
         def body(layer, x, index):
-            x = layer(x, angle, mask)
+            x, _ = layer(x, angle, mask)
             if deepstack is not None:
                 x = jax.lax.cond(index < len(deepstack), add_deepstack, lambda _, x, __: x, deepstack, x, index)
             return x, None
