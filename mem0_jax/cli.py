@@ -57,6 +57,11 @@ COMMANDS: dict[str, Command] = {
         "mem0-jax train --config=small --workdir=runs/small",
         "mem0_jax.commands.train",
     ),
+    "serve": Command(
+        "serve a bundle to robots and simulators: WebSocket, HTTP, a page of live sessions",
+        "mem0-jax serve runs/demo/with_memory/bundle --action-horizon 2",
+        "mem0_jax.commands.serve",
+    ),
     "aot": Command(
         "compile a training step for a TPU slice, without one: memory, network, roofline",
         "mem0-jax aot --config=m1_mix --topology=v5e:4x4 --config.hardware=v5e-16",

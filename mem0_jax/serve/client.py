@@ -462,7 +462,7 @@ class Client:
 
     def plan(self, subtask: str) -> dict[str, Any]:
         """Names the subtask, when `status["plan_needed"]` and the episode was begun with planner="client"."""
-        return self._send({"type": "plan", "subtask": subtask})
+        return self._call({"type": "plan", "subtask": subtask})
 
     def close(self) -> None:
         """Ends the session and the connection."""

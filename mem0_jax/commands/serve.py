@@ -1,0 +1,123 @@
+"""`mem0-jax serve`: a bundle that drives robots and simulators over the network."""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mem0_jax.cli import CommandParser
+from mem0_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from mem0_jax.planner.base import Planner
+    from mem0_jax.policies.bundle import Bundle
+    from mem0_jax.serve.server import Server, Settings
+
+SUMMARY = (
+    "Serves a policy bundle: WebSocket as openpi's client package speaks it, with sessions, batches and staged tasks; "
+    "POST /process_frame for forms; a page of live sessions at /; /healthz and /metrics. Ctrl-C or SIGTERM ends it "
+    "when what runs is finished. The environment variable MEM0_TOKEN holds the token, where clients must know one."
+)
+
+
+def parser() -> CommandParser:
+    """The flags."""
+    flags = CommandParser("serve", SUMMARY, ["mem0-jax serve runs/demo/with_memory/bundle --action-horizon 2"])
+    flags.add_argument("bundle", type=Path, metavar="BUNDLE", help="the bundle's folder")
+    flags.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 opens it to the network")
+    flags.add_argument("--port", type=int, default=8000, help="port to listen on; 0 takes a free one")
+    flags.add_argument("--token-file", type=Path, metavar="FILE", help="clients must know the token in this file")
+    flags.add_argument("--sessions", type=int, default=16, metavar="N", help="sessions at a time")
+    flags.add_argument("--idle-seconds", type=float, default=600.0, metavar="S", help="drop sessions idle for so long")
+    flags.add_argument("--queue", type=int, default=256, metavar="N", help="requests that may wait")
+    flags.add_argument("--message-mb", type=float, default=32.0, metavar="MB", help="greatest message")
+    flags.add_argument("--grace-seconds", type=float, default=10.0, metavar="S", help="for what runs, when stopped")
+    acting = flags.add_argument_group("acting; a session's reset may choose its own, but for the flow steps")
+    acting.add_argument("--action-horizon", type=int, metavar="K", help="actions of a chunk to execute (default: all)")
+    acting.add_argument("--average", action="store_true", help="average overlapping chunks")
+    acting.add_argument("--threshold", type=float, metavar="P", help="end-of-subtask probability (default: trained)")
+    acting.add_argument("--patience", type=int, default=2, metavar="N", help="positive frames that end a subtask")
+    acting.add_argument("--flow-steps", type=int, metavar="N", help="steps of the flow solver (default: trained)")
+    acting.add_argument("--planner", metavar="URL", help="OpenAI-compatible planner of staged tasks")
+    acting.add_argument("--planner-model", metavar="NAME", help="its model (default: the first it has)")
+    return flags
+
+
+def main(argv: Sequence[str]) -> int:
+    """Serves until it is told to stop."""
+    flags = parser().parse_args(argv)
+    try:
+        import aiohttp  # noqa: F401
+        import prometheus_client  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"serving needs {error.name}: pip install 'mem0-jax[serve]'") from None
+    import asyncio
+
+    from mem0_jax.inference.session import Options
+    from mem0_jax.policies.bundle import load_bundle
+    from mem0_jax.serve.protocol import Limits
+    from mem0_jax.serve.server import Settings, run
+    from mem0_jax.serve.service import Service
+
+    settings = Settings(flags.host, flags.port, _token(flags.token_file), grace_seconds=flags.grace_seconds)
+    if not settings.local and not settings.token:
+        print(f"warning: anybody who reaches {flags.host} can use this server: set a token", file=sys.stderr)
+    planner = _planner(flags.planner, flags.planner_model)
+    bundle = _with_flow_steps(load_bundle(flags.bundle, dtype="serving"), flags.flow_steps)
+    options = Options(flags.action_horizon, flags.average, flags.threshold, flags.patience)
+    limits = Limits(message=int(flags.message_mb * 2**20))
+
+    async def serve() -> None:
+        bounds = {"slots": flags.sessions, "idle_seconds": flags.idle_seconds, "queue": flags.queue, "limits": limits}
+        service = Service(bundle, options, planner, **bounds)
+        print(f"{flags.bundle}: warming up", flush=True)
+        await run(service, settings, lambda server: print(_greeting(server, settings), flush=True))
+
+    asyncio.run(serve())
+    print("stopped", flush=True)
+    return 0
+
+
+def _greeting(server: "Server", settings: "Settings") -> str:
+    host = settings.host if settings.host not in ("0.0.0.0", "::") else "127.0.0.1"
+    place = f"[{host}]:{server.port}" if ":" in host else f"{host}:{server.port}"
+    token = " -H 'Authorization: Api-Key TOKEN'" if settings.token else ""
+    hint = "#token=TOKEN" if settings.token else ""
+    return (
+        f"ready: ws://{place}, page http://{place}/{hint}\n"
+        f"try: curl{token} -F text='put the block back' -F image=@frame.png http://{place}/process_frame"
+    )
+
+
+def _token(file: Path | None) -> str | None:
+    """The token, from the file or else the environment."""
+    try:
+        token = os.environ.get("MEM0_TOKEN", "") if file is None else file.read_text()
+    except (OSError, ValueError) as error:
+        raise UserError(f"--token-file {file}: {error}") from None
+    token = token.strip()
+    if file is not None and not token:
+        raise UserError(f"--token-file {file} is empty")
+    if not (token.isascii() and token.isprintable()) or " " in token:
+        raise UserError("the token must be of printable ASCII characters, without spaces")
+    return token or None
+
+
+def _planner(url: str | None, model: str | None) -> "Planner | None":
+    if url is None:
+        return None
+    from mem0_jax.planner.remote import RemotePlanner
+
+    return RemotePlanner(url, model=model)
+
+
+def _with_flow_steps(bundle: "Bundle", steps: int | None) -> "Bundle":
+    from dataclasses import replace
+
+    if steps is None:
+        return bundle
+    if steps < 1:
+        raise UserError(f"--flow-steps must be at least 1, got {steps}")
+    config = bundle.config
+    return replace(bundle, config=replace(config, flow=replace(config.flow, solver_steps=steps)))

@@ -1,0 +1,187 @@
+"""The policy server's HTTP road.
+
+POST /process_frame, as users of Dexbotic know it: a form with the field `text` and the file `image`; the answer is
+`{"response": [[...], ...]}`, one row an action. More fields, all optional:
+
+    image                further files: frames, oldest first, the last one is now
+    state, states        a JSON list of 14 or 16 numbers; by default the middle of the range the policy was trained on
+    session              an id; without it every request begins anew
+    episode_first_frame  "True": begin an episode; also `reset`. Needed where the session is new
+    seed                 of the sampling of actions, where an episode begins
+
+Errors are `{"error": {"kind", "message"}}` with a fitting status. GET / is a page of live sessions, GET /sessions what
+it shows, as JSON; GET /metrics is for Prometheus, GET /healthz says 200 when the policy is warm.
+"""
+
+import asyncio
+import base64
+import io
+import json
+import math
+from typing import Any
+
+import numpy as np
+from aiohttp import BodyPartReader, web
+from PIL import Image
+
+from mem0_jax.data.layout import MODEL_DIM, model_to_env
+from mem0_jax.serve.page import CONTENT_SECURITY_POLICY, PAGE
+from mem0_jax.serve.protocol import RequestError
+from mem0_jax.serve.service import Service
+from mem0_jax.serve.sessions import Session
+
+STATUS = {"unknown_session": 404, "in_use": 409, "full": 503, "busy": 503, "stopping": 503, "planner": 502}
+STATUS |= {"failed": 500, "too_large": 413}
+FIELDS = ("text", "state", "states", "session", "episode_first_frame", "reset", "seed", "temperature")
+THUMBNAIL = 320  # pixels of the longer side
+_SAFE = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
+
+
+def refuse(kind: str, message: str, status: int | None = None) -> web.Response:
+    """An error as JSON."""
+    code = status or STATUS.get(kind, 400)
+    return web.json_response({"error": {"kind": kind, "message": message}}, status=code, headers=_SAFE)
+
+
+def page() -> web.Response:
+    """The page of live sessions; it holds no data."""
+    policy = {"Content-Security-Policy": CONTENT_SECURITY_POLICY, "Referrer-Policy": "no-referrer"}
+    return web.Response(text=PAGE, content_type="text/html", headers=_SAFE | policy)
+
+
+def add_routes(app: web.Application, service: Service) -> None:
+    """The routes beside "/"."""
+
+    async def healthz(_: web.Request) -> web.Response:
+        return web.Response(text="OK\n") if service.healthy else web.Response(text="not ready\n", status=503)
+
+    async def metrics(_: web.Request) -> web.Response:
+        return web.Response(body=service.metrics.page(), headers={"Content-Type": "text/plain; version=0.0.4"})
+
+    async def sessions(_: web.Request) -> web.Response:
+        return web.json_response(await _overview(service), headers=_SAFE)
+
+    async def process_frame(request: web.Request) -> web.Response:
+        try:
+            if not service.ready.is_set():
+                raise RequestError("busy", "the policy is still warming up: try again")
+            return web.json_response(await _process_frame(request, service), headers=_SAFE)
+        except RequestError as error:
+            return refuse(error.kind, str(error))
+
+    app.router.add_get("/healthz", healthz)
+    app.router.add_get("/metrics", metrics)
+    app.router.add_get("/sessions", sessions)
+    app.router.add_post("/process_frame", process_frame)
+
+
+async def _process_frame(request: web.Request, service: Service) -> dict[str, Any]:
+    fields, files = await _form(request, service.limits.message, service.limits.frames)
+    images = await asyncio.to_thread(lambda: [_decode(data, service.limits.side) for data in files])
+    state = _json(fields, "states" if "states" in fields else "state")
+    state = _middle(service) if state is None else state
+    frames = [{"image": image, "state": state} for image in images]
+    if not frames:
+        raise RequestError("bad_message", "the form has no file 'image'")
+    begin = any(fields.get(name, "").lower() in ("true", "1") for name in ("episode_first_frame", "reset"))
+    message = {"frames": frames, "prompt": fields.get("text"), "session": fields.get("session") or None}
+    message |= {"reset": True, "seed": _json(fields, "seed") or 0} if begin or not message["session"] else {}
+    caller = object()
+    try:
+        answer = await service.answer(message, caller)
+    finally:
+        service.sessions.leave(caller)
+    shown = ("session", "time", "stage", "instruction", "subtask_ended", "plan_needed", "end_probability")
+    found = {name: answer[name] for name in shown if name in answer}
+    return {"response": np.asarray(answer.get("actions", [])).tolist(), **found}
+
+
+async def _form(request: web.Request, most: int, files: int) -> tuple[dict[str, str], list[bytes]]:
+    """Text fields and image files of a multipart form, of at most so many bytes and files together."""
+    if request.content_type != "multipart/form-data":
+        raise RequestError("bad_message", "expected a form: curl -F text=... -F image=@frame.png")
+    fields: dict[str, str] = {}
+    images: list[bytes] = []
+    try:
+        async for part in await request.multipart():
+            name = part.name if isinstance(part, BodyPartReader) else None
+            if not isinstance(part, BodyPartReader) or name not in ("image", *FIELDS) or len(images) == files:
+                raise RequestError("bad_message", f"the form may have {', '.join(FIELDS)} and {files} files 'image'")
+            data = bytearray()
+            while chunk := await part.read_chunk(2**16):
+                data += chunk
+                most -= len(chunk)
+                if most < 0:
+                    raise RequestError("too_large", "the form is larger than this server takes")
+            if name == "image":
+                images.append(bytes(data))
+            else:
+                fields[name] = data.decode()
+    except ValueError as error:  # no such form, or text in no UTF-8
+        raise RequestError("bad_message", f"the form is damaged: {error}") from None
+    return fields, images
+
+
+def _decode(data: bytes, side: int) -> np.ndarray:
+    """A picture file as uint8 [H, W, 3]; its size is checked before anything is unpacked."""
+    try:
+        with Image.open(io.BytesIO(data), formats=["PNG", "JPEG", "WEBP", "BMP"]) as image:
+            if max(image.size) > side:
+                raise RequestError("bad_observation", f"image sides must be 1 to {side} pixels, got {image.size}")
+            return np.array(image.convert("RGB"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        raise RequestError("bad_observation", "the file 'image' is no PNG, JPEG, WebP or BMP picture") from None
+
+
+def _json(fields: dict[str, str], name: str) -> Any:
+    try:
+        return json.loads(fields[name]) if fields.get(name) else None
+    except (ValueError, RecursionError):
+        raise RequestError("bad_message", f"{name} must be JSON, got {fields[name][:40]!r}") from None
+
+
+def _middle(service: Service) -> list[float]:
+    """The state in the middle of what the policy was trained on, for those who give none."""
+    normalizer = service.bundle.transform.normalizer.state
+    return model_to_env(normalizer.denormalize(np.zeros(MODEL_DIM, np.float32)), 14).tolist()
+
+
+async def _overview(service: Service) -> dict[str, Any]:
+    """All sessions, as the page shows them."""
+    sessions = list(service.sessions)
+    pictures = await asyncio.to_thread(lambda: [_thumbnail(session.image) for session in sessions])
+    shown = [_view(session, picture) for session, picture in zip(sessions, pictures)]
+    return {"policy": service.metadata()["server"], "slots": service.sessions.slots, "sessions": shown}
+
+
+def _view(session: Session, picture: str | None) -> dict[str, Any]:
+    pilot, seconds = session.pilot, list(session.seconds)
+    actions = [] if session.actions is None else session.actions.tolist()
+    return {
+        "id": session.id,
+        "env": session.env,
+        "connected": session.connection is not None,
+        "task": pilot.task,
+        "instruction": pilot.instruction,
+        "staged": pilot.staged,
+        "stage": pilot.stage,
+        "time": pilot.time,
+        "end_probability": pilot.reply and _finite(pilot.reply.end_probability),
+        "milliseconds": [round(1000 * value, 1) for value in seconds],
+        "actions": [[_finite(number) for number in row] for row in actions],
+        "image": picture,
+    }
+
+
+def _finite(number: float) -> float | None:
+    return round(number, 4) if math.isfinite(number) else None
+
+
+def _thumbnail(image: np.ndarray | None) -> str | None:
+    """A small JPEG as a data URL."""
+    if image is None:
+        return None
+    small, file = Image.fromarray(image), io.BytesIO()
+    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    small.save(file, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
