@@ -140,12 +140,20 @@ class Engine:
         slots: memories.
     """
 
-    def __init__(self, bundle: Bundle, slots: int = 1, *, growth: int = 2):
-        """`growth` is the ratio of batch sizes: a greater one means fewer programs to compile, and more padding."""
-        self.bundle, self.slots = bundle, slots
+    def __init__(self, bundle: Bundle, slots: int = 1, *, growth: int = 2, rows: int | None = None):
+        """Makes room for `slots` memories.
+
+        Args:
+            bundle: the policy.
+            slots: memories.
+            growth: ratio of batch sizes; a greater one means fewer programs to compile, and more padding.
+            rows: all batches have this size and prompts their full length. Sums of other shapes round otherwise: so
+                what one session gets does not depend to the last bit on what else is served.
+        """
+        self.bundle, self.slots, self._even = bundle, slots, rows is not None
         self._programs = programs(bundle.config)
         self._constants = self._programs.solver_constants(bundle.params)
-        self._sizes, self._frame_sizes = sizes_up_to(slots, growth), sizes_up_to(FRAMES_AT_ONCE, growth)
+        self._sizes, self._frame_sizes = ([rows] if rows else sizes_up_to(n, growth) for n in (slots, FRAMES_AT_ONCE))
         self._empty()
 
     def _empty(self) -> None:
@@ -160,6 +168,7 @@ class Engine:
         state, noise = np.zeros(action.state_dim, np.float32), np.zeros((action.horizon, action.action_dim), np.float32)
         shortest = token_bucket(int(self.bundle.processor.prompt("")["attention_mask"].sum()), longest)
         lengths = {token_bucket(n, longest) for n in range(shortest, longest + 1)} if length is None else {length}
+        lengths = {longest} if self._even else lengths
         for count in upto(self.slots if sessions is None else sessions, self._sizes):
             requests = [Request(nobody, image, "", True, state, noise)] * count
             for n in lengths:
@@ -214,15 +223,17 @@ class Engine:
 
     def _serve(self, requests: Sequence[Request]) -> list[Reply]:
         earlier = [(r.slot, r.fresh, r.images[:-1]) for r in requests if len(r.images) > 1]
-        for batch in batches(earlier, FRAMES_AT_ONCE):
+        for batch in batches(earlier, self._frame_sizes[-1]):
             self._remember(batch)
-        if seen := [request for request in requests if len(request.images)]:
-            self._look(seen)
+        seen = [request for request in requests if len(request.images)]
+        for start in range(0, len(seen), self._sizes[-1]):
+            self._look(seen[start : start + self._sizes[-1]])
         deciding = [request for request in requests if request.noise is not None]
-        chunks = self._decide(deciding) if deciding else None
-        probability, attention, chunks = jax.device_get((self._slots.end_probability, self._slots.attention, chunks))
+        parts = [deciding[start : start + self._sizes[-1]] for start in range(0, len(deciding), self._sizes[-1])]
+        made = [self._decide(part) for part in parts]
+        probability, attention, made = jax.device_get((self._slots.end_probability, self._slots.attention, made))
         self._begun[[request.slot for request in seen]] = True
-        chunk = {} if chunks is None else {request.slot: row for request, row in zip(deciding, chunks)}
+        chunk = {request.slot: row for part, rows in zip(parts, made) for request, row in zip(part, rows)}
         return [Reply(float(probability[r.slot]), attention[r.slot], chunk.get(r.slot)) for r in requests]
 
     def _remember(self, batch: list[tuple[int, bool, np.ndarray]]) -> None:
@@ -246,7 +257,8 @@ class Engine:
         """Takes the last frames; `length` is the least of the prompts."""
         prompts = [self.bundle.processor.prompt(request.instruction) for request in requests]
         length = max(length, *(int(prompt["attention_mask"].sum()) for prompt in prompts))
-        length, size = token_bucket(length, self.bundle.inputs.max_length), bucket(len(requests), self._sizes)
+        longest, size = self.bundle.inputs.max_length, bucket(len(requests), self._sizes)
+        length = longest if self._even else token_bucket(length, longest)
         self._slots = self._programs.look(
             self.bundle.params,
             self._slots,
@@ -270,8 +282,8 @@ class Engine:
 
 
 def bucket(count: int, sizes: Sequence[int]) -> int:
-    """The least of the sizes that holds `count`."""
-    return next(size for size in sizes if size >= count)
+    """The least of the sizes that holds `count`; the last where none does."""
+    return next((size for size in sizes if size >= count), sizes[-1])
 
 
 def upto(count: int, sizes: Sequence[int]) -> list[int]:

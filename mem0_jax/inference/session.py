@@ -40,6 +40,8 @@ class Options:
         patience: positive frames after which a staged task goes on to its next subtask.
         classify: every frame is judged for the end of the subtask. Without it, frames between two chunks are only
             remembered, which is cheaper. Staged tasks always do.
+        rearm: a subtask ends only after a frame of it that was not positive. Policies are trained to see the end in
+            several frames; where two subtasks in a row look alike, what is left of the end of one would end the next.
     """
 
     action_horizon: int | None = None
@@ -47,6 +49,7 @@ class Options:
     threshold: float | None = None
     patience: int = 2
     classify: bool = False
+    rearm: bool = False
 
     def completed(self, bundle: Bundle, staged: bool) -> "Options":
         """These options with the policy's own in place of None. Raises UserError where a value cannot be."""
@@ -104,6 +107,7 @@ class Pilot:
     def _begin_stage(self, began: int) -> None:
         self.plan_needed = self.staged
         self._fresh, self._positives, self._began = True, 0, began  # the time of its first frame
+        self._armed = not self.options.rearm
         self._predictions: dict[int, list[np.ndarray]] = {}
         self._decided: int | None = None  # time of the present chunk
 
@@ -192,7 +196,9 @@ class Pilot:
     def _judge(self, probability: float, frame: _Frame) -> None:
         assert self.options.threshold is not None
         time = self.time - len(self._pending)  # of this frame
-        self._positives += self.staged and probability >= self.options.threshold
+        positive = probability >= self.options.threshold
+        self._armed |= not positive
+        self._positives += self.staged and self._armed and positive
         # The frame that opens a stage cannot end it: at least one action comes between.
         if self._positives < self.options.patience or not self.staged or time == self._began:
             return
