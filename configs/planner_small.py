@@ -40,13 +40,13 @@ def get_config() -> ConfigDict:
     data = PlannerData(
         questions=("plan/press_button",),
         tokenizer="words",
-        images=PixelBounds(1, 96 * 128),
+        images=PixelBounds(1, 7000),  # the camera becomes 64x96,
         threads=1,
         prefetch=4,
     )
     train = PlannerTraining(
-        steps=1500,
-        per_device=32,
+        steps=600,
+        per_device=16,
         preset="full",
         train_vision=True,
         precision="float32",
@@ -55,6 +55,6 @@ def get_config() -> ConfigDict:
         warmup_ratio=0.05,
         b2=0.99,
         log_every=50,
-        save_every=500,
+        save_every=200,
     )
     return ConfigDict(asdict(PlannerJob(data, PlannerConfig(Qwen3VLConfig(text, vision)), train)))

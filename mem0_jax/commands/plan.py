@@ -11,6 +11,16 @@ COMMANDS: dict[str, Command] = {
         "mem0-jax plan prepare datasets/press_button plan/press_button",
         "mem0_jax.commands.plan_prepare",
     ),
+    "train": Command(
+        "fine-tune a planner on questions, or continue a run",
+        "mem0-jax plan train --config=planner_small --workdir=runs/planner",
+        "mem0_jax.commands.plan_train",
+    ),
+    "merge": Command(
+        "make a bundle of a planner's run, and a Hugging Face folder",
+        "mem0-jax plan merge runs/planner bundles/planner",
+        "mem0_jax.commands.plan_merge",
+    ),
 }
 
 

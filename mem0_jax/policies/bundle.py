@@ -173,11 +173,15 @@ def save_bundle(bundle: Bundle, folder: str | Path) -> Path:
             bundle.stats.save(unfinished / "norm_stats.json")
         if bundle.tokenizer is not None:
             bundle.tokenizer.save(str(unfinished / "tokenizer.json"))
-        # The process that calls writes alone, in a run of several too.
-        alone = ocp.options.MultiprocessingOptions(jax.process_index(), {jax.process_index()}, "bundle")
-        with ocp.StandardCheckpointer(multiprocessing_options=alone) as checkpointer:
-            checkpointer.save(unfinished / "params", bundle.params)
+        save_params(unfinished, bundle.params)
     return folder
+
+
+def save_params(folder: Path, params: Params) -> None:
+    """Writes the parameters of a bundle; the process that calls writes alone, in a run of several too."""
+    alone = ocp.options.MultiprocessingOptions(jax.process_index(), {jax.process_index()}, "bundle")
+    with ocp.StandardCheckpointer(multiprocessing_options=alone) as checkpointer:
+        checkpointer.save(folder / "params", params)
 
 
 def read_description(folder: Path) -> tuple[Mem0Config | Qwen3VLConfig, dict[str, Any]]:
