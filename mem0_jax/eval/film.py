@@ -42,7 +42,9 @@ class Encoder:
     ):
         self.height, self.width = height // 2 * 2, width // 2 * 2
         where = str(target) if isinstance(target, Path) else target
-        self._container = av.open(where, "w", format="mp4", options={"movflags": "faststart"})
+        # The index can move to the front of a file only: ffmpeg opens it once more for that.
+        muxing = {"movflags": "faststart"} if isinstance(target, Path) else {}
+        self._container = av.open(where, "w", format="mp4", options=muxing)
         rate, options = Fraction(fps).limit_denominator(1000), {"crf": str(quality), "preset": preset}
         self._stream = cast(Any, self._container.add_stream(CODEC, rate=rate, options=options))
         self._stream.width, self._stream.height, self._stream.pix_fmt = self.width, self.height, "yuv420p"
