@@ -80,7 +80,7 @@ def evaluate(
     sessions: int = 50,
     record: int = 0,
     options: Options | None = None,
-    planner: Callable[[Tabletop], Planner] = Oracle,
+    planner: Callable[[Tabletop], Planner] | None = Oracle,
     progress: Callable[[int], Any] = lambda finished: None,
 ) -> list[EpisodeResult]:
     """Plays one episode for each seed.
@@ -93,7 +93,7 @@ def evaluate(
         sessions: episodes played side by side.
         record: the first so many episodes keep their frames and the memory's attention.
         options: how the policy acts otherwise.
-        planner: makes the planner of an environment with a staged task.
+        planner: makes the planner of an environment with a staged task; None tells the policy the whole task there too.
         progress: called with the number of episodes finished since the last call.
 
     Raises:
@@ -107,8 +107,9 @@ def evaluate(
         for slot, seed in enumerate(seeds[start : start + sessions]):
             env, recorded = make(task), start + slot < record
             how = dataclasses.replace(options, classify=options.classify or recorded)
-            pilot = Pilot(bundle, how, slot=slot, staged=env.staged)
-            group.append(_Episode(env, seed, pilot, planner(env) if env.staged else None, recorded))
+            own = planner(env) if planner and env.staged else None
+            pilot = Pilot(bundle, how, slot=slot, staged=own is not None)
+            group.append(_Episode(env, seed, pilot, own, recorded))
         _play(engine, group, progress)
         results += [episode.result for episode in group]
     return results
