@@ -33,7 +33,7 @@ from mem0_jax.data.transforms import ObservationTransform
 from mem0_jax.errors import UserError
 from mem0_jax.nn import module
 from mem0_jax.policies.base import Params
-from mem0_jax.policies.mem0 import Mem0, Mem0Config
+from mem0_jax.policies.mem0 import Mem0, Mem0Config, serving_dtype
 from mem0_jax.store import open_tree
 from mem0_jax.tree import flatten, unflatten
 
@@ -211,7 +211,8 @@ def load_bundle(folder: str | Path, dtype: Any = jnp.float32, shardings: Shardin
 
     Args:
         folder: the bundle.
-        dtype: of the parameters; None keeps each as it is stored.
+        dtype: of the parameters; None keeps each as it is stored; "serving" stores them in the compute dtype where they
+            are cast to it before use anyway, so that results are the same and less is read.
         shardings: path -> where a parameter is to lie; each device reads its part. Default: all on one device.
     """
     folder = Path(folder).absolute()
@@ -257,9 +258,14 @@ def _load_params(folder: Path, config: Mem0Config | Qwen3VLConfig, dtype: Any, s
         raise BundleError(f"{folder}: parameters and config.json do not fit:\n  " + "\n  ".join(problems))
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     where = dict.fromkeys(abstract, device) if shardings is None else shardings
+
+    def kept(path: str) -> Any:
+        if dtype == "serving":
+            return serving_dtype(path, config) if isinstance(config, Mem0Config) else jnp.float32
+        return found[path].dtype if dtype is None else dtype
+
     target = {
-        path: jax.ShapeDtypeStruct(leaf.shape, found[path].dtype if dtype is None else dtype, sharding=where[path])
-        for path, leaf in abstract.items()
+        path: jax.ShapeDtypeStruct(leaf.shape, kept(path), sharding=where[path]) for path, leaf in abstract.items()
     }
     with ocp.StandardCheckpointer() as checkpointer:
         return checkpointer.restore(folder / "params", unflatten(target))

@@ -4,8 +4,9 @@ Axis letters: L lanes or sessions, T consecutive frames, B = L * T, S tokens, H 
 R draws per sample. Source: RMBench `policy/Mem-0/source/models/execution_module/memorymatters_executor.py` (behaviour).
 """
 
+import re
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,9 @@ from mem0_jax.policies import mem0_axes
 from mem0_jax.policies.base import Batch, Params
 
 Array = jax.Array
+# Parameters that are used only after a cast to the compute dtype. Norms, the vision tower's position table and what the
+# memory joins with them are used in float32.
+CAST = r"backbone/(?!.*norm).*/(kernel|bias)|backbone/.*embed_tokens/embedding|memory/cross_attn(1/(q|out)|2/.*)/kernel"
 TABLES = ("row_column", "table_index", "table_weight")
 
 
@@ -248,6 +252,11 @@ class Mem0:
         context, info, state = self.observe(params, state, observation)
         size = (len(context), self.config.action.horizon, self.config.action.action_dim)
         return self.decide(params, context, observation["state"], jax.random.normal(rng, size)), info, state
+
+
+def serving_dtype(path: str, config: Mem0Config) -> Any:
+    """The narrowest dtype in which a parameter can be stored without changing what the policy gives."""
+    return jnp.dtype(config.dtype) if re.fullmatch(CAST, path) else jnp.dtype("float32")
 
 
 def _flat(batch: Batch, samples: int) -> Batch:

@@ -1,0 +1,97 @@
+"""A tiny policy with nothing at rest, and the engine's answers the plain way: frame by frame, session by session."""
+
+from functools import lru_cache
+
+import jax
+import numpy as np
+
+from mem0_jax.backbones.qwen3_vl.config import Qwen3VLConfig, TextConfig, VisionConfig
+from mem0_jax.backbones.qwen3_vl.processor import token_ids, word_tokenizer
+from mem0_jax.data.normalize import NormStats
+from mem0_jax.heads.classifier import ClassifierConfig
+from mem0_jax.heads.dit import DiTConfig
+from mem0_jax.heads.flow import FlowConfig
+from mem0_jax.inference.engine import Reply, Request
+from mem0_jax.memory.bank import MemoryConfig
+from mem0_jax.policies.bundle import Bundle, Inputs
+from mem0_jax.policies.mem0 import Mem0, Mem0Config
+
+CAMERA, WINDOW, HORIZON = (40, 48), 4, 5
+TEXTS = ["pick", "press the button", " ".join(f"word{i}" for i in range(20))]  # of 16, 16 and 32 padded tokens
+
+
+@lru_cache(maxsize=1)
+def tiny_bundle() -> Bundle:
+    """All parameters random, the classifier's too: what is at rest hides mistakes."""
+    tokenizer = word_tokenizer(TEXTS)
+    config = Mem0Config(
+        Qwen3VLConfig(
+            TextConfig(16, 1, 2, 1, 8, 16, tokenizer.get_vocab_size(), 1e4, (2, 1, 1)),
+            VisionConfig(1, 16, 16, 2, 16, (0,), 16, 1, 2, 16),
+            token_ids(tokenizer),
+        ),
+        MemoryConfig(WINDOW, 2),
+        FlowConfig(solver_steps=3),
+        DiTConfig(16, 2, 4, 16, 16, 16, horizon=HORIZON),
+        ClassifierConfig((48, 8)),
+        image_size=(32, 64),
+        dtype="float32",
+    )
+    rng = np.random.default_rng(0)
+    abstract = jax.eval_shape(Mem0(config).init, jax.random.key(0))
+    params = jax.tree.map(lambda x: jax.numpy.asarray(rng.normal(0, 0.3, x.shape), np.float32), abstract)
+    span = {"min": np.full(16, -10.0), "max": np.full(16, 10.0)}
+    return Bundle(config, params, NormStats(span, span), tokenizer, Inputs(CAMERA, "bilinear", 40))
+
+
+class Plain:
+    """Serves requests with the policy's `observe` and `decide` alone."""
+
+    def __init__(self, bundle: Bundle, slots: int):
+        self.bundle = bundle
+        self._memory = [bundle.policy.init_state(1)] * slots
+        self._last: list = [None] * slots
+        self._observe, self._decide = jax.jit(bundle.policy.observe), jax.jit(bundle.policy.decide)
+
+    def step(self, requests: list[Request]) -> list[Reply]:
+        return [self._serve(request) for request in requests]
+
+    def _serve(self, request: Request) -> Reply:
+        bundle, slot = self.bundle, request.slot
+        if request.fresh:
+            self._memory[slot] = bundle.policy.init_state(1)
+        for image in request.images:
+            inputs = bundle.processor.prepare(image[None], [request.instruction]) | {"episode": np.zeros(1, np.int32)}
+            context, info, self._memory[slot] = self._observe(bundle.params, self._memory[slot], inputs)
+            self._last[slot] = context, info
+        context, info = self._last[slot]
+        chunk = None
+        if request.state is not None and request.noise is not None:
+            chunk = np.asarray(self._decide(bundle.params, context, request.state[None], request.noise[None])[0])
+        return Reply(float(info["end_probability"][0]), np.asarray(info["attention"][0]), chunk)
+
+
+def frames(rng: np.random.Generator, count: int) -> np.ndarray:
+    """Camera images that differ a lot."""
+    return rng.integers(0, 256, (count, 1, 1, 3)).astype(np.uint8) // 2 + rng.integers(
+        0, 128, (count, *CAMERA, 3)
+    ).astype(np.uint8)
+
+
+def request(rng: np.random.Generator, slot: int, count: int, *, fresh=False, decide=True, text=0) -> Request:
+    """A request with random contents."""
+    action = tiny_bundle().config.action
+    state = rng.normal(size=action.state_dim).astype(np.float32) if decide else None
+    noise = rng.normal(size=(action.horizon, action.action_dim)).astype(np.float32) if decide else None
+    return Request(slot, frames(rng, count), TEXTS[text], fresh, state, noise)
+
+
+def difference(ours: list[Reply], theirs: list[Reply]) -> float:
+    """The greatest of all numbers' absolute differences."""
+    worst = 0.0
+    for a, b in zip(ours, theirs, strict=True):
+        assert (a.chunk is None) == (b.chunk is None)
+        pairs = [(a.end_probability, b.end_probability), (a.attention, b.attention)]
+        pairs += [] if a.chunk is None else [(a.chunk, b.chunk)]
+        worst = max(worst, *(float(np.max(np.abs(np.subtract(x, y)))) for x, y in pairs))
+    return worst
