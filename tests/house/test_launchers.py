@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SCRIPTS = [ROOT / "scripts" / "tpu_pod.sh", ROOT / "scripts" / "gpu_host.sh"]
-POD = {"TYPE": "v5litepod-16", "ZONE": "us-west4-a", "NAME": "arm"}
+SCRIPTS = [ROOT / "scripts" / name for name in ("tpu_pod.sh", "gpu_host.sh", "xpk.sh")]
+POD = {"TYPE": "v5litepod-16", "ZONE": "us-west4-a", "NAME": "arm", "PROJECT": "lab"}
 FLAGS = ["--", "--config=m1_mix", "--config.data.datasets=('a b', \"c\")"]
 
 
@@ -79,6 +79,46 @@ def test_a_slice_that_is_not_preemptible_and_one_of_unknown_type():
     assert "set RUNTIME" in wrong.stderr
     wrong = call(SCRIPTS[0], "--dry-run", "delete", TYPE="v6e-8")
     assert "ZONE is not set" in wrong.stderr
+
+
+def test_a_run_on_kubernetes():
+    """The checkout goes along, and what the containers' shell gets starts the program with exactly these words."""
+    archive, unpack, _, launch = commands(call(SCRIPTS[2], "--dry-run", "launch", *FLAGS, **POD))
+    assert archive[-1] == "HEAD"
+    shipped = unpack[-1]
+    assert not Path(shipped).exists()
+    assert launch[:3] == ["xpk", "workload", "create"]
+    settings = dict(word.split("=", 1) for word in launch if word.startswith("--") and "=" in word)
+    assert settings["--tpu-type"] == "v5litepod-16"
+    assert settings["--script-dir"] == shipped
+    assert settings["--max-restarts"] == "100"
+    assert launch[launch.index("--workload") + 1] == "arm"
+    install, program = settings["--command"].split(" && exec ")
+    assert install == "make tpu"
+    assert shlex.split(program) == [".venv/bin/mem0-jax", "train", *FLAGS[1:]]
+
+
+def test_a_cluster_on_kubernetes():
+    cluster, disk = commands(call(SCRIPTS[2], "--dry-run", "cluster", **POD, MOUNT="/runs"))
+    assert cluster[:3] == ["xpk", "cluster", "create"]
+    assert "--spot" in cluster
+    assert "--enable-gcpfilestore-csi-driver" in cluster
+    assert "--mount-point=/runs" in disk
+    whole = commands(call(SCRIPTS[2], "--dry-run", "cluster", **POD, SPOT="0"))[0]
+    assert "--spot" not in whole
+    assert "--on-demand" in whole
+    for command, start in (
+        ("stop", ["xpk", "workload", "delete"]),
+        ("status", ["xpk", "workload", "list"]),
+        ("logs", ["kubectl", "logs"]),
+        ("delete", ["xpk", "cluster", "delete"]),
+    ):
+        (words,) = commands(call(SCRIPTS[2], "--dry-run", command, **POD))
+        assert [word for word in words if not word.startswith("-")][: len(start)] == start
+    for missing in ("PROJECT", "ZONE", "TYPE"):
+        wrong = call(SCRIPTS[2], "--dry-run", "cluster", **POD | {missing: ""})
+        assert wrong.returncode == 2
+        assert f"{missing} is not set" in wrong.stderr
 
 
 def test_gpu_host_commands():
