@@ -1,0 +1,93 @@
+"""`mem0-jax plan serve`: a planner behind OpenAI's chat API."""
+
+import argparse
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from mem0_jax.cli import CommandParser
+from mem0_jax.errors import UserError
+
+SUMMARY = (
+    "Serves a planner (a bundle of a Qwen3-VL, of 'mem0-jax plan merge' or 'mem0-jax convert') by OpenAI's chat API: "
+    "POST /v1/chat/completions, with images as data URLs and stream=true, GET /v1/models and /healthz. The openai "
+    "package and the reference's client work as they are. The environment variable MEM0_API_KEY, where it is set, must "
+    "be given by clients as their API key."
+)
+EXAMPLES = (
+    "mem0-jax plan serve bundles/planner",
+    "mem0-jax plan serve bundles/qwen3_vl_8b --mesh tensor=2 --name Qwen3-VL-8B --port 8000",
+)
+
+
+def parser() -> CommandParser:
+    """The flags."""
+    flags = CommandParser("plan serve", SUMMARY, EXAMPLES)
+    add = flags.add_argument
+    add("bundle", type=Path, metavar="BUNDLE", help="the planner")
+    add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all, then set MEM0_API_KEY")
+    add("--port", type=int, default=8000, help="port to listen on; 0 takes a free one")
+    add("--name", help="model name that clients ask for; by default the bundle folder's name")
+    add("--dtype", choices=("float32", "bfloat16"), help="of weights and computing; by default float32 on a CPU only")
+    add("--int8", action="store_true", help="round the weights of the text layers to 8 bits")
+    add("--mesh", metavar="AXES", help="spread the weights over devices, such as tensor=4 or fsdp=8")
+    add("--context", type=_positive, default=8192, help="tokens of a prompt and its answer together")
+    add("--batch", type=_positive, default=8, help="requests answered together")
+    add("--queue", type=_positive, default=64, help="requests that may wait")
+    add("--timeout", type=float, default=600.0, metavar="SECONDS", help="for a request and its answer")
+    add("--max-images", type=_positive, default=32, help="images of a request")
+    return flags
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected at least 1, got {value}")
+    return value
+
+
+def main(argv: Sequence[str]) -> None:
+    """Serves until interrupted."""
+    flags = parser().parse_args(argv)
+    try:
+        from aiohttp import web
+    except ImportError:
+        raise UserError("'mem0-jax plan serve' needs aiohttp: pip install 'mem0-jax[serve]'") from None
+    from mem0_jax.backbones.qwen3_vl.generate import Prompt, Settings
+    from mem0_jax.distributed.mesh import parse_mesh
+    from mem0_jax.planner.chat import ChatLimits
+    from mem0_jax.planner.chat_server import ChatServer, ServerLimits
+    from mem0_jax.planner.local import load_generator
+
+    key = os.environ.get("MEM0_API_KEY")
+    listening = _bind(flags.host, flags.port)
+    if flags.host not in ("127.0.0.1", "localhost", "::1") and not key:
+        print("warning: anyone who reaches this machine can ask; set MEM0_API_KEY", file=sys.stderr)
+    mesh = parse_mesh(flags.mesh) if flags.mesh else None
+    generator = load_generator(flags.bundle, dtype=flags.dtype, int8=flags.int8, mesh=mesh, context=flags.context)
+    generator.generate([Prompt("<|im_start|>user\n")], Settings(max_tokens=2))  # it works, before anyone asks
+    limits = ServerLimits(flags.batch, flags.queue, seconds=flags.timeout, chat=ChatLimits(images=flags.max_images))
+    name = flags.name or flags.bundle.absolute().name
+    server = ChatServer(generator, name, key, limits)
+    host, port = listening.getsockname()[:2]
+    address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    print(f"serving {name} at {address}/v1; Ctrl-C finishes what runs and stops. Try:", flush=True)
+    body = f'{{"model": "{name}", "messages": [{{"role": "user", "content": "hello"}}], "max_tokens": 8}}'
+    print(f"  curl {address}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'", flush=True)
+    web.run_app(
+        server.application(), sock=listening, print=None, shutdown_timeout=flags.timeout, handler_cancellation=True
+    )
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """The port is taken before the weights are read: what cannot be is said at once."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        made = socket.socket(family, kind, protocol)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind(address)
+    except (OSError, OverflowError) as error:
+        raise UserError(f"cannot listen on {host}:{port} ({error}): choose another with --host or --port") from None
+    return made

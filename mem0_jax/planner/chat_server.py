@@ -1,0 +1,261 @@
+"""OpenAI's chat API over a `Generator`: POST /v1/chat/completions, GET /v1/models, GET /healthz.
+
+Requests that wait are answered as one batch. Temperature is 0 unless a request says otherwise: a robot's planner shall
+say the same thing twice. No address outside the request is ever opened.
+Source: OpenAI's API reference; paths without /v1 are served too, as the reference's client asks for them.
+"""
+
+import asyncio
+import hmac
+import json
+import logging
+import threading
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiohttp import web
+
+from mem0_jax.backbones.qwen3_vl.generate import Answer, ContextError, Encoded, GenerationError, Generator, Settings
+from mem0_jax.errors import UserError
+from mem0_jax.planner.chat import ChatError, ChatLimits, ChatRequest, read_request
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Event = str | Answer | ChatError  # a piece of text, and at last the answer or what went wrong
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ServerLimits:
+    """Of the server.
+
+    Attributes:
+        batch: requests answered together.
+        queue: requests that may wait; more are told to come back.
+        body_bytes: of a request.
+        seconds: from a request's arrival to the end of its answer; a longer answer is cut off and refused.
+        chat: of what a request holds.
+    """
+
+    batch: int = 8
+    queue: int = 64
+    body_bytes: int = 64 * 2**20
+    seconds: float = 600.0
+    chat: ChatLimits = field(default_factory=ChatLimits)
+
+
+class _Job:
+    """A request on its way: `events` brings what happens to it to the handler."""
+
+    def __init__(self, encoded: Encoded, settings: Settings, deadline: float):
+        self.encoded, self.settings, self.deadline = encoded, settings, deadline
+        self.abandoned = threading.Event()
+        self.events: asyncio.Queue[Event] = asyncio.Queue()
+
+
+class ChatServer:
+    """The application and the task that feeds the generator.
+
+    Args:
+        generator: answers.
+        model: name it is served under.
+        api_key: required of clients where it is given.
+        limits: see there.
+    """
+
+    def __init__(
+        self, generator: Generator, model: str, api_key: str | None = None, limits: ServerLimits | None = None
+    ):
+        self._generator, self._model, self._key = generator, model, api_key
+        self._limits, self._created = limits or ServerLimits(), int(time.time())
+        self._waiting: asyncio.Queue[_Job] = asyncio.Queue(self._limits.queue)
+        tokens = generator.tokenizer.get_added_tokens_decoder().values()
+        self._controls = [token.content for token in tokens if token.special]
+
+    def application(self) -> web.Application:
+        """To be run by aiohttp; it stops when the requests it has taken are answered."""
+        app = web.Application(client_max_size=self._limits.body_bytes, middlewares=[self._guarded])
+        for prefix in ("/v1", ""):
+            app.router.add_post(f"{prefix}/chat/completions", self._chat)
+            app.router.add_get(f"{prefix}/models", self._models)
+        app.router.add_get("/healthz", self._health)
+        app.cleanup_ctx.append(self._worker)
+        return app
+
+    @web.middleware
+    async def _guarded(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Asks for the key; every error leaves in the API's form."""
+        try:
+            given = request.headers.get("Authorization", "").removeprefix("Bearer ")
+            if self._key and request.path != "/healthz" and not hmac.compare_digest(given.encode(), self._key.encode()):
+                raise ChatError("wrong or missing API key", None, "invalid_api_key", 401)
+            return await handler(request)
+        except ChatError as error:
+            failure = error
+        except web.HTTPException as error:
+            failure = ChatError(error.reason, None, None, error.status)
+        except Exception:
+            _log.exception("a request failed")
+            failure = ChatError("the server failed; its log says why", None, None, 500, "server_error")
+        return web.json_response(failure.body, status=failure.status)
+
+    async def _health(self, _: web.Request) -> web.Response:
+        return web.Response(text="OK\n")
+
+    async def _models(self, _: web.Request) -> web.Response:
+        model = {"id": self._model, "object": "model", "created": self._created, "owned_by": "mem0_jax"}
+        model["max_model_len"] = self._generator.context
+        return web.json_response({"object": "list", "data": [model]})
+
+    async def _chat(self, request: web.Request) -> web.StreamResponse:
+        deadline = time.monotonic() + self._limits.seconds
+        if request.content_type != "application/json":  # so that no page of another site can post here
+            raise ChatError("expected Content-Type: application/json", None, None, 415)
+        try:
+            body = await asyncio.wait_for(request.read(), self._limits.seconds)
+        except TimeoutError:
+            raise ChatError("the request took too long to arrive", None, None, 408) from None
+        if self._waiting.full():
+            raise _busy(self._limits.queue)
+        asked, job = await asyncio.to_thread(self._read, body, deadline)
+        try:
+            self._waiting.put_nowait(job)
+        except asyncio.QueueFull:
+            raise _busy(self._limits.queue) from None
+        try:
+            if asked.stream:
+                return await self._stream(request, asked, job)
+            answer = await self._outcome(job)
+            return web.json_response(self._described("chat.completion", [_choice(answer)], usage=_usage(answer)))
+        finally:
+            job.abandoned.set()
+
+    def _read(self, body: bytes, deadline: float) -> tuple[ChatRequest, _Job]:
+        try:
+            data = json.loads(body)
+        except (ValueError, RecursionError) as error:
+            raise ChatError(f"the request is not JSON: {str(error)[:100]}") from None
+        asked = read_request(data, self._model, self._controls, self._limits.chat)
+        try:
+            encoded = self._generator.encode(asked.prompt, asked.settings)
+        except ContextError as error:
+            raise ChatError(str(error), "messages", "context_length_exceeded") from None
+        except UserError as error:
+            raise ChatError(str(error), "messages") from None
+        return asked, _Job(encoded, asked.settings, deadline)
+
+    async def _outcome(self, job: _Job) -> Answer:
+        while True:
+            event = await job.events.get()
+            if isinstance(event, ChatError):
+                raise event
+            if isinstance(event, Answer):
+                return event
+
+    async def _stream(self, request: web.Request, asked: ChatRequest, job: _Job) -> web.StreamResponse:
+        """Server-sent events: pieces of the answer as they come."""
+        event = await job.events.get()
+        if isinstance(event, ChatError):
+            raise event
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
+        await response.prepare(request)
+        name = _name()
+
+        async def send(value: dict[str, Any] | str) -> None:
+            text = value if isinstance(value, str) else json.dumps(value)
+            # A reader that never reads would hold its place for ever.
+            await asyncio.wait_for(response.write(f"data: {text}\n\n".encode()), self._limits.seconds)
+
+        async def piece(delta: dict[str, str], reason: str | None = None) -> None:
+            choice = {"index": 0, "delta": delta, "finish_reason": reason, "logprobs": None}
+            await send(self._described("chat.completion.chunk", [choice], name))
+
+        await piece({"role": "assistant", "content": ""})
+        while isinstance(event, str):
+            await piece({"content": event})
+            event = await job.events.get()
+        if isinstance(event, ChatError):
+            await send(event.body)
+        else:
+            await piece({}, _reason(event))
+            if asked.stream_usage:
+                await send(self._described("chat.completion.chunk", [], name, usage=_usage(event)))
+        await send("[DONE]")
+        await response.write_eof()
+        return response
+
+    def _described(self, kind: str, choices: list[Any], name: str | None = None, **more: Any) -> dict[str, Any]:
+        head = {"id": name or _name(), "object": kind, "created": int(time.time()), "model": self._model}
+        return head | {"choices": choices} | more
+
+    async def _worker(self, _: web.Application) -> AsyncIterator[None]:
+        """Runs while the application does."""
+        task = asyncio.create_task(self._work())
+        yield
+        task.cancel()
+
+    async def _work(self) -> None:
+        while True:
+            jobs = [await self._waiting.get()]
+            while len(jobs) < self._limits.batch and not self._waiting.empty():
+                jobs.append(self._waiting.get_nowait())
+            for job in jobs:
+                if time.monotonic() > job.deadline:
+                    job.events.put_nowait(_late(self._limits.seconds))
+            jobs = [job for job in jobs if not job.abandoned.is_set() and time.monotonic() <= job.deadline]
+            if jobs:
+                await self._answer(jobs)
+
+    async def _answer(self, jobs: Sequence[_Job]) -> None:
+        loop = asyncio.get_running_loop()
+
+        def tell(number: int, piece: str) -> bool:
+            job = jobs[number]
+            loop.call_soon_threadsafe(job.events.put_nowait, piece)
+            return not job.abandoned.is_set() and time.monotonic() <= job.deadline
+
+        try:
+            generate = self._generator.generate
+            encoded, settings = [job.encoded for job in jobs], [job.settings for job in jobs]
+            answers = await asyncio.to_thread(generate, encoded, settings, tell)
+        except Exception as error:
+            if not isinstance(error, GenerationError):
+                _log.exception("a batch of %d failed", len(jobs))
+            if len(jobs) > 1:  # such as one that needs more memory than there is: the others can do without it
+                for job in jobs:
+                    await self._answer([job])
+                return
+            jobs[0].events.put_nowait(ChatError("generation failed", None, None, 500, "server_error"))
+            return
+        for job, answer in zip(jobs, answers):
+            late = time.monotonic() > job.deadline
+            job.events.put_nowait(_late(self._limits.seconds) if late else answer)
+
+
+def _name() -> str:
+    return f"chatcmpl-{uuid.uuid4().hex}"
+
+
+def _reason(answer: Answer) -> str:
+    return "stop" if answer.finished else "length"
+
+
+def _choice(answer: Answer) -> dict[str, Any]:
+    message = {"role": "assistant", "content": answer.text}
+    return {"index": 0, "message": message, "finish_reason": _reason(answer), "logprobs": None}
+
+
+def _usage(answer: Answer) -> dict[str, int]:
+    said = len(answer.tokens)
+    total = answer.prompt_tokens + said
+    return {"prompt_tokens": answer.prompt_tokens, "completion_tokens": said, "total_tokens": total}
+
+
+def _busy(queue: int) -> ChatError:
+    return ChatError(f"{queue} requests are waiting: try again later", None, "queue_full", 429, "rate_limit_error")
+
+
+def _late(seconds: float) -> ChatError:
+    return ChatError(f"not answered within {seconds:g} s", None, "timeout", 504, "server_error")
