@@ -1,57 +1,22 @@
 """Episodes in this process, side by side: their pilots share one engine.
 
 An episode's result depends on its seed and on nothing that plays beside it. Sums of another batch size round otherwise,
-and a closed loop amplifies that, so every step of the engine has the same number of rows, filled up with copies.
-
-Axis letters: R rows.
+and a closed loop amplifies that, so all batches of the engine have the same number of rows.
 """
 
-import dataclasses
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from mem0_jax.eval.episode import Episode, Outcome
-from mem0_jax.inference.engine import Engine, Reply, Request
+from mem0_jax.inference.engine import Engine
 from mem0_jax.inference.session import Options, Pilot
 from mem0_jax.planner.base import Planner, PlannerError
 from mem0_jax.policies.bundle import Bundle
 
-ROWS = 16  # R: enough to keep a processor busy, few enough to wait for
+ROWS = 16  # enough to keep a processor busy, few enough to wait for
 Films = Callable[[int], Path | None]
-
-
-class EvenSteps:
-    """An engine whose steps all have R requests.
-
-    Args:
-        bundle: the policy.
-        slots: memories for `step`.
-        rows: R.
-    """
-
-    def __init__(self, bundle: Bundle, slots: int, rows: int = ROWS):
-        self.slots, self.rows = slots, rows
-        self._engine = Engine(bundle, slots + rows - 1)
-
-    def step(self, requests: Sequence[Request]) -> list[Reply]:
-        """As `Engine.step`."""
-        replies: list[Reply | None] = [None] * len(requests)
-        kinds: dict[tuple, list[int]] = {}
-        for i, request in enumerate(requests):  # the shapes of a step depend on these
-            kind = (len(request.images), request.state is not None, len(request.instruction))
-            kinds.setdefault(kind, []).append(i)
-        for numbers in kinds.values():
-            for start in range(0, len(numbers), self.rows):
-                part = numbers[start : start + self.rows]
-                for i, reply in zip(part, self._engine.step(self._filled([requests[i] for i in part]))):
-                    replies[i] = reply
-        return [reply for reply in replies if reply is not None]
-
-    def _filled(self, requests: list[Request]) -> list[Request]:
-        copies = range(self.slots, self.slots + self.rows - len(requests))
-        return requests + [dataclasses.replace(requests[-1], slot=slot) for slot in copies]
 
 
 def play(
@@ -74,7 +39,7 @@ def play(
         options: how the policy acts.
         planner: of staged tasks; None: the environments name their subtasks faultlessly.
         parallel: episodes side by side.
-        rows: of every step of the engine, see above.
+        rows: of every batch of the engine, see above.
         films: number of an episode -> mp4 file to write, or None.
     """
     table = _Table(bundle, task, options, planner, parallel, rows)
@@ -96,7 +61,7 @@ class _Table:
         from mem0_jax.envs import make
 
         staged = make(task, render=False).staged
-        self._steps = EvenSteps(bundle, parallel, rows)
+        self._engine = Engine(bundle, parallel, rows=rows)
         self._pilots = [Pilot(bundle, options, slot=slot, staged=staged) for slot in range(parallel)]
         self._planner, self._turns = planner, 0
         self._threads = ThreadPoolExecutor(parallel, "planner")
@@ -150,7 +115,7 @@ class _Table:
             pilots = [pilot for pilot in pilots if pilot.step_needed(pilot.due)]
             if not pilots:
                 return
-            for pilot, reply in zip(pilots, self._steps.step([pilot.request(pilot.due) for pilot in pilots])):
+            for pilot, reply in zip(pilots, self._engine.step([pilot.request(pilot.due) for pilot in pilots])):
                 pilot.receive(reply)
 
     def _plan(self) -> None:

@@ -184,7 +184,7 @@ class Pilot:
 
     def receive(self, reply: Reply) -> None:
         """The engine's reply to the last `request`."""
-        seen = self._pending[:1] if self.options.classify else self._pending
+        seen = self._pending[:1] if self.options.classify else self._pending[:]
         del self._pending[: len(seen)]
         self.reply = reply
         if seen:
