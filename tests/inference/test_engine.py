@@ -134,7 +134,8 @@ MUTANTS = [
 def test_the_engine_wrong(mutant, monkeypatch):
     engine = Engine(tiny_bundle(), SLOTS)
     own = engine._programs
-    engine._programs = SimpleNamespace(look=own.look, decide=own.decide, remember=own.remember, empty=own.empty)
+    programs = SimpleNamespace(look=own.look, decide=own.decide, remember=own.remember, empty=own.empty)
+    monkeypatch.setattr(engine, "_programs", programs)
     mutant(engine, monkeypatch)
     assert error_of(engine) > 100 * GATE
 
@@ -155,9 +156,12 @@ def test_batches_hold_all_frames_in_order(counts, most):
 def test_nothing_is_compiled_after_the_warm_up():
     engine, compiled = Engine(tiny_bundle(), SLOTS), []
     engine.warm_up(frames=8)
-    jax.monitoring.register_event_duration_secs_listener(
-        lambda name, *_, **__: compiled.append(name) if name.endswith("backend_compile_duration") else None
-    )
+
+    def hear(event: str, duration_secs: float, **_: str | int) -> None:
+        if event.endswith("backend_compile_duration"):
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(hear)
     try:
         for step in scenario():
             engine.step(step)

@@ -214,3 +214,15 @@ def test_confusion_counts(rows):
 def test_impossible_sizes_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         DiTConfig(**wrong)
+
+
+def test_a_modulation_stands_for_its_timestep(head):
+    """Made once for all samples, as the solver does, or for each."""
+    condition, actions = head.condition(normal(2, 3, 10), normal(2, 4)), normal(2, 6, 5)
+    for timestep in (jnp.array([375]), jnp.array([0, 875])):
+        direct = head.velocity(condition, actions, jnp.broadcast_to(timestep, 2))
+        np.testing.assert_allclose(
+            head.velocity(condition, actions, head.modulation(timestep)), direct, rtol=1e-5, atol=1e-5
+        )
+    wrong = head.velocity(condition, actions, head.modulation(jnp.array([500])))
+    assert np.abs(wrong - direct).max() > 1e-3

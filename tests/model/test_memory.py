@@ -143,3 +143,27 @@ def test_attention_dropout_is_random_and_off_without_a_key():
     np.testing.assert_allclose(
         bound.sequence(state, x, episode, end)[0].anchor, run(x, episode, end, 1)[0].anchor, atol=1e-5
     )
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.lists(st.tuples(*[st.integers(0, 6)] * 2), min_size=1, max_size=3))
+def test_write_equals_sequence_for_ragged_counts(seed, calls):
+    """Two lanes, other counts in each, none too, and more than the window holds."""
+    rng = np.random.default_rng(seed)
+    written = bank.init_state(2, CONFIG, WIDTH)
+    walked = [bank.init_state(1, CONFIG, WIDTH) for _ in range(2)]
+    fresh = np.full((1, 1), -1, np.int32)  # the episode of a state that has seen none
+    for counts in calls:
+        x = rng.normal(size=(2, 6, WIDTH)).astype(np.float32)
+        emptied = rng.random(2) < 0.2
+        written = bank.write(bank.reset(written, emptied), jnp.asarray(x), jnp.array(counts))
+        for lane, count in enumerate(counts):
+            walked[lane] = bank.reset(walked[lane], emptied[lane : lane + 1])
+            for frame in x[lane, :count]:
+                _, walked[lane] = SEQUENCE(PARAMS, walked[lane], frame[None, None], fresh, fresh * 0)
+    for lane, state in enumerate(walked):
+        count = int(state.count[0])
+        assert count == written.count[lane]
+        np.testing.assert_array_equal(written.window[lane, WINDOW - count :], state.window[0, WINDOW - count :])
+        if count:
+            np.testing.assert_array_equal(written.anchor[lane], state.anchor[0])
