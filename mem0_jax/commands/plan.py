@@ -21,6 +21,11 @@ COMMANDS: dict[str, Command] = {
         "mem0-jax plan merge runs/planner bundles/planner",
         "mem0_jax.commands.plan_merge",
     ),
+    "serve": Command(
+        "answer by OpenAI's chat API with a planner's bundle",
+        "mem0-jax plan serve bundles/planner",
+        "mem0_jax.commands.plan_serve",
+    ),
 }
 
 
