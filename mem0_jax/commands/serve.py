@@ -31,6 +31,9 @@ def parser() -> CommandParser:
     flags.add_argument("--sessions", type=int, default=16, metavar="N", help="sessions at a time")
     flags.add_argument("--idle-seconds", type=float, default=600.0, metavar="S", help="drop sessions idle for so long")
     flags.add_argument("--queue", type=int, default=256, metavar="N", help="requests that may wait")
+    flags.add_argument(
+        "--rows", type=int, metavar="N", help="size of all steps: a quicker warm-up, answers do not vary"
+    )
     flags.add_argument("--message-mb", type=float, default=32.0, metavar="MB", help="greatest message")
     flags.add_argument("--grace-seconds", type=float, default=10.0, metavar="S", help="for what runs, when stopped")
     acting = flags.add_argument_group("acting; a session's reset may choose its own, but for the flow steps")
@@ -70,7 +73,7 @@ def main(argv: Sequence[str]) -> int:
 
     async def serve() -> None:
         bounds = {"slots": flags.sessions, "idle_seconds": flags.idle_seconds, "queue": flags.queue, "limits": limits}
-        service = Service(bundle, options, planner, **bounds)
+        service = Service(bundle, options, planner, rows=flags.rows, **bounds)
         print(f"{flags.bundle}: warming up", flush=True)
         await run(service, settings, lambda server: print(_greeting(server, settings), flush=True))
 

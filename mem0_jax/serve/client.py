@@ -490,11 +490,12 @@ class Client:
             except TimeoutError:
                 self._drop()
                 raise
-            except (ConnectionError, ServerError) as error:
-                passing = isinstance(error, ConnectionError) or error.kind in _AGAIN
-                if isinstance(error, ConnectionError):
-                    self._drop()
-                if not passing or time.monotonic() + pause > deadline:
+            except ServerError as error:
+                if error.kind not in _AGAIN or time.monotonic() + pause > deadline:
+                    raise
+            except OSError:
+                self._drop()
+                if time.monotonic() + pause > deadline:
                     raise
             time.sleep(pause)
             pause = min(2 * pause, 1.0)

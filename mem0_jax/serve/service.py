@@ -35,7 +35,7 @@ class Service:
         idle_seconds: a session without a message for so long is dropped.
         queue: requests that may wait for a step.
         limits: of a message.
-        growth: ratio of the batch sizes that are compiled; see `Engine`.
+        rows: all steps have this size; see `Engine`.
 
     Raises:
         UserError: options the policy cannot have, or a bundle that cannot act.
@@ -51,18 +51,18 @@ class Service:
         idle_seconds: float = 600.0,
         queue: int = 256,
         limits: Limits | None = None,
-        growth: int = 2,
+        rows: int | None = None,
     ):
-        if slots < 1 or queue < 1 or not idle_seconds > 0:
+        if slots < 1 or queue < 1 or not idle_seconds > 0 or (rows is not None and rows < 1):
             raise UserError(
-                f"sessions, queue and idle seconds must be positive, got {slots}, {queue} and {idle_seconds:g}"
+                f"sessions, queue, idle time and rows must be positive, got {slots}, {queue}, {idle_seconds:g}, {rows}"
             )
         self.bundle, self.planner, self.limits = bundle, planner, limits or Limits()
         self.options = (options or Options()).completed(bundle, False)
         self.camera = bundle.transform.camera
         self.metrics, self.sessions = Metrics(), Sessions(slots, idle_seconds)
         self.ready, self.stopping = asyncio.Event(), False
-        self._queue, self._growth, self._running, self._idle = queue, growth, 0, asyncio.Event()
+        self._queue, self._rows, self._running, self._idle = queue, rows, 0, asyncio.Event()
         self._idle.set()
         self._batcher: Batcher | None = None
         self._sweeper: asyncio.Task[None] | None = None
@@ -91,7 +91,7 @@ class Service:
 
     async def start(self) -> None:
         """Makes the engine, compiles its steps, and is ready."""
-        engine = await asyncio.to_thread(Engine, self.bundle, self.sessions.slots, growth=self._growth)
+        engine = await asyncio.to_thread(Engine, self.bundle, self.sessions.slots, rows=self._rows)
         self._batcher = Batcher(engine, self._queue, self.metrics)
         await self._batcher.call(engine.warm_up)
         self._sweeper = asyncio.create_task(self._sweep())
@@ -230,7 +230,8 @@ class Service:
         if decide and not pilot.plan_needed:
             session.actions = answer["actions"] = pilot.actions()
         seconds = time.perf_counter() - began
-        session.seconds.append(seconds)
+        if steps:
+            session.seconds.append(seconds)
         return answer | {"policy_timing": {"infer_ms": 1000 * seconds, "steps": steps}}
 
     def _unseen(self, pilot: Pilot, message: Message) -> tuple[Any, ...]:

@@ -92,5 +92,5 @@ def address(server: Server) -> str:
 @pytest.fixture(scope="session")
 def server(bundle) -> Iterator[Server]:
     """64 sessions, no planner."""
-    with serving(lambda: Service(bundle, slots=64, growth=64)) as started:
+    with serving(lambda: Service(bundle, slots=64, rows=8)) as started:
         yield started

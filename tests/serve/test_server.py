@@ -1,0 +1,370 @@
+"""What strangers, crowds and accidents do to a server, and what it shows of itself."""
+
+import gc
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import TASK, address, frame, serving
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import connect
+
+from mem0_jax.errors import UserError
+from mem0_jax.inference.session import Session
+from mem0_jax.policies.bundle import save_bundle
+from mem0_jax.serve.client import Client, ServerError, pack, unpack
+from mem0_jax.serve.server import Settings
+from mem0_jax.serve.service import Service
+
+
+def flat(number: int = 0, /, **change) -> dict:
+    seen = frame(number)
+    plain = {"image": seen["observation"]["head_camera"]["rgb"], "state": seen["joint_action"]["vector"]}
+    return plain | {"prompt": TASK} | change
+
+
+def get(server, path: str, headers: dict | None = None, data: bytes | None = None) -> tuple[int, str]:
+    request = urllib.request.Request(f"http://127.0.0.1:{server.port}{path}", data, headers or {})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return response.status, response.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+@pytest.mark.parametrize(
+    ("message", "answer"),
+    [
+        (flat(image=np.zeros((24, 32), np.uint8)), "bad_observation: image must be uint8"),
+        (flat(image=np.zeros((24, 32, 3), np.float32)), "bad_observation: image must be uint8"),
+        (flat(image=np.zeros((3, 24, 32), np.uint8)), "bad_observation: image must be uint8"),
+        (flat(image=np.zeros((2049, 1, 3), np.uint8)), "bad_observation: image sides"),
+        (flat(image=np.zeros((0, 5, 3), np.uint8)), "bad_observation: image sides"),
+        (flat(image=b"png"), "bad_observation: image must be uint8"),
+        (flat(state=np.zeros(15)), "bad_observation: state must be 14 or 16"),
+        (flat(state=np.full(14, np.inf)), "bad_observation: state must be 14 or 16"),
+        (flat(state="much"), "bad_observation: state must be 14 or 16"),
+        (flat(prompt=7), "bad_message: prompt must be text"),
+        (flat(prompt="x" * 2001), "bad_message: prompt must be text of at most 2000"),
+        (flat(prompt=""), "bad_message: the first message must tell"),
+        (flat(type="dance"), "bad_message: type must be one of"),
+        (flat(type=[]), "bad_message: type must be one of"),
+        (flat(session="\n"), "bad_message: session must be an id"),
+        (flat(frames=[flat()] * 64), "bad_message: frames must be a list"),
+        (flat(frames="all"), "bad_message: frames must be a list"),
+        (flat(after=1.5), "bad_message: after must be a whole number"),
+        (flat(reset=True, seed=-1), "bad_message: seed must be a whole number"),
+        (flat(reset=True, options={"patience": True}), "bad_message: option patience must be int"),
+        (flat(reset=True, planner="me"), "bad_message: planner must be one of"),
+        ({"type": "batch", "messages": []}, "bad_message: messages must be a list"),
+        ({"type": "plan", "subtask": "go", "prompt": TASK}, "bad_request: no subtask is needed"),
+        ([1, 2], "bad_message: a message must be a map"),
+        ({"observation": {}, "prompt": TASK}, "bad_observation: the observation lacks"),
+    ],
+)
+def test_wrong_requests_are_told_what_is_wrong_and_the_connection_lives(server, message, answer):
+    with connect(address(server), max_size=None) as ws:
+        ws.recv()
+        ws.send(pack(message))
+        assert str(ws.recv()).startswith(answer)
+        ws.send(pack(flat(reset=True)))
+        assert unpack(bytes(ws.recv()))["actions"].shape == (3, 14)
+
+
+def test_bytes_that_are_no_message(server):
+    with connect(address(server)) as ws:
+        ws.recv()
+        for data in (b"", b"\xc1", b"\x91" * 1000, os.urandom(100), "text"):
+            ws.send(data)
+            assert str(ws.recv()).startswith("bad_message: ")
+        ws.send(bytes(server.service.limits.message + 1))
+        with pytest.raises(ConnectionClosed) as caught:
+            ws.recv()
+        assert caught.value.rcvd is not None
+        assert caught.value.rcvd.code == 1009
+
+
+JUNK = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+KEYS = st.sampled_from(
+    ["type", "session", "env", "prompt", "frames", "after", "reset", "task", "seed", "planner", "options", "messages",
+     "image", "state", "subtask", "observation", "joint_action"]
+)  # fmt: skip
+
+
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.dictionaries(KEYS, JUNK, max_size=4), st.booleans())
+def test_any_values_get_an_answer_and_spoil_nothing(server, junk, whole):
+    with connect(address(server)) as ws:
+        ws.recv()
+        ws.send(pack((flat() if whole else {}) | junk))
+        answer = ws.recv()
+        assert isinstance(answer, bytes) or not answer.startswith("failed")
+        ws.send(
+            pack({"type": "close"} | ({"session": junk["session"]} if isinstance(junk.get("session"), str) else {}))
+        )
+        ws.recv()
+
+
+def test_clients_that_die_mid_message_or_never_read_harm_nobody(server, bundle):
+    local = Session(bundle)
+    local.reset(TASK)
+    with connect(address(server)) as living:
+        living.recv()
+        for number in range(4):
+            with connect(address(server)) as dying:
+                dying.recv()
+                dying.send(pack(flat(number)))
+                if number % 2:
+                    dying.recv()
+                    dying.socket.sendall(b"\x82\xfe\xff\xff" + bytes(100))  # the beginning of a long frame
+                dying.socket.shutdown(socket.SHUT_RDWR)
+            living.send(pack(flat(number)))
+            local.observe(frame(number))
+            np.testing.assert_allclose(unpack(bytes(living.recv()))["actions"], local.act(), rtol=1e-5, atol=1e-5)
+    for _ in range(50):
+        if not len(server.service.sessions):
+            break
+        time.sleep(0.1)
+    assert len(server.service.sessions) == 0
+
+
+def test_other_sites_pages_and_other_names_are_turned_away(server):
+    host = f"127.0.0.1:{server.port}"
+    for path in ("/", "/sessions", "/metrics"):
+        assert get(server, path, {"Origin": "http://evil.example"})[0] == 403
+        assert get(server, path, {"Host": "evil.example"})[0] == 403
+        assert get(server, path, {"Origin": f"http://{host}"})[0] == 200
+    with pytest.raises(InvalidStatus):
+        connect(address(server), origin="http://evil.example")  # pyright: ignore[reportArgumentType]
+
+
+def test_the_token(bundle):
+    with serving(lambda: Service(bundle, slots=2, rows=2), Settings(port=0, token="s3cret")) as closed:
+        for headers in ({}, {"Authorization": "Api-Key wrong"}, {"Authorization": "Basic s3cret"}):
+            assert get(closed, "/sessions", headers)[0] == 401
+            assert get(closed, "/metrics", headers)[0] == 401
+        for kind in ("Api-Key", "Bearer", "bearer"):
+            assert get(closed, "/sessions", {"Authorization": f"{kind} s3cret"})[0] == 200
+        assert [get(closed, path)[0] for path in ("/", "/healthz")] == [200, 200]
+        with pytest.raises(ServerError) as caught:
+            Client(address(closed), token="wrong")
+        assert caught.value.kind == "unauthorized"
+        with Client(address(closed), token="s3cret") as policy:
+            policy.reset(TASK)
+            assert policy.infer(frame(0))["actions"].shape == (3, 14)
+
+
+def form(fields: dict[str, str], images: list[bytes]) -> tuple[dict[str, str], bytes]:
+    parts = [f'--x\r\nContent-Disposition: form-data; name="{k}"\r\n\r\n{v}\r\n'.encode() for k, v in fields.items()]
+    head = b'--x\r\nContent-Disposition: form-data; name="image"; filename="f.png"\r\n\r\n'
+    parts += [head + image + b"\r\n" for image in images]
+    return {"Content-Type": "multipart/form-data; boundary=x"}, b"".join([*parts, b"--x--\r\n"])
+
+
+def png(image: np.ndarray) -> bytes:
+    file = BytesIO()
+    Image.fromarray(image).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_process_frame(server, bundle):
+    seen = [frame(number) for number in range(3)]
+    files = [png(one["observation"]["head_camera"]["rgb"]) for one in seen]
+    state = seen[2]["joint_action"]["vector"].astype(float).tolist()
+    local = Session(bundle)
+    local.reset(TASK, seed=5)
+    for one in seen:
+        local.observe(one | {"joint_action": {"vector": np.array(state)}})
+    expected = local.act()
+
+    def post(fields, images):
+        headers, data = form(fields, images)
+        code, text = get(server, "/process_frame", headers, data)
+        return code, json.loads(text)
+
+    code, answer = post({"text": TASK, "state": json.dumps(state), "seed": "5"}, files)
+    assert code == 200
+    np.testing.assert_allclose(answer["response"], expected, rtol=1e-5, atol=1e-5)
+    begin = {"text": TASK, "session": "curl", "state": json.dumps(state)}
+    assert post(begin, files[:1])[0] == 404
+    assert post(begin | {"episode_first_frame": "True", "seed": "5"}, files[:2])[1]["time"] == 1
+    code, answer = post(begin, files[2:])  # the memory of the session goes on
+    np.testing.assert_allclose(answer["response"], expected, rtol=1e-5, atol=1e-5)
+    assert np.shape(post({"text": TASK}, files[:1])[1]["response"]) == (3, 14)  # no state given
+    for fields, images, kind in (
+        ({"text": TASK}, [], "bad_message"),
+        ({"text": TASK}, [b"GIF89a"], "bad_observation"),
+        ({"text": TASK}, [files[0][:60]], "bad_observation"),
+        ({"text": TASK, "state": "[1, 2"}, files, "bad_message"),
+        ({"text": TASK, "state": "[1, 2]"}, files, "bad_observation"),
+        ({"text": TASK, "color": "red"}, files, "bad_message"),
+        ({"text": TASK}, [bytes(server.service.limits.message)], "too_large"),
+        ({}, files, "bad_message"),
+    ):
+        assert post(fields, images)[1]["error"]["kind"] == kind
+    assert get(server, "/process_frame", {"Content-Type": "multipart/form-data"}, b"x")[0] == 400
+    assert get(server, "/process_frame", {"Content-Type": "text/plain"}, b"x")[0] == 400
+    next(iter(server.service.sessions)).used = -1e9
+    server.service.sessions.expire()
+
+
+def test_metrics_count(server):
+    def read(name: str) -> float:
+        found = re.search(rf"^{re.escape(name)} (\S+)$", get(server, "/metrics")[1], re.M)
+        return float(found[1]) if found else 0.0
+
+    names = ('mem0_requests_total{type="infer"}', 'mem0_errors_total{kind="bad_message"}', "mem0_batch_size_count")
+    before = [read(name) for name in names]
+    with Client(address(server)) as policy:
+        policy.reset(TASK)
+        policy.infer(frame(0))
+        assert read("mem0_sessions") == 1
+        with pytest.raises(ServerError):
+            policy._call({"type": "nonsense"})
+    assert [read(name) - old for name, old in zip(names, before)] == [1, 1, 1]
+    assert (read("mem0_sessions"), read("mem0_queue")) == (0, 0)
+
+
+HOSTILE = "<img src=x onerror=\"document.title='pwned'\"><script>document.title='pwned'</script>"
+
+
+def test_the_page_shows_sessions_and_runs_nobodys_script(server):
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if not chromium:
+        pytest.skip("no chromium")
+    with Client(address(server), env="<b>robot</b>", session="</script>'\"") as policy:
+        policy.reset(TASK)
+        policy.infer(frame(0))
+        policy.reset(HOSTILE[:100])
+        policy._frames = []
+        run = subprocess.run(
+            [chromium, "--headless=new", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=4000", "--dump-dom",
+             f"http://127.0.0.1:{server.port}/"],
+            capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+    shown = run.stdout
+    assert "<title>Policy server</title>" in shown
+    assert "&lt;img src=x onerror=" in shown
+    assert "&lt;b&gt;robot&lt;/b&gt; \u00b7 &lt;/script&gt;'\"" in shown
+    assert "1 of 64 sessions" in shown
+    assert "no frame yet" in shown
+    policy_of_page = urllib.request.urlopen(f"http://127.0.0.1:{server.port}/").headers["Content-Security-Policy"]
+    assert "default-src 'none'" in policy_of_page
+    assert "unsafe" not in policy_of_page
+
+
+def resident() -> int:
+    gc.collect()
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
+def test_thousands_of_messages_leave_nothing_behind(server):
+    def soak(rounds: int) -> None:
+        for number in range(rounds):
+            with connect(address(server), max_size=None) as ws:
+                ws.recv()
+                for step in range(20):
+                    ws.send(pack(flat(step, session=f"s{number % 7}", reset=step == 0)))
+                    ws.recv()
+                ws.send(b"\xc1")
+                ws.recv()
+                ws.send(pack({"type": "close", "session": f"s{number % 7}"}))
+                ws.recv()
+
+    soak(20)
+    before = resident()
+    soak(100)
+    assert resident() - before < 24 * 2**20  # 2,000 pictures alone would be 4.6 MB, their messages more
+    assert len(server.service.sessions) == 0
+
+
+def test_what_a_service_cannot_be(bundle):
+    for settings_, message in (({"slots": 0}, "must be positive"), ({"idle_seconds": 0.0}, "must be positive")):
+        with pytest.raises(UserError, match=message):
+            Service(bundle, **settings_)
+
+
+def test_the_command_serves_until_it_is_told_to_stop(bundle, tmp_path):
+    """The real process: health, a session, SIGTERM while a connection is open."""
+    folder = save_bundle(bundle, tmp_path / "bundle")
+    command = [
+        sys.executable,
+        "-m",
+        "mem0_jax.cli",
+        "serve",
+        str(folder),
+        "--port",
+        "0",
+        "--rows",
+        "2",
+        "--sessions",
+        "2",
+    ]
+    token = tmp_path / "token"
+    token.write_text("s3cret\n")
+    with subprocess.Popen(
+        [*command, "--sessions", "2", "--token-file", str(token), "--action-horizon", "2"],
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            lines = [process.stdout.readline() for _ in range(3)]
+            port = int(re.findall(r"ready: ws://127.0.0.1:(\d+)", lines[1])[0])
+            assert "curl -H 'Authorization: Api-Key TOKEN' -F text=" in lines[2]
+            assert urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz").read() == b"OK\n"
+            policy = Client(f"ws://127.0.0.1:{port}", token="s3cret", timeout=0.5)
+            policy.reset(TASK)
+            assert policy.infer(frame(0))["actions"].shape == (2, 14)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(30) == 0
+            assert process.stdout.read() == "stopped\n"
+            policy.observe(frame(1))
+            with pytest.raises((ConnectionError, TimeoutError, ServerError)):
+                policy.act()
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--port", "1"], "cannot listen on|Permission"),
+        (["--action-horizon", "9"], "action_horizon must lie between 1 and"),
+        (["--flow-steps", "0"], "--flow-steps must be at least 1"),
+        (["--token-file", "missing"], "--token-file missing"),
+        (["--sessions", "0"], "must be positive"),
+    ],
+)
+def test_wrong_flags_are_named(bundle, tmp_path, flags, message, capsys, monkeypatch):
+    from mem0_jax.cli import main
+
+    if flags[0] == "--port":
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            taken.listen()
+            flags = ["--port", str(taken.getsockname()[1])]
+            assert main(["serve", str(save_bundle(bundle, tmp_path / "bundle")), *flags]) == 1
+    else:
+        assert main(["serve", str(save_bundle(bundle, tmp_path / "bundle")), *flags]) == 1
+    assert re.search(message, capsys.readouterr().err)
