@@ -48,13 +48,16 @@ def main() -> int:
     flags.add_argument("--full", action="store_const", const="full", dest="size", help="short for --size full")
     flags.add_argument("--layers", type=int, default=8, help="text and vision layers of the middle size")
     flags.add_argument("--frames", type=int, help="consecutive frames of a step (default: 4, of the full size 56)")
-    flags.add_argument("--no-remat", action="store_true", help="full size: keep activations instead of recomputing")
+    flags.add_argument("--dtype", choices=("float32", "bfloat16"), help="of backbone and memory (full size: bfloat16)")
+    flags.add_argument("--remat", action=argparse.BooleanOptionalAction, help="recompute activations (full size: yes)")
     flags.add_argument("--steps", type=int, default=3, help="measured in each turn, after one that is not")
     flags.add_argument("--rounds", type=int, default=3, help="turns of each side")
     flags.add_argument("--json", type=Path, metavar="FILE")
     flags.add_argument("--side", choices=SIDES, help="one turn of one side, in this process")
     args = flags.parse_args()
     args.frames = args.frames or FRAMES[args.size]
+    args.dtype = args.dtype or ("bfloat16" if args.size == "full" else "float32")
+    args.remat = args.size == "full" if args.remat is None else args.remat
     if min(args.frames, args.steps, args.rounds) < 1 or args.layers < 4 or args.layers % 2:
         flags.error("--frames, --steps and --rounds must be at least 1, --layers even and at least 4")
     if args.side:
@@ -138,20 +141,19 @@ def make_config(args: argparse.Namespace) -> Any:
     from mem0_jax.policies.mem0 import Mem0Config
 
     memory, action, classifier = MemoryConfig(dropout=0.0), DiTConfig(dropout=0.0), ClassifierConfig(dropout=0.0)
-    full = Mem0Config(memory=memory, action=action, classifier=classifier, remat=not args.no_remat)
+    full = Mem0Config(memory=memory, action=action, classifier=classifier, dtype=args.dtype, remat=args.remat)
     if args.size == "full":
         return full
     tokens = TokenIds(*range(1, 7), pad=0)
-    plain = dataclasses.replace(full, dtype="float32", remat=False)
     if args.size == "middle":
         text = TextConfig(num_hidden_layers=args.layers, vocab_size=2048)
         vision = VisionConfig(depth=args.layers, deepstack_visual_indexes=(args.layers // 2,))
         action = dataclasses.replace(action, num_layers=args.layers)
-        return dataclasses.replace(plain, backbone=Qwen3VLConfig(text, vision, tokens), action=action)
+        return dataclasses.replace(full, backbone=Qwen3VLConfig(text, vision, tokens), action=action)
     text = TextConfig(32, 3, 4, 2, 16, 64, 32, 1e4, (4, 2, 2))
     vision = VisionConfig(3, 32, 64, 2, 16, (0, 1), 16, 2, 2, 32)
     return dataclasses.replace(
-        plain,
+        full,
         backbone=Qwen3VLConfig(text, vision, tokens),
         memory=MemoryConfig(3, 2, dropout=0.0),
         action=DiTConfig(16, 2, 4, 32, 16, 16, horizon=3, dropout=0.0),
