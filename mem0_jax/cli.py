@@ -62,6 +62,11 @@ COMMANDS: dict[str, Command] = {
         "mem0-jax serve runs/demo/with_memory/bundle --action-horizon 2",
         "mem0_jax.commands.serve",
     ),
+    "eval": Command(
+        "measure a policy: episodes of a built-in task, or a recorded dataset",
+        "mem0-jax eval --help",
+        "mem0_jax.commands.eval",
+    ),
     "aot": Command(
         "compile a training step for a TPU slice, without one: memory, network, roofline",
         "mem0-jax aot --config=m1_mix --topology=v5e:4x4 --config.hardware=v5e-16",

@@ -67,33 +67,33 @@ def _table(variants: Sequence[Mapping[str, Any]]) -> str:
     errors = any(variant["errors"] for variant in variants)
     body = ""
     for variant in variants:
-        cells = [_rate(variant["success"]), _rate(variant["right_given_placed"])]
-        cells += [NOTHING if variant[key] is None else f"{variant[key]:.3g}" for key in ("reward", "steps")]
-        cells += [f'<span class="bad">{variant["errors"]}</span>'] if errors else []
-        body += f'<tr><th scope="row">{escape(variant["name"] or "policy")}</th>' + _cells(cells) + "</tr>\n"
-    return _grid([*titles, "No result"] if errors else titles, body)
+        entries = [_rate(variant["success"]), _rate(variant["right_given_placed"])]
+        entries += [NOTHING if variant[key] is None else f"{variant[key]:.3g}" for key in ("reward", "steps")]
+        entries += [f'<span class="bad">{variant["errors"]}</span>'] if errors else []
+        body += f'<tr><th scope="row">{escape(variant["name"] or "policy")}</th>' + cells(entries) + "</tr>\n"
+    return grid([*titles, "No result"] if errors else titles, body)
 
 
 def _differences(differences: Sequence[Mapping[str, Any]]) -> str:
     body = ""
     for entry in differences:
         if entry["difference"] is None:
-            cells = [NOTHING, NOTHING, NOTHING]
+            entries = [NOTHING] * 3
         else:
             low, high = (100 * value for value in entry["interval"])
             pairs = entry["pairs"]
-            cells = [
+            entries = [
                 f"<b>{100 * entry['difference']:+.0f}</b> points<small>{low:+.0f} to {high:+.0f}</small>",
                 f"{pairs['only_first']} only so, {pairs['only_second']} only the other way",
                 f"{entry['p_value']:.2g}",
             ]
         name = f"{escape(entry['variant'])}, against {escape(entry['against'])}"
-        body += f'<tr><th scope="row">{name}</th>{_cells(cells)}</tr>\n'
+        body += f'<tr><th scope="row">{name}</th>{cells(entries)}</tr>\n'
     note = (
         "The same seeds for all, so episodes are compared in pairs: Newcombe's 95&nbsp;% interval for paired "
         "proportions, and McNemar's exact test."
     )
-    return section("Differences", _grid(["", "Solved", "Episodes that differ", "p"], body), note)
+    return section("Differences", grid(["", "Solved", "Episodes that differ", "p"], body), note)
 
 
 def _films(variants: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> str:
@@ -146,18 +146,18 @@ def _verdict(episode: Mapping[str, Any]) -> str:
 def _episodes(variants: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> str:
     body = ""
     for number, seed in enumerate(seeds):
-        cells = []
+        entries = []
         for variant in variants:
             episode = _of_number(variant, number)
             if episode is None:
-                cells.append(NOTHING)
+                entries.append(NOTHING)
                 continue
             text = f"{_verdict(episode)}<small>{episode['steps']} steps, progress {episode['reward']:.2g}</small>"
             link = f' <a href="{quote(episode["film"])}">film</a>' if episode["film"] else ""
-            cells.append(text + link)
-        body += f'<tr><th scope="row">{number}</th><td>{seed}</td>{_cells(cells)}</tr>\n'
+            entries.append(text + link)
+        body += f'<tr><th scope="row">{number}</th><td>{seed}</td>{cells(entries)}</tr>\n'
     names = [escape(variant["name"] or "outcome") for variant in variants]
-    table = _grid(["episode", "seed", *names], body)
+    table = grid(["episode", "seed", *names], body)
     return section("Episodes", f"<details><summary>All {len(seeds)}</summary>{table}</details>")
 
 
@@ -205,10 +205,12 @@ def _rate(counts: Mapping[str, Any]) -> str:
     )
 
 
-def _cells(cells: Sequence[str]) -> str:
-    return "".join(f"<td>{cell}</td>" for cell in cells)
+def cells(contents: Sequence[str]) -> str:
+    """Cells of a row; contents are HTML."""
+    return "".join(f"<td>{content}</td>" for content in contents)
 
 
-def _grid(titles: Sequence[str], body: str) -> str:
+def grid(titles: Sequence[str], body: str) -> str:
+    """A table; titles and the rows of its body are HTML."""
     head = "".join(f'<th scope="col">{title}</th>' for title in titles)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'

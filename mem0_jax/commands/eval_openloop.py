@@ -1,0 +1,97 @@
+"""`mem0-jax eval openloop`: a policy watches a recorded dataset."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mem0_jax.cli import CommandParser
+from mem0_jax.commands.output import write_json
+from mem0_jax.errors import UserError
+
+SUMMARY = (
+    "Shows the episodes of a LeRobot dataset to a policy, frame by frame, and compares the action chunks it samples "
+    "with the recorded actions: errors of every joint at every offset, next to those of holding still, and precision "
+    "and recall of the subtask-end classifier. Writes openloop.html and openloop.json."
+)
+
+
+def parser() -> CommandParser:
+    """The flags."""
+    example = "mem0-jax eval openloop runs/demo/dataset --bundle runs/demo/with_memory/bundle --episodes 20"
+    flags = CommandParser("eval openloop", SUMMARY, [example])
+    flags.add_argument("dataset", metavar="DATASET", help="a folder, or an address such as gs://bucket/folder")
+    flags.add_argument("--bundle", type=Path, metavar="DIR", required=True, help="the policy")
+    flags.add_argument("--episodes", type=int, metavar="N", help="the first so many episodes (default: all)")
+    flags.add_argument("--every", type=int, metavar="K", default=1, help="sample a chunk at every K-th frame")
+    flags.add_argument("--threshold", type=float, metavar="P", help="end-of-subtask probability (default: its own)")
+    flags.add_argument("--seed", type=int, metavar="S", default=0, help="seed of the sampled chunks")
+    flags.add_argument("--parallel", type=int, metavar="N", default=16, help="episodes side by side")
+    flags.add_argument(
+        "--camera", metavar="KEY", default="observation.image.head_camera", help="feature with the pictures"
+    )
+    flags.add_argument("--out", type=Path, metavar="DIR", default=Path("openloop"), help="folder of the results")
+    flags.add_argument("--json", type=Path, metavar="FILE", help="write openloop.json to this file as well")
+    return flags
+
+
+def main(argv: Sequence[str]) -> int:
+    """Shows the episodes, prints a table."""
+    flags = parser().parse_args(argv)
+    if min(flags.every, flags.parallel, 1 if flags.episodes is None else flags.episodes) < 1 or flags.seed < 0:
+        raise UserError("--episodes, --every and --parallel must be at least 1, --seed at least 0")
+    if flags.threshold is not None and not 0 < flags.threshold < 1:
+        raise UserError(f"--threshold must lie between 0 and 1, got {flags.threshold}")
+    from tqdm import tqdm
+
+    from mem0_jax.data.lerobot import LeRobotDataset
+    from mem0_jax.eval.closed import software
+    from mem0_jax.eval.openloop import measure, replay
+    from mem0_jax.eval.openloop_html import write_page
+    from mem0_jax.eval.results import bundle_digest
+    from mem0_jax.policies.bundle import load_bundle
+
+    bundle = load_bundle(flags.bundle)
+    try:
+        dataset = LeRobotDataset(flags.dataset)
+    except (OSError, ValueError) as error:
+        raise UserError(str(error)) from error
+    episodes = dataset.episodes[: flags.episodes]
+    total = sum(episode.length for episode in episodes)
+    with tqdm(total=total, desc="frames", unit="frame", disable=None if sys.stderr.isatty() else True) as bar:
+        options = {"camera": flags.camera, "every": flags.every, "seed": flags.seed, "parallel": flags.parallel}
+        found = replay(bundle, dataset, episodes, **options, progress=bar.update)
+    threshold = bundle.config.classifier.threshold if flags.threshold is None else flags.threshold
+    result = {
+        "dataset": str(flags.dataset),
+        "policy": {"bundle": str(flags.bundle), "sha256": bundle_digest(flags.bundle), "provenance": bundle.provenance},
+        "settings": {"every": flags.every, "seed": flags.seed, "threshold": threshold, "camera": flags.camera},
+        **software(),
+        **measure(found, threshold),
+    }
+    write_json(flags.out / "openloop.json", result)
+    write_page(flags.out / "openloop.html", result, found)
+    print(table(result))
+    print(f"\nresults: {flags.out}")
+    if flags.json:
+        write_json(flags.json, result)
+    return 0
+
+
+def table(result: dict[str, Any]) -> str:
+    """The figures to read in a terminal."""
+    lines = [f"{result['dataset']}: {len(result['episodes'])} episodes, {result['chunks']} chunks", ""]
+    offsets = sorted({0, result["horizon"] // 2, result["horizon"] - 1})
+    heads = "".join(f"{f'offset {k}':>11s}" for k in offsets)
+    lines.append(f"{'mean absolute error':20s}{'all':>9s}{heads}{'holding still':>15s}")
+    for joint in result["joints"]:
+        values = (joint["mae_by_offset"][k] for k in offsets)
+        cells = "".join(f"{'-' if value is None else f'{value:.4f}':>11s}" for value in values)
+        lines.append(f"{joint['name']:20s}{joint['mae']:9.4f}{cells}{joint['mae_hold']:15.4f}")
+    quality = result["classifier"]
+    if quality is None:
+        return "\n".join([*lines, "", "subtask-end classifier: the dataset has no positive label"])
+    at = quality["at_threshold"]
+    precision = "none said" if at["precision"] is None else f"{at['precision']:.3f}"
+    text = f"precision {precision}, recall {at['recall']:.3f}, F1 {at['f1']:.3f} at threshold {at['threshold']:g}"
+    return "\n".join([*lines, "", f"subtask-end classifier: {text}; {quality['positives']} positive frames"])

@@ -1,0 +1,278 @@
+"""Open-loop evaluation: a policy watches recorded episodes and says what it would have done.
+
+Frames are shown in order, many episodes side by side. Memory starts empty with each episode and with each subtask, as
+in deployment with a faultless planner: a subtask ends where its text changes, or where the label `subtask_end` falls.
+Frames whose text is "null" are left out, as in training.
+
+Axis letters: K sampled chunks, C action chunk length, D = 16 dimensions of the model layout, F frames shown.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from mem0_jax.data.lanes import NULL_TEXT
+from mem0_jax.data.layout import JOINT_NAMES
+from mem0_jax.data.lerobot import LeRobotDataset
+from mem0_jax.data.pictures import open_frames
+from mem0_jax.data.transforms import action_chunk, resize
+from mem0_jax.errors import UserError
+from mem0_jax.eval.lockstep import ROWS
+from mem0_jax.inference.engine import Engine, Request
+from mem0_jax.policies.bundle import Bundle
+
+CAMERA = "observation.image.head_camera"
+STILL = 1e-6  # joints whose recorded actions vary less are not judged
+
+
+@dataclass
+class Replay:
+    """What was predicted and what was recorded, in the robot's units.
+
+    Attributes:
+        predicted, recorded: float32 [K, C, D] action chunks.
+        is_pad: bool [K, C]: the episode had ended.
+        state: float32 [K, D] where the robot was.
+        episode, frame: int [K] of the chunks.
+        probability: float [F] of the end of the subtask; label: int [F], empty where the dataset has none.
+    """
+
+    predicted: list[np.ndarray] = field(default_factory=list)
+    recorded: list[np.ndarray] = field(default_factory=list)
+    is_pad: list[np.ndarray] = field(default_factory=list)
+    state: list[np.ndarray] = field(default_factory=list)
+    episode: list[int] = field(default_factory=list)
+    frame: list[int] = field(default_factory=list)
+    probability: list[float] = field(default_factory=list)
+    label: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Tables:
+    """The low-dimensional columns of a dataset."""
+
+    state: np.ndarray
+    action: np.ndarray
+    text: np.ndarray
+    texts: list[str]
+    end: np.ndarray | None
+
+    @classmethod
+    def of(cls, dataset: LeRobotDataset) -> "_Tables":
+        text, texts = dataset.texts("subtask" if "subtask" in dataset.features else "task")
+        end = dataset.column("subtask_end") if "subtask_end" in dataset.features else None
+        state, action = (dataset.column(key).astype(np.float32) for key in ("observation.state", "action"))
+        for key, value in (("observation.state", state), ("action", action)):
+            if value.shape[1:] != (len(JOINT_NAMES),):
+                raise UserError(f"{dataset.root}: {key} has shape {list(value.shape[1:])}; expected {len(JOINT_NAMES)}")
+        return cls(state, action, text, texts, end)
+
+
+class _Lane:
+    """One episode being shown."""
+
+    def __init__(self, dataset: LeRobotDataset, tables: _Tables, reader: Any, episode: Any):
+        rows = np.arange(episode.start, episode.start + episode.length)
+        null = [i for i, text in enumerate(tables.texts) if text == NULL_TEXT]
+        self.frames = np.flatnonzero(~np.isin(tables.text[rows], null))
+        self.episode, self.rows, self._reader, self.shown = episode, rows, reader, 0
+        text = tables.text[rows][self.frames]
+        begins = np.concatenate([[True], text[1:] != text[:-1]])[: len(text)]
+        if tables.end is not None:
+            end = tables.end[rows][self.frames]
+            begins[1:] |= (end[:-1] > 0) & (end[1:] == 0)
+        self.begins = begins
+
+    @property
+    def over(self) -> bool:
+        """All of it was shown."""
+        return self.shown >= len(self.frames)
+
+    @property
+    def frame(self) -> int:
+        """Number of the present frame in its episode."""
+        return int(self.frames[self.shown])
+
+    def picture(self) -> np.ndarray:
+        """The present frame, uint8 [height, width, 3]."""
+        return self._reader.read_frames(self.episode, self.frames[self.shown : self.shown + 1])[0]
+
+
+def replay(
+    bundle: Bundle,
+    dataset: LeRobotDataset,
+    episodes: Sequence[Any],
+    *,
+    camera: str = CAMERA,
+    every: int = 1,
+    seed: int = 0,
+    parallel: int = ROWS,
+    progress: Callable[[int], Any] = lambda frames: None,
+) -> Replay:
+    """Shows episodes to a policy.
+
+    Args:
+        bundle: the policy.
+        dataset: where the episodes are from.
+        episodes: entries of `dataset.episodes`.
+        camera: key of the pictures.
+        every: a chunk is sampled at every so many frames of an episode.
+        seed: of the sampling, with the episode's number and the frame; results do not depend on `parallel`.
+        parallel: episodes side by side.
+        progress: called with the frames shown since the last call.
+
+    Raises:
+        UserError: features that are missing or have another shape, unknown camera, damaged pictures.
+    """
+    if every < 1 or parallel < 1 or not episodes:
+        raise UserError(f"expected at least one episode, one at a time, every frame; got {len(episodes)} episodes")
+    try:
+        dataset.image_shape(camera)
+        tables = _Tables.of(dataset)
+        engine = Engine(bundle, parallel, rows=ROWS)
+        found = Replay()
+        waiting = iter(episodes)
+        lanes: dict[int, _Lane] = {}
+        readers = [open_frames(dataset, camera) for _ in range(parallel)]
+        while _fill(lanes, waiting, readers, dataset, tables):
+            _show(engine, bundle, lanes, tables, every, seed, found)
+            progress(len(lanes))
+            lanes = {slot: lane for slot, lane in lanes.items() if not lane.over}
+        for reader in readers:
+            reader.close()
+    except (OSError, ValueError) as error:
+        raise UserError(str(error)) from error
+    if not found.predicted:
+        raise UserError(f"{dataset.root}: every frame of the chosen episodes is {NULL_TEXT!r}")
+    return found
+
+
+def _fill(
+    lanes: dict[int, _Lane], waiting: Iterator[Any], readers: Sequence[Any], dataset: LeRobotDataset, tables: _Tables
+) -> bool:
+    """Puts the next episodes into free lanes; False: nothing is left."""
+    for slot, reader in enumerate(readers):
+        while slot not in lanes and (episode := next(waiting, None)) is not None:
+            lane = _Lane(dataset, tables, reader, episode)
+            if not lane.over:
+                lanes[slot] = lane
+    return bool(lanes)
+
+
+def _show(
+    engine: Engine, bundle: Bundle, lanes: dict[int, _Lane], tables: _Tables, every: int, seed: int, found: Replay
+) -> None:
+    """The next frame of every lane."""
+    action, normalizer = bundle.config.action, bundle.transform.normalizer
+    requests = []
+    for slot, lane in lanes.items():
+        row, decide = lane.rows[lane.frame], lane.shown % every == 0
+        rng = np.random.default_rng([seed, lane.episode.index, lane.frame])
+        image = resize(lane.picture(), bundle.inputs.camera_size, bundle.inputs.resample)
+        requests.append(
+            Request(
+                slot,
+                image[None],
+                tables.texts[tables.text[row]],
+                bool(lane.begins[lane.shown]),
+                normalizer.state.normalize(tables.state[row]) if decide else None,
+                rng.standard_normal((action.horizon, action.action_dim), np.float32) if decide else None,
+            )
+        )
+    for lane, reply in zip(lanes.values(), engine.step(requests)):
+        row = lane.rows[lane.frame]
+        found.probability.append(reply.end_probability)
+        if tables.end is not None:
+            found.label.append(int(tables.end[row] > 0))
+        if reply.chunk is not None:
+            recorded, is_pad = action_chunk(tables.action[lane.rows], lane.frame, action.horizon)
+            found.predicted.append(normalizer.action.denormalize(reply.chunk))
+            found.recorded.append(recorded)
+            found.is_pad.append(is_pad)
+            found.state.append(tables.state[row])
+            found.episode.append(lane.episode.index)
+            found.frame.append(lane.frame)
+        lane.shown += 1
+
+
+def measure(found: Replay, threshold: float) -> dict[str, Any]:
+    """Errors and classifier quality as JSON values.
+
+    `joints`: for each joint that moves in the recording its mean absolute error at every offset into the chunk, and
+    that of holding still, in the robot's units (radians; grippers 0 to 1). `classifier`: precision, recall and F1 at
+    the threshold and at others, average precision; None where the dataset has no positive label.
+    """
+    predicted, recorded = np.stack(found.predicted), np.stack(found.recorded)
+    valid, state = ~np.stack(found.is_pad), np.stack(found.state)
+    error, still = np.abs(predicted - recorded), np.abs(state[:, None] - recorded)
+    moving = np.flatnonzero(np.ptp(recorded.reshape(-1, recorded.shape[-1]), axis=0) > STILL)
+    weight = np.maximum(valid.sum(0), 1)[:, None]
+    by_offset, held = ((values * valid[..., None]).sum(0) / weight for values in (error, still))  # [C, D]
+    reached = valid.any(0)
+    joints = [
+        {
+            "name": JOINT_NAMES[i],
+            "mae": float(error[valid][:, i].mean()),
+            "mae_hold": float(still[valid][:, i].mean()),
+            "mae_by_offset": [float(v) if ok else None for v, ok in zip(by_offset[:, i], reached)],
+            "mae_hold_by_offset": [float(v) if ok else None for v, ok in zip(held[:, i], reached)],
+        }
+        for i in moving.tolist()
+    ]
+    episode = np.array(found.episode)
+    episodes = [
+        {
+            "index": int(index),
+            "chunks": int((episode == index).sum()),
+            "mae": _mean(error[episode == index][valid[episode == index]][:, moving]),
+        }
+        for index in sorted(set(found.episode))
+    ]
+    return {
+        "chunks": len(predicted),
+        "frames": len(found.probability),
+        "horizon": predicted.shape[1],
+        "mae": _mean(error[valid][:, moving]),
+        "mae_hold": _mean(still[valid][:, moving]),
+        "joints": joints,
+        "episodes": episodes,
+        "classifier": classifier(np.array(found.probability), np.array(found.label), threshold),
+    }
+
+
+def classifier(probability: np.ndarray, label: np.ndarray, threshold: float) -> dict[str, Any] | None:
+    """Quality of end-of-subtask probabilities [F] against labels [F] in {0, 1}; None without a positive label."""
+    if not label.any():
+        return None
+    thresholds = sorted({*np.round(np.linspace(0.05, 0.95, 19), 2).tolist(), threshold})
+    order = np.argsort(-probability, kind="stable")
+    ranked = label[order]
+    last = np.concatenate([np.diff(probability[order]) != 0, [True]])  # equal probabilities count as one step
+    precision, recall = np.cumsum(ranked)[last] / (np.flatnonzero(last) + 1), np.cumsum(ranked)[last] / label.sum()
+    return {
+        "positives": int(label.sum()),
+        "frames": len(label),
+        "at_threshold": _at(probability, label, threshold),
+        "curve": [_at(probability, label, value) for value in thresholds],
+        "average_precision": float((np.diff(recall, prepend=0) * precision).sum()),
+    }
+
+
+def _at(probability: np.ndarray, label: np.ndarray, threshold: float) -> dict[str, float | None]:
+    said = probability >= threshold
+    hits = int((said & (label > 0)).sum())
+    precision = hits / said.sum() if said.any() else None
+    recall = hits / label.sum()
+    f1 = 2 * hits / (said.sum() + label.sum())
+    return {
+        "threshold": threshold,
+        "precision": None if precision is None else float(precision),
+        "recall": float(recall),
+        "f1": float(f1),
+    }
+
+
+def _mean(values: np.ndarray) -> float | None:
+    return float(values.mean()) if values.size else None
