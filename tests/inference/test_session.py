@@ -188,7 +188,7 @@ def test_wrong_use_is_named():
         session.act()
     with pytest.raises(UserError, match=r"lacks 'joint_action'"):
         session.observe({"observation": {"head_camera": {"rgb": np.zeros((*CAMERA, 3), np.uint8)}}})
-    with pytest.raises(UserError, match="expected 14 or 16"):
+    with pytest.raises(UserError, match="13 numbers; expected 14"):
         session.observe(observation(np.zeros((*CAMERA, 3), np.uint8), dim=13))
     assert session.pilot.time == -1
     with pytest.raises(UserError, match="seed must be a whole number"):
