@@ -2,10 +2,11 @@
 
     python scripts/plan_proof.py --out runs/proof
 
-Records experts of `press_button`, trains on a CPU, from random weights: a planner on the questions of the recordings; a
-policy that is told one subtask after the other; and a policy alone, of the same size and recipe, that is told the whole
-task. Then unseen episodes are played by the staged system (policy and planner), by the same policy with a faultless
-planner, and by the policy alone. What is finished is kept: the same command goes on where it was stopped.
+Records experts of `press_button`, trains on a CPU, from random weights: a planner on the questions of the recordings,
+and one that carries a running summary in place of key frames; a policy that is told one subtask after the other; and a
+policy alone, of the same size and recipe, that is told the whole task. Then unseen episodes are played by the staged
+system (policy and planner, each of them), by the same policy with a faultless planner, and by the policy alone. What is
+finished is kept: the same command goes on where it was stopped.
 """
 
 import argparse
@@ -26,6 +27,7 @@ TASK = "press_button"
 POLICIES = {"staged": ["--config.data.text=subtask"], "alone": ["--config.data.text=task"]}
 # Alone, a memory that is emptied where subtasks end would forget the count that it needs.
 POLICIES["alone"].append("--config.model.memory.memory_accumulation=0")
+PLANNERS = {"planner": [], "planner_summary": ["--summaries"]}
 EXECUTED = 3  # actions of a chunk
 
 
@@ -42,8 +44,8 @@ def main() -> None:
     demo = open_demo(given.out, TASK, given.seed, settings)
     with demo.timed("record"):
         record(demo)
-    with demo.timed("planner"):
-        train_planner(demo)
+    with demo.timed("planners"):
+        train_planners(demo)
     with demo.timed("policies"):
         train_policies(demo)
     with demo.timed("play"):
@@ -72,27 +74,29 @@ def command(words: list[str], log: Path, cores: list[int]) -> subprocess.Popen:
 
 
 def run(commands: dict[str, list[str]], out: Path) -> None:
-    """Runs commands side by side; the first that fails ends the script with the end of its log."""
-    shares = shares_of_cores(len(commands))
-    started = {
-        name: command(words, out / f"{name}.log", cores) for (name, words), cores in zip(commands.items(), shares)
-    }
-    for name, process in started.items():
-        if process.wait():
-            end = (out / f"{name}.log").read_text(errors="replace")[-2000:]
-            raise SystemExit(f"{name} failed; the end of its log, {out / f'{name}.log'}:\n{end}")
+    """Runs commands side by side; one that fails ends the script with the end of its log."""
+    shares = shares_of_cores(max(len(commands), 1))
+    logs = {name: out / f"{name}.log" for name in commands}
+    started = {name: command(words, logs[name], cores) for (name, words), cores in zip(commands.items(), shares)}
+    codes = {name: process.wait() for name, process in started.items()}
+    for name, code in codes.items():
+        if code:
+            end = logs[name].read_text(errors="replace")[-2000:]
+            raise SystemExit(f"{name} failed; the end of its log, {logs[name]}:\n{end}")
 
 
-def train_planner(demo: Demo) -> None:
-    """Questions of the recordings, the run, its bundle."""
-    questions, workdir, bundle = demo.out / "questions", demo.out / "planner_run", demo.out / "planner"
-    if not questions.exists():
-        run({"prepare": ["plan", "prepare", str(demo.dataset), str(questions)]}, demo.out)
-    if not bundle.exists():
-        words = ["plan", "train", "--config=planner_small", f"--workdir={workdir}"]
-        words += [f"--config.data.questions=({str(questions)!r},)", f"--config.train.seed={demo.seed}"]
-        run({"planner": words}, demo.out)
-        run({"merge": ["plan", "merge", str(workdir), str(bundle)]}, demo.out)
+def train_planners(demo: Demo) -> None:
+    """Questions of the recordings, the runs, their bundles: both planners side by side."""
+    missing = [name for name in PLANNERS if not (demo.out / name).exists()]
+    questions = {name: demo.out / f"{name}_questions" for name in missing}
+    for name, folder in questions.items():
+        if not folder.exists():
+            run({name: ["plan", "prepare", str(demo.dataset), str(folder), *PLANNERS[name]]}, demo.out)
+    runs = {name: demo.out / f"{name}_run" for name in missing}
+    words = ["plan", "train", "--config=planner_small", f"--config.train.seed={demo.seed}"]
+    asked = {name: f"--config.data.questions=({str(folder)!r},)" for name, folder in questions.items()}
+    run({name: [*words, f"--workdir={runs[name]}", asked[name]] for name in missing}, demo.out)
+    run({name: ["plan", "merge", str(runs[name]), str(demo.out / name)] for name in missing}, demo.out)
 
 
 def train_policies(demo: Demo) -> None:
@@ -115,9 +119,11 @@ def play(demo: Demo, episodes: int) -> dict[str, list[dict[str, Any]]]:
     from mem0_jax.planner.local import LocalPlanner, load_generator
     from mem0_jax.policies.bundle import load_bundle
 
-    planner = LocalPlanner(load_generator(demo.out / "planner"))
+    key_frames = LocalPlanner(load_generator(demo.out / "planner"))
+    summary = LocalPlanner(load_generator(demo.out / "planner_summary"), summary=True)
     systems: dict[str, tuple[str, Callable | None]] = {
-        "staged, with the planner": ("staged", lambda env: planner),
+        "staged, with the planner": ("staged", lambda env: key_frames),
+        "staged, running summary": ("staged", lambda env: summary),
         "staged, faultless planner": ("staged", Oracle),
         "policy alone": ("alone", None),
     }
