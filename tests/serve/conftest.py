@@ -11,6 +11,9 @@ import pytest
 
 pytest.importorskip("aiohttp")
 pytest.importorskip("prometheus_client")
+pytest.importorskip("websockets")
+
+from websockets.sync.client import ClientConnection
 
 from mem0_jax.backbones.qwen3_vl.config import Qwen3VLConfig, TextConfig, VisionConfig
 from mem0_jax.backbones.qwen3_vl.processor import token_ids, word_tokenizer
@@ -21,6 +24,7 @@ from mem0_jax.heads.flow import FlowConfig
 from mem0_jax.memory.bank import MemoryConfig
 from mem0_jax.policies.bundle import Bundle, Inputs
 from mem0_jax.policies.mem0 import Mem0, Mem0Config
+from mem0_jax.serve.client import unpack
 from mem0_jax.serve.server import Server, Settings
 from mem0_jax.serve.service import Service
 
@@ -83,6 +87,18 @@ def serving(make: Callable[[], Service], settings: Settings | None = None) -> It
         loop.call_soon_threadsafe(loop.stop)
         thread.join(10)
         loop.close()
+
+
+def assert_close(found, expected) -> None:
+    """Equal, but for sums in another order where sessions share a step."""
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def answer_of(ws: ClientConnection) -> dict:
+    """The next message, which is no error."""
+    data = ws.recv()
+    assert isinstance(data, bytes), data
+    return unpack(data)
 
 
 def address(server: Server) -> str:

@@ -11,16 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TASK, TEXTS, address, frame, serving
+from conftest import TASK, TEXTS, address, answer_of, assert_close, frame, serving
 from websockets.sync.client import connect
 
 import mem0_jax.serve.client as client_file
 from mem0_jax.inference.session import Options, Session
 from mem0_jax.planner.base import Plan, PlannerError
-from mem0_jax.serve.client import Client, ServerError, pack, unpack
+from mem0_jax.serve.client import Client, ServerError, pack
 from mem0_jax.serve.service import Service
-
-CLOSE = {"rtol": 1e-5, "atol": 1e-5}  # sums in another order where sessions share a step
 
 
 def play(policy, seed: int, frames: int, task: str = TASK, **options) -> list[np.ndarray]:
@@ -49,7 +47,7 @@ def test_a_session_decides_as_one_in_process_whatever_others_do(server, bundle):
         for found, expected in zip(together[seed], alone(bundle, seed, 9), strict=True):
             assert found.shape == (3, 14)
             assert found.dtype == np.float32
-            np.testing.assert_allclose(found, expected, **CLOSE)
+            assert_close(found, expected)
     assert len(server.service.sessions) == 0
 
 
@@ -64,7 +62,7 @@ def test_a_slot_used_before_remembers_nothing(server, bundle):
         again = play(policy, 6, 5)  # likewise after a reset
     expected = alone(bundle, 6, 5)
     for one, other, truth in zip(found, again, expected, strict=True):
-        np.testing.assert_allclose(one, truth, **CLOSE)
+        assert_close(one, truth)
         np.testing.assert_array_equal(one, other)
     assert np.abs(alone(bundle, 7, 5)[0] - expected[0]).max() > 0.1
 
@@ -73,7 +71,7 @@ def test_options_of_an_episode(server, bundle):
     with Client(address(server)) as policy:
         found = play(policy, 2, 5, action_horizon=2, average=True)
         for one, truth in zip(found, alone(bundle, 2, 5, Options(2, average=True)), strict=True):
-            np.testing.assert_allclose(one, truth, **CLOSE)
+            assert_close(one, truth)
         policy.reset(TASK, classify=True)
         answer = policy.observe(frame(0))
         assert answer is not None
@@ -94,7 +92,7 @@ def test_kept_frames_are_sent_before_a_message_is_too_long(bundle, server):
     local.reset(TASK, seed=1)
     for number in range(70):
         local.observe(frame(number))
-    np.testing.assert_allclose(found, local.act(), **CLOSE)
+    assert_close(found, local.act())
 
 
 def test_openpis_client_works_as_it_is(server, bundle):
@@ -109,7 +107,7 @@ def test_openpis_client_works_as_it_is(server, bundle):
         names = [("image", "state"), ("observation/image", "observation/state")][number % 2]
         answer = policy.infer({names[0]: image, names[1]: state.astype(np.float64), "prompt": TASK})
         local.observe(seen)
-        np.testing.assert_allclose(answer["actions"], local.act(), **CLOSE)
+        assert_close(answer["actions"], local.act())
         assert answer["time"] == number
         assert answer["server_timing"]["infer_ms"] >= answer["policy_timing"]["infer_ms"] > 0
         assert ("prev_total_ms" in answer["server_timing"]) == (number > 0)
@@ -151,7 +149,7 @@ def test_reconnecting_resumes_where_the_session_was(server, bundle):
             found.append(policy.act())
     policy.close()
     for one, truth in zip(found, alone(bundle, 3, 7), strict=True):
-        np.testing.assert_allclose(one, truth, **CLOSE)
+        assert_close(one, truth)
 
 
 def test_a_message_whose_answer_was_lost_counts_once(server, bundle):
@@ -160,7 +158,7 @@ def test_a_message_whose_answer_was_lost_counts_once(server, bundle):
 
         def ask(**message):
             ws.send(pack(message | {"session": "repeated"}))
-            return unpack(bytes(ws.recv()))
+            return answer_of(ws)
 
         ask(type="reset", task=TASK, seed=1)
         first = ask(frames=[frame(0), frame(1)], after=-1)
@@ -191,7 +189,7 @@ def test_a_lost_session_is_refused_until_it_is_reset(bundle):
             with pytest.raises(ServerError, match="was idle for 2 s, or the server is new") as caught:
                 policy.act()
             assert caught.value.kind == "unknown_session"
-            np.testing.assert_allclose(play(policy, 6, 2)[0], alone(bundle, 6, 2)[0], **CLOSE)
+            assert_close(play(policy, 6, 2)[0], alone(bundle, 6, 2)[0])
 
 
 def test_too_many_sessions_are_refused_and_harm_nobody(bundle):
@@ -204,7 +202,7 @@ def test_too_many_sessions_are_refused_and_harm_nobody(bundle):
             assert caught.value.kind == "full"
             second.close()
             play(third, 3, 2)
-            np.testing.assert_allclose(found[0], alone(bundle, 1, 2)[0], **CLOSE)
+            assert_close(found[0], alone(bundle, 1, 2)[0])
 
 
 def test_a_batch_serves_sessions_side_by_side(server, bundle):
@@ -213,14 +211,14 @@ def test_a_batch_serves_sessions_side_by_side(server, bundle):
 
         def ask(messages):
             ws.send(pack({"type": "batch", "messages": messages}))
-            return unpack(bytes(ws.recv()))["batch"]
+            return answer_of(ws)["batch"]
 
         names = [f"b{i}" for i in range(5)]
         ask([{"type": "reset", "task": TASK, "seed": i, "session": name} for i, name in enumerate(names)])
         bad = {"session": "b1", "image": np.zeros((4, 4), np.uint8), "state": [0.0] * 14}
         answers = ask([{"session": name, **frame(100 * i)} for i, name in enumerate(names)] + [bad, 3, {"type": "x"}])
         for i, answer in enumerate(answers[:5]):
-            np.testing.assert_allclose(answer["actions"], alone(bundle, i, 1)[0], **CLOSE)
+            assert_close(answer["actions"], alone(bundle, i, 1)[0])
         assert [answer["error"]["kind"] for answer in answers[5:]] == ["bad_observation", "bad_message", "bad_message"]
         twice = ask([{"session": "b0", **frame(1)}, {"session": "b0", **frame(2)}])
         assert twice[0]["time"] == 1
@@ -257,12 +255,13 @@ def test_staged_sessions_with_the_servers_planner(bundle):
                 answer = policy.observe(frame(number))
                 pilot = local.observe(frame(number))
                 assert answer is not None
+                assert pilot.reply is not None
                 assert (answer["stage"], answer["instruction"]) == (pilot.stage, pilot.instruction)
                 assert answer["end_probability"] == pytest.approx(pilot.reply.end_probability, rel=1e-4)
                 ended.append(answer["subtask_ended"])
                 assert policy.due == local.due
                 if policy.due:
-                    np.testing.assert_allclose(policy.act(), local.act(), **CLOSE)
+                    assert_close(policy.act(), local.act())
             assert sum(ended) >= 2
             assert not waiting.done()  # its planner held up nobody
             planner.gate.set()
@@ -293,7 +292,7 @@ def test_staged_sessions_planned_by_the_client(server, bundle):
                 named += 1
             assert (policy.status["stage"], policy.status["instruction"]) == (pilot.stage, pilot.instruction)
             if policy.due:
-                np.testing.assert_allclose(policy.act(), local.act(), **CLOSE)
+                assert_close(policy.act(), local.act())
         assert named >= 3
 
 

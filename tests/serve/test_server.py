@@ -12,12 +12,13 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TASK, address, frame, serving
+from conftest import TASK, address, answer_of, assert_close, frame, serving
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -27,7 +28,7 @@ from websockets.sync.client import connect
 from mem0_jax.errors import UserError
 from mem0_jax.inference.session import Session
 from mem0_jax.policies.bundle import save_bundle
-from mem0_jax.serve.client import Client, ServerError, pack, unpack
+from mem0_jax.serve.client import Client, ServerError, pack
 from mem0_jax.serve.server import Settings
 from mem0_jax.serve.service import Service
 
@@ -83,7 +84,7 @@ def test_wrong_requests_are_told_what_is_wrong_and_the_connection_lives(server, 
         ws.send(pack(message))
         assert str(ws.recv()).startswith(answer)
         ws.send(pack(flat(reset=True)))
-        assert unpack(bytes(ws.recv()))["actions"].shape == (3, 14)
+        assert answer_of(ws)["actions"].shape == (3, 14)
 
 
 def test_bytes_that_are_no_message(server):
@@ -92,8 +93,9 @@ def test_bytes_that_are_no_message(server):
         for data in (b"", b"\xc1", b"\x91" * 1000, os.urandom(100), "text"):
             ws.send(data)
             assert str(ws.recv()).startswith("bad_message: ")
-        with pytest.raises(ConnectionClosed) as caught:
+        with suppress(ConnectionClosed):
             ws.send(bytes(server.service.limits.message + 1))
+        with pytest.raises(ConnectionClosed) as caught:
             ws.recv()
         assert caught.value.rcvd is None or caught.value.rcvd.code == 1009  # or it was cut off while it still sent
 
@@ -136,7 +138,7 @@ def test_clients_that_die_mid_message_or_never_read_harm_nobody(server, bundle):
                 dying.socket.shutdown(socket.SHUT_RDWR)
             living.send(pack(flat(number)))
             local.observe(frame(number))
-            np.testing.assert_allclose(unpack(bytes(living.recv()))["actions"], local.act(), rtol=1e-5, atol=1e-5)
+            assert_close(answer_of(living)["actions"], local.act())
     for _ in range(50):
         if not len(server.service.sessions):
             break
@@ -200,12 +202,12 @@ def test_process_frame(server, bundle):
 
     code, answer = post({"text": TASK, "state": json.dumps(state), "seed": "5"}, files)
     assert code == 200
-    np.testing.assert_allclose(answer["response"], expected, rtol=1e-5, atol=1e-5)
+    assert_close(answer["response"], expected)
     begin = {"text": TASK, "session": "curl", "state": json.dumps(state)}
     assert post(begin, files[:1])[0] == 404
     assert post(begin | {"episode_first_frame": "True", "seed": "5"}, files[:2])[1]["time"] == 1
     code, answer = post(begin, files[2:])  # the memory of the session goes on
-    np.testing.assert_allclose(answer["response"], expected, rtol=1e-5, atol=1e-5)
+    assert_close(answer["response"], expected)
     assert np.shape(post({"text": TASK}, files[:1])[1]["response"]) == (3, 14)  # no state given
     for fields, images, kind in (
         ({"text": TASK}, [], "bad_message"),
@@ -319,13 +321,14 @@ def test_the_command_serves_until_it_is_told_to_stop(bundle, tmp_path):
             port = int(re.findall(r"ready: ws://127.0.0.1:(\d+)", lines[1])[0])
             assert "curl -H 'Authorization: Api-Key TOKEN' -F text=" in lines[2]
             assert urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz").read() == b"OK\n"
-            policy = Client(f"ws://127.0.0.1:{port}", token="s3cret", timeout=0.5)
+            policy = Client(f"ws://127.0.0.1:{port}", token="s3cret")
             policy.reset(TASK)
             assert policy.infer(frame(0))["actions"].shape == (2, 14)
             process.send_signal(signal.SIGTERM)
             assert process.wait(30) == 0
             assert process.stdout.read() == "stopped\n"
             policy.observe(frame(1))
+            policy.timeout = 0.5
             with pytest.raises((ConnectionError, TimeoutError, ServerError)):
                 policy.act()
         finally:
