@@ -133,9 +133,10 @@ def test_draws_follow_the_probabilities():
 
     def shares(**settings):
         sampling = decode.Sampling(
-            *(settings.get(name, default) * every for name, default in (("temperature", 1.0), ("top_p", 1.0))),
-            jnp.full(4000, settings.get("top_k", 4)),
-            jnp.arange(4000, dtype=jnp.uint32),
+            temperature=settings.get("temperature", 1.0) * every,
+            top_p=settings.get("top_p", 1.0) * every,
+            top_k=jnp.full(4000, settings.get("top_k", 4)),
+            seed=jnp.arange(4000, dtype=jnp.uint32),
         )
         return np.bincount(decode.choose(logits, sampling, jnp.int32(3)), minlength=4) / 4000
 

@@ -131,7 +131,7 @@ class Generator:
             raise GenerationError(f"the tokenizer's special tokens {token_ids(tokenizer)} are not {config.tokens}")
         self.config, self.tokenizer, self.context = config, tokenizer, context
         self.bounds = bounds or PixelBounds()
-        self._weights, self._mesh, self._lock = weights, mesh, threading.Lock()
+        self.weights, self._mesh, self._lock = weights, mesh, threading.Lock()
         self._decoder = decode.Decoder(config, (config.tokens.im_end, config.tokens.pad), dtype)
 
     def encode(self, prompt: Prompt, settings: Settings = Settings()) -> Encoded:
@@ -201,7 +201,7 @@ class Generator:
         seen = self._see([p for one in encoded for p in one.patches], [g for one in encoded for g in one.grids])
         limit, sampling = self._sampling(replies, rows)
         places = rounded(prompt["input_ids"].shape[1] + decode.TURNS, 128)
-        _, progress, cache = self._decoder.prefill(self._weights, prompt, seen, limit, sampling, places=places)
+        _, progress, cache = self._decoder.prefill(self.weights, prompt, seen, limit, sampling, places=places)
         del seen
         yield np.where(limit > 0, np.asarray(progress.token), -1)[: len(replies), None]
         while not all(reply.closed for reply in replies):
@@ -210,7 +210,7 @@ class Generator:
                 cache = self._decoder.longer(cache, places)
             closed = np.array([reply.closed for reply in replies] + [True] * (rows - len(replies)))
             progress = progress._replace(left=jnp.where(closed, 0, progress.left))
-            said, progress, cache = self._decoder.decode(self._weights, cache, progress, sampling)
+            said, progress, cache = self._decoder.decode(self.weights, cache, progress, sampling)
             yield np.asarray(said)[: len(replies)]
 
     def _prompt_arrays(self, encoded: Sequence[Encoded], rows: int) -> dict[str, np.ndarray]:
@@ -250,7 +250,7 @@ class Generator:
             arrays[name] = np.zeros((images, longest, *values[0].shape[1:]), values[0].dtype)
             for i, value in enumerate(values):
                 arrays[name][i, : len(value)] = value
-        return self._decoder.see(self._weights, arrays)
+        return self._decoder.see(self.weights, arrays)
 
     def _sampling(self, replies: Sequence["_Reply"], rows: int) -> tuple[np.ndarray, decode.Sampling]:
         each = [reply.settings for reply in replies] + [Settings(max_tokens=1)] * (rows - len(replies))

@@ -1,0 +1,235 @@
+"""`mem0-jax plan serve` as a process, asked by the openai package; its bounds, asked by many at once."""
+
+import asyncio
+import dataclasses
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import openai
+import pytest
+import random_models
+from aiohttp.test_utils import TestClient, TestServer
+
+from mem0_jax.backbones.qwen3_vl.decode import take_apart
+from mem0_jax.backbones.qwen3_vl.generate import Generator, Prompt, Settings
+from mem0_jax.config import to_dict
+from mem0_jax.planner.chat_server import ChatServer, ServerLimits
+from mem0_jax.planner.local import IMAGES, load_generator
+from mem0_jax.planner.prompt import build
+from mem0_jax.planner.render import chat_messages, chat_text
+from mem0_jax.policies.bundle import new_folder, save_params, write_description
+
+KEY, NAME, CONTEXT = "secret", "planner", 4096
+UNTIED = random_models.CONFIGS["untied"]
+CONFIG = dataclasses.replace(UNTIED, text=dataclasses.replace(UNTIED.text, num_hidden_layers=2))
+PICTURE = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+ASKED = build("count", PICTURE, [("press.", 255 - PICTURE)])
+
+
+def parameters():
+    """Random, but with a liking for the end of the answer, as a trained model has."""
+    made = random_models.params(CONFIG, 1)
+    made["lm_head"]["kernel"][:, random_models.TOKENS.im_end] *= 2.0
+    return made
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("bundles") / NAME
+    with new_folder(folder) as unfinished:
+        entries = {IMAGES: to_dict(random_models.BOUNDS["untied"])}
+        write_description(unfinished, CONFIG, **entries)
+        random_models.tokenizer().save(str(unfinished / "tokenizer.json"))
+        save_params(unfinished, parameters())
+    return folder
+
+
+def start(bundle: Path, *flags: str) -> tuple[subprocess.Popen, str]:
+    command = [sys.executable, "-m", "mem0_jax.cli", "plan", "serve", str(bundle), "--port", "0", *flags]
+    environment = os.environ | {"MEM0_API_KEY": KEY}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True)
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    assert "serving planner at http://127.0.0.1:" in line
+    return process, line.split(" at ")[1].split(";")[0]
+
+
+@pytest.fixture(scope="module")
+def address(bundle):
+    process, url = start(bundle, "--context", str(CONTEXT), "--max-images", "4", "--batch", "2")
+    yield url
+    process.terminate()
+    assert process.wait(60) == 0
+
+
+@pytest.fixture(scope="module")
+def client(address) -> openai.OpenAI:
+    return openai.OpenAI(api_key=KEY, base_url=address, timeout=300, max_retries=0)
+
+
+@pytest.fixture(scope="module")
+def expected(bundle):
+    generator = load_generator(bundle, context=CONTEXT)
+    return generator.generate([Prompt(chat_text(ASKED), tuple(ASKED.images))], Settings(max_tokens=2048))[0]
+
+
+def reference_messages() -> list:
+    """As the reference's client writes them: the system prompt as a list of parts, text and images in turn."""
+    system, user = chat_messages(ASKED)
+    return [{"role": "system", "content": [{"type": "text", "text": system["content"]}]}, user]
+
+
+def test_the_references_calls_are_answered(client, expected):
+    answer = client.chat.completions.create(model=NAME, messages=reference_messages(), max_tokens=2048)
+    assert expected.finished
+    assert len(expected.tokens) > 1
+    assert answer.choices[0].message.content == expected.text
+    assert answer.choices[0].finish_reason == "stop"
+    assert answer.usage is not None
+    assert answer.usage.prompt_tokens == expected.prompt_tokens
+    assert answer.usage.completion_tokens == len(expected.tokens)
+
+
+def test_without_v1_in_the_address(client, address, expected):
+    bare = openai.OpenAI(api_key=KEY, base_url=address.removesuffix("/v1"), timeout=300)
+    answer = bare.chat.completions.create(model=NAME, messages=reference_messages(), max_tokens=2048)
+    assert answer.choices[0].message.content == expected.text
+    assert [model.id for model in client.models.list()] == [NAME]
+
+
+def test_streaming_gives_the_same_in_pieces(client, expected):
+    stream = client.chat.completions.create(
+        model=NAME,
+        messages=reference_messages(),
+        max_tokens=2048,
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    chunks = list(stream)
+    choices = [chunk.choices[0] for chunk in chunks if chunk.choices]
+    assert "".join(choice.delta.content or "" for choice in choices) == expected.text
+    assert [choice.finish_reason for choice in choices if choice.finish_reason] == ["stop"]
+    assert chunks[-1].usage.completion_tokens == len(expected.tokens)
+    assert len({chunk.id for chunk in chunks}) == 1
+
+
+def test_many_at_once_and_one_that_goes_away(client, expected):
+    def ask(number: int) -> str | None:
+        if number == 3:
+            hot = {"temperature": 50.0, "max_tokens": 2048, "seed": 1}
+            stream = client.chat.completions.create(model=NAME, messages=reference_messages(), stream=True, **hot)
+            next(iter(stream))
+            stream.close()
+            return expected.text
+        answer = client.chat.completions.create(model=NAME, messages=reference_messages(), max_tokens=2048)
+        return answer.choices[0].message.content
+
+    with ThreadPoolExecutor(6) as pool:
+        assert set(pool.map(ask, range(6))) == {expected.text}
+
+
+def test_errors_are_those_that_the_package_knows(client, address):
+    def ask(text: str = "hi", model: str = NAME, **fields):
+        return client.chat.completions.create(model=model, messages=[{"role": "user", "content": text}], **fields)
+
+    with pytest.raises(openai.NotFoundError, match="does not exist, only 'planner'"):
+        ask(model="gpt")
+    with pytest.raises(openai.BadRequestError, match="context of 4096 tokens") as caught:
+        ask("hi " * 5000)
+    assert caught.value.code == "context_length_exceeded"
+    with pytest.raises(openai.BadRequestError, match="context of 4096"):
+        ask(max_tokens=4096)
+    with pytest.raises(openai.BadRequestError, match="temperature"):
+        ask(temperature=-1)
+    part = {"type": "image_url", "image_url": {"url": "http://127.0.0.1/x.png"}}
+    with pytest.raises(openai.BadRequestError, match="not followed"):
+        client.chat.completions.create(model=NAME, messages=[{"role": "user", "content": [part]}])
+    with pytest.raises(openai.AuthenticationError, match="API key"):
+        openai.OpenAI(api_key="wrong", base_url=address).models.list()
+
+
+def post(url: str, body: bytes, kind: str = "application/json") -> tuple[int, dict]:
+    headers = {"Content-Type": kind, "Authorization": f"Bearer {KEY}"}
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=100) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+def test_malformed_requests_leave_it_running(address):
+    url = f"{address}/chat/completions"
+    assert post(url, b"{")[0] == 400
+    assert post(url, b"[" * 200_000)[0] == 400
+    assert post(url, b"\xff\xfe")[0] == 400
+    status, body = post(url, b"{}", "text/plain")
+    assert (status, body["error"]["type"]) == (415, "invalid_request_error")
+    assert post(f"{address}/nothing", b"{}")[0] == 404
+    host, port = address.removeprefix("http://").removesuffix("/v1").split(":")
+    with socket.create_connection((host, int(port))) as half:  # goes away in the middle of its request
+        half.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 99999\r\n\r\n{")
+    with urllib.request.urlopen(f"http://{host}:{port}/healthz", timeout=100) as health:
+        assert health.read() == b"OK\n"
+
+
+def test_a_signal_lets_it_finish_what_runs(bundle):
+    process, url = start(bundle)
+    client = openai.OpenAI(api_key=KEY, base_url=url, timeout=300, max_retries=0)
+    stream = client.chat.completions.create(
+        model=NAME,
+        messages=[{"role": "user", "content": "hi"}],
+        temperature=50.0,
+        seed=3,
+        max_tokens=400,
+        stream=True,
+    )
+    chunks = iter(stream)
+    next(chunks)
+    process.send_signal(signal.SIGTERM)
+    assert [chunk.choices[0].finish_reason for chunk in chunks][-1] in ("stop", "length")
+    assert process.wait(60) == 0
+    with pytest.raises(openai.APIConnectionError):
+        client.models.list()
+
+
+def ask_in_process(limits: ServerLimits, requests: int) -> list[tuple[int, dict]]:
+    generator = Generator(CONFIG, take_apart(parameters()), random_models.tokenizer())
+    body = {"model": NAME, "messages": [{"role": "user", "content": "w1 w2"}], "max_tokens": 30}
+
+    async def run():
+        application = ChatServer(generator, NAME, limits=limits).application()
+        async with TestClient(TestServer(application)) as client:
+
+            async def one():
+                async with client.post("/v1/chat/completions", json=body) as answer:
+                    return answer.status, await answer.json()
+
+            return await asyncio.gather(*(one() for _ in range(requests)))
+
+    return asyncio.run(run())
+
+
+def test_a_full_queue_says_so():
+    answers = ask_in_process(ServerLimits(batch=1, queue=2), 12)
+    statuses = [status for status, _ in answers]
+    assert set(statuses) == {200, 429}
+    assert 2 <= statuses.count(200) <= 4
+    refused = next(body for status, body in answers if status == 429)
+    assert refused["error"]["type"] == "rate_limit_error"
+
+
+def test_late_answers_and_large_requests_say_so():
+    (late,) = ask_in_process(ServerLimits(seconds=0.2), 1)
+    assert late[0] == 504
+    assert "not answered within 0.2 s" in late[1]["error"]["message"]
+    (large,) = ask_in_process(ServerLimits(body_bytes=50), 1)
+    assert large[0] == 413
