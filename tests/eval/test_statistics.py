@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from mem0_jax.eval.statistics import difference_interval, wilson_interval
+from mem0_jax.eval.statistics import Paired, difference_interval, wilson_interval
 
 counts = st.integers(1, 2000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 
@@ -42,3 +42,30 @@ def test_impossible_counts_are_refused():
         wilson_interval(1, 2, 1.0)
     with pytest.raises(ValueError, match="trials on both sides"):
         difference_interval((0, 0), (1, 2))
+
+
+def test_paired_interval_equals_newcombes_table():
+    """Newcombe 1998 (paired data), method 10, of the pairs 36, 12, 2, 0."""
+    pairs = Paired(36, 12, 2, 0)
+    assert pairs.difference == 0.2
+    np.testing.assert_allclose(pairs.interval(), (0.0569, 0.3404), atol=5e-5)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
+def test_paired_outcomes_keep_their_promises(outcomes):
+    first, second = zip(*outcomes)
+    pairs, turned = Paired.of(first, second), Paired.of(second, first)
+    low, high = pairs.interval()
+    assert -1 - 1e-12 <= low <= pairs.difference <= high <= 1 + 1e-12
+    np.testing.assert_allclose(turned.interval(), (-high, -low), atol=1e-12)
+    if pairs.only_first + pairs.only_second:
+        expected = binomtest(pairs.only_first, pairs.only_first + pairs.only_second).pvalue
+        np.testing.assert_allclose(pairs.p_value(), expected, rtol=1e-9)
+    else:
+        assert pairs.p_value() == 1
+
+
+def test_outcomes_that_are_no_pairs_are_refused():
+    for first, second in (([], []), ([True], [True, False])):
+        with pytest.raises(ValueError, match="as many outcomes"):
+            Paired.of(first, second)
