@@ -25,7 +25,9 @@ def success_bars(variants: Sequence[dict[str, Any]], chance: float | None = None
             axes.errorbar(x, rate, [[rate - low], [high - rate]], color=COLORS["ink"], capsize=4, lw=1.3)
             axes.text(x, high + 2.5, f"{rate:.0f} %", ha="center", fontweight="bold")
         _chance(figure, chance)
-        axes.set_xticks(range(len(variants)), [variant["name"] for variant in variants], color=COLORS["ink"])
+        axes.set_xticks(
+            range(len(variants)), [variant["name"].replace(" ", "\n", 1) for variant in variants], color=COLORS["ink"]
+        )
         axes.set(ylim=(0, 114), xlim=(-0.6, len(variants) - 0.4), yticks=range(0, 101, 25), ylabel="% solved")
         axes.tick_params(length=0)
         return svg(figure, "variants")
