@@ -37,7 +37,7 @@ tpu: $(VENV)/installed-tpu  ## install with JAX for Cloud TPUs
 pins: $(BIN)/python  ## compile requirements/*.txt anew from pyproject.toml (ARGS=--upgrade for newest versions)
 	@mkdir -p requirements
 	$(COMPILE) -o requirements/base.txt
-	for extra in test lint gpu tpu aot pack remote rmbench tensorboard wandb; do \
+	for extra in test lint gpu tpu aot pack remote rmbench serve plan tensorboard wandb; do \
 		$(COMPILE) -c requirements/base.txt --extra $$extra -o requirements/$$extra.txt || exit 1; done
 
 clean:  ## remove .venv and caches
