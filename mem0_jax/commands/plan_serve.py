@@ -33,15 +33,15 @@ def parser() -> CommandParser:
     add("--dtype", choices=("float32", "bfloat16"), help="of weights and computing; by default float32 on a CPU only")
     add("--int8", action="store_true", help="round the weights of the text layers to 8 bits")
     add("--mesh", metavar="AXES", help="spread the weights over devices, such as tensor=4 or fsdp=8")
-    add("--context", type=_positive, default=8192, help="tokens of a prompt and its answer together")
-    add("--batch", type=_positive, default=8, help="requests answered together")
-    add("--queue", type=_positive, default=64, help="requests that may wait")
-    add("--timeout", type=float, default=600.0, metavar="SECONDS", help="for a request and its answer")
-    add("--max-images", type=_positive, default=32, help="images of a request")
+    add("--context", type=positive, default=8192, help="tokens of a prompt and its answer together")
+    add("--batch", type=positive, default=8, help="requests answered together")
+    add("--queue", type=positive, default=64, help="requests that may wait")
+    add("--timeout", type=positive, default=600, metavar="SECONDS", help="for a request and its answer")
+    add("--max-images", type=positive, default=32, help="images of a request")
     return flags
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected at least 1, got {value}")
@@ -84,6 +84,8 @@ def main(argv: Sequence[str]) -> None:
 def _bind(host: str, port: int) -> socket.socket:
     """The port is taken before the weights are read: what cannot be is said at once."""
     try:
+        if not 0 <= port < 2**16:
+            raise OverflowError("a port is at most 65535")
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         made = socket.socket(family, kind, protocol)
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -18,7 +18,7 @@ from typing import Any
 
 from aiohttp import web
 
-from mem0_jax.backbones.qwen3_vl.generate import Answer, ContextError, Encoded, GenerationError, Generator, Settings
+from mem0_jax.backbones.qwen3_vl.generate import Answer, ContextError, Encoded, Generator, Settings
 from mem0_jax.errors import UserError
 from mem0_jax.planner.chat import ChatError, ChatLimits, ChatRequest, read_request
 
@@ -33,7 +33,7 @@ class ServerLimits:
 
     Attributes:
         batch: requests answered together.
-        queue: requests that may wait; more are told to come back.
+        queue: requests that may wait besides, or be on their way in; more are told to come back.
         body_bytes: of a request.
         seconds: from a request's arrival to the end of its answer; a longer answer is cut off and refused.
         chat: of what a request holds.
@@ -70,7 +70,8 @@ class ChatServer:
     ):
         self._generator, self._model, self._key = generator, model, api_key
         self._limits, self._created = limits or ServerLimits(), int(time.time())
-        self._waiting: asyncio.Queue[_Job] = asyncio.Queue(self._limits.queue)
+        self._waiting: asyncio.Queue[_Job] = asyncio.Queue()
+        self._taken = 0  # requests from their first byte to the last of their answers
         tokens = generator.tokenizer.get_added_tokens_decoder().values()
         self._controls = [token.content for token in tokens if token.special]
 
@@ -110,20 +111,24 @@ class ChatServer:
         return web.json_response({"object": "list", "data": [model]})
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
-        deadline = time.monotonic() + self._limits.seconds
         if request.content_type != "application/json":  # so that no page of another site can post here
             raise ChatError("expected Content-Type: application/json", None, None, 415)
+        if self._taken >= self._limits.queue + self._limits.batch:
+            message = f"{self._limits.queue} requests are waiting: try again later"
+            raise ChatError(message, None, "queue_full", 429, "rate_limit_error")
+        self._taken += 1
+        try:
+            return await self._taken_in(request, time.monotonic() + self._limits.seconds)
+        finally:
+            self._taken -= 1
+
+    async def _taken_in(self, request: web.Request, deadline: float) -> web.StreamResponse:
         try:
             body = await asyncio.wait_for(request.read(), self._limits.seconds)
         except TimeoutError:
             raise ChatError("the request took too long to arrive", None, None, 408) from None
-        if self._waiting.full():
-            raise _busy(self._limits.queue)
         asked, job = await asyncio.to_thread(self._read, body, deadline)
-        try:
-            self._waiting.put_nowait(job)
-        except asyncio.QueueFull:
-            raise _busy(self._limits.queue) from None
+        self._waiting.put_nowait(job)
         try:
             if asked.stream:
                 return await self._stream(request, asked, job)
@@ -220,9 +225,8 @@ class ChatServer:
             generate = self._generator.generate
             encoded, settings = [job.encoded for job in jobs], [job.settings for job in jobs]
             answers = await asyncio.to_thread(generate, encoded, settings, tell)
-        except Exception as error:
-            if not isinstance(error, GenerationError):
-                _log.exception("a batch of %d failed", len(jobs))
+        except Exception:
+            _log.exception("a batch of %d failed", len(jobs))
             if len(jobs) > 1:  # such as one that needs more memory than there is: the others can do without it
                 for job in jobs:
                     await self._answer([job])
@@ -251,10 +255,6 @@ def _usage(answer: Answer) -> dict[str, int]:
     said = len(answer.tokens)
     total = answer.prompt_tokens + said
     return {"prompt_tokens": answer.prompt_tokens, "completion_tokens": said, "total_tokens": total}
-
-
-def _busy(queue: int) -> ChatError:
-    return ChatError(f"{queue} requests are waiting: try again later", None, "queue_full", 429, "rate_limit_error")
 
 
 def _late(seconds: float) -> ChatError:

@@ -54,7 +54,7 @@ def load_generator(
     bounds = from_dict(PixelBounds, description.get(IMAGES, {}))
     if dtype is None:
         dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-    devices, shardings = None, None
+    dtype, devices, shardings = jnp.dtype(dtype), None, None
     if mesh is not None:
         devices = make_mesh(mesh)
         specs = partition_specs(abstract_params(config), logical_axes(config), STANDARD, mesh)

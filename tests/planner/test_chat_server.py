@@ -222,7 +222,7 @@ def test_a_full_queue_says_so():
     answers = ask_in_process(ServerLimits(batch=1, queue=2), 12)
     statuses = [status for status, _ in answers]
     assert set(statuses) == {200, 429}
-    assert 2 <= statuses.count(200) <= 4
+    assert statuses.count(200) >= 3
     refused = next(body for status, body in answers if status == 429)
     assert refused["error"]["type"] == "rate_limit_error"
 

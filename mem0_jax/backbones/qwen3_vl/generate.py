@@ -114,6 +114,9 @@ class Generator:
         context: tokens of a prompt and its answer together.
         dtype: compute dtype.
         mesh: where weights are spread over devices.
+
+    Attributes:
+        weights, tokenizer, config, bounds, context: as given.
     """
 
     def __init__(
