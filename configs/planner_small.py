@@ -1,4 +1,4 @@
-"""A planner of 0.3 million parameters from random weights, for a CPU and minutes: for the built-in staged task.
+"""A planner of 0.4 million parameters from random weights, for a CPU and minutes: for the built-in staged task.
 
 mem0-jax plan train --config=planner_small --workdir=runs/planner --config.data.questions="('plan/press_button',)"
 """

@@ -13,6 +13,7 @@ from mem0_jax.errors import UserError
 
 if TYPE_CHECKING:
     from mem0_jax.eval.closed import Player
+    from mem0_jax.eval.lockstep import Planners
 
 SUMMARY = (
     "Plays episodes of a built-in task and writes the results in RMBench's layout (_result.txt, eval_log.txt, an mp4 "
@@ -23,6 +24,7 @@ EXAMPLES = [
     "mem0-jax eval closed put_back_block --bundle runs/demo/with_memory/bundle --action-horizon 2",
     "mem0-jax eval closed put_back_block --bundle runs/demo/with_memory/bundle --sweep-horizon 1,2,4,6",
     "mem0-jax eval closed put_back_block --bundle runs/demo/with_memory/bundle --action-horizon 2 --ablate",
+    "mem0-jax eval closed press_button --bundle runs/proof/staged/bundle --planner runs/proof/planner --rearm",
     "mem0-jax eval closed press_button --server ws://127.0.0.1:8000 --planner server",
 ]
 
@@ -44,14 +46,7 @@ def parser() -> CommandParser:
     flags.add_argument("--parallel", type=int, metavar="N", default=16, help="episodes side by side")
     add_options(flags)
     flags.add_argument("--flow-steps", type=int, metavar="N", help="solver steps of a chunk (default: the policy's)")
-    flags.add_argument(
-        "--planner",
-        metavar="WHO",
-        default="oracle",
-        help="who names the subtasks of a staged task: oracle (the environment, faultlessly), server (that of "
-        "--server), or the URL of an OpenAI-compatible API",
-    )
-    flags.add_argument("--planner-model", metavar="NAME", help="model of the planner's API (default: its first)")
+    add_planner(flags)
     variants = flags.add_mutually_exclusive_group()
     variants.add_argument("--sweep-horizon", type=numbers, metavar="K,K,...", help="play once for each action horizon")
     variants.add_argument(
@@ -70,6 +65,31 @@ def add_options(flags: argparse.ArgumentParser) -> None:
     flags.add_argument("--average", action="store_true", help="average what overlapping chunks predict")
     flags.add_argument("--threshold", type=float, metavar="P", help="end-of-subtask probability (default: its own)")
     flags.add_argument("--patience", type=int, metavar="N", default=2, help="frames above it that end a subtask")
+    flags.add_argument(
+        "--rearm", action="store_true", help="a subtask ends only after a frame of it that was below the threshold"
+    )
+
+
+def add_planner(flags: argparse.ArgumentParser) -> None:
+    """Who names the subtasks of staged tasks."""
+    flags.add_argument(
+        "--planner",
+        metavar="WHO",
+        default="oracle",
+        help="who names the subtasks of a staged task: oracle (the environment, faultlessly), none (the policy is told "
+        "the whole task), server (that of --server), a planner's bundle, or the URL of an OpenAI-compatible API",
+    )
+    flags.add_argument("--planner-model", metavar="NAME", help="model of the planner's API (default: its first)")
+    flags.add_argument(
+        "--planner-key-env",
+        metavar="NAME",
+        default="MEM0_PLANNER_KEY",
+        help="environment variable with the key of the planner's API",
+    )
+    flags.add_argument("--planner-timeout", type=float, metavar="S", default=60.0, help="for an answer of its API")
+    flags.add_argument(
+        "--summaries", action="store_true", help="the planner carries a running summary in place of key frames"
+    )
 
 
 def numbers(text: str) -> list[int]:
@@ -92,7 +112,7 @@ def main(argv: Sequence[str]) -> int:
     from mem0_jax.eval.closed import Variant, begin, horizon_sweep, memory_ablation, play_all
     from mem0_jax.inference.session import Options
 
-    options = Options(flags.action_horizon, flags.average, flags.threshold, flags.patience)
+    options = Options(flags.action_horizon, flags.average, flags.threshold, flags.patience, rearm=flags.rearm)
     variants = [Variant("", options)]
     if flags.sweep_horizon:
         variants = horizon_sweep(options, flags.sweep_horizon)
@@ -119,22 +139,35 @@ def make_player(flags: argparse.Namespace) -> "Player":
     from mem0_jax.eval.closed import LocalPlayer, RemotePlayer
 
     if flags.server:
-        if flags.planner not in ("oracle", "server") or flags.flow_steps:
-            raise UserError("with --server, --planner is oracle or server, and the flow steps are the server's")
-        who = "client" if flags.planner == "oracle" else "server"
+        who = {"oracle": "client", "server": "server", "none": "none"}.get(flags.planner)
+        if who is None or flags.flow_steps:
+            raise UserError("with --server, --planner is oracle, none or server, and the flow steps are the server's")
         return RemotePlayer(flags.server, who, os.environ.get(flags.token_env))
-    if flags.planner == "server":
-        raise UserError("--planner server is that of --server; with --bundle give oracle or an address")
-    planner = None
-    if flags.planner != "oracle":
-        if "://" not in flags.planner:
-            raise UserError(
-                f"--planner is {flags.planner!r}; expected oracle, server, or an address such as http://..."
-            )
+    return LocalPlayer(flags.bundle, (flags.planner, make_planner(flags)), flags.flow_steps)
+
+
+def make_planner(flags: argparse.Namespace) -> "Planners | None":
+    """The planner that the flags name for a policy of this process."""
+    from mem0_jax.eval.episode import Oracle
+
+    who = flags.planner
+    if who in ("oracle", "none"):
+        return Oracle if who == "oracle" else None
+    if who == "server":
+        raise UserError("--planner server is that of --server; with --bundle give another")
+    if "://" in who:
         from mem0_jax.planner.remote import RemotePlanner
 
-        planner = (flags.planner, RemotePlanner(flags.planner, model=flags.planner_model))
-    return LocalPlayer(flags.bundle, planner, flags.flow_steps)
+        key = os.environ.get(flags.planner_key_env) or "EMPTY"
+        answering = {"timeout": flags.planner_timeout, "summary": flags.summaries}
+        planner = RemotePlanner(who, flags.planner_model, api_key=key, **answering)
+    elif Path(who).is_dir():
+        from mem0_jax.planner.local import LocalPlanner, load_generator
+
+        planner = LocalPlanner(load_generator(who), summary=flags.summaries)
+    else:
+        raise UserError(f"--planner is {who!r}; expected oracle, none, server, a bundle's folder, or http://...")
+    return lambda env: planner
 
 
 def table(summary: dict[str, Any]) -> str:

@@ -41,6 +41,9 @@ def parser() -> CommandParser:
     acting.add_argument("--average", action="store_true", help="average overlapping chunks")
     acting.add_argument("--threshold", type=float, metavar="P", help="end-of-subtask probability (default: trained)")
     acting.add_argument("--patience", type=int, default=2, metavar="N", help="positive frames that end a subtask")
+    acting.add_argument(
+        "--rearm", action="store_true", help="a subtask ends only after a frame of it that was not positive"
+    )
     acting.add_argument("--flow-steps", type=int, metavar="N", help="steps of the flow solver (default: trained)")
     acting.add_argument("--planner", metavar="URL", help="OpenAI-compatible planner of staged tasks")
     acting.add_argument("--planner-model", metavar="NAME", help="its model (default: the first it has)")
@@ -68,7 +71,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"warning: anybody who reaches {flags.host} can use this server: set a token", file=sys.stderr)
     planner = _planner(flags.planner, flags.planner_model)
     bundle = _with_flow_steps(load_bundle(flags.bundle, dtype="serving"), flags.flow_steps)
-    options = Options(flags.action_horizon, flags.average, flags.threshold, flags.patience)
+    options = Options(flags.action_horizon, flags.average, flags.threshold, flags.patience, rearm=flags.rearm)
     limits = Limits(message=int(flags.message_mb * 2**20))
 
     async def serve() -> None:

@@ -1,8 +1,10 @@
 """Training planners: the loss by hand, rows in order, what each preset trains, runs that resume, bundles that plan."""
 
 import dataclasses
+import inspect
 import json
 import os
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -163,6 +165,10 @@ def test_a_bundle_plans_as_it_was_taught(bundle):
 
 def test_low_rank_factors_alone_are_trained_and_resume_exactly(questions, bundle, tmp_path):
     """In mixed precision: what is frozen is kept in bfloat16, and so is the bundle that comes of it."""
+    begun = shutil.copytree(bundle, tmp_path / "begun")
+    (begun / "processor" / "chat_template.json").write_text('{"chat_template": "as it came"}')
+    (begun / "processor" / "preprocessor_config.json").write_text('{"resample": 3, "size": {"shortest_edge": 65536}}')
+    bundle = begun
     job = partial(lessons.job, questions, init_from=str(bundle), preset="lora", precision="mixed", learning_rate=0.02)
     job = partial(job, steps=4, save_every=2, accumulate=2, log_every=1, weight_decay=0.1, ema_decay=0.5)
     straight = train_planner(job(), tmp_path / "straight").state
@@ -188,7 +194,10 @@ def test_low_rank_factors_alone_are_trained_and_resume_exactly(questions, bundle
     assert all(path.startswith("language_model/layers/") for path in factors)
     assert all(np.any(np.asarray(after[path]) != 0) for path in factors)
 
-    merge(tmp_path / "resumed", tmp_path / "bundle")
+    merge(tmp_path / "resumed", tmp_path / "bundle", tmp_path / "hugging_face")
+    assert "as it came" in (tmp_path / "hugging_face" / "chat_template.json").read_text()
+    pictures = json.loads((tmp_path / "hugging_face" / "preprocessor_config.json").read_text())
+    assert (pictures["resample"], pictures["size"]) == (3, {"shortest_edge": 1024, "longest_edge": 2048})
     policy = make_policy(prepare(job()).job)
     assert isinstance(policy, LoraPolicy)
     expected = tree.flatten(policy.merge(straight.averaged_params))
@@ -307,16 +316,18 @@ def test_transformers_gives_the_same_answers(bundle, questions):
     prepared = prepare(lessons.job(questions))
     config = prepared.job.model.backbone
     source = RowSource(prepared.rows, config, prepared.job.data.images, lanes=1)
+    newer = "mm_token_type_ids" in inspect.signature(model.forward).parameters  # transformers 5 asks for it
     for row in prepared.rows:
         patches = np.concatenate([source._patches(*image) for image in zip(row.images, row.grids)])
+        is_image = torch.tensor((row.question[None] == config.tokens.image).astype(np.int64))
         with torch.no_grad():
             said = model.generate(
                 input_ids=torch.tensor(row.question[None].astype(np.int64)),
                 attention_mask=torch.ones(1, len(row.question), dtype=torch.int64),
                 pixel_values=torch.tensor(patches.astype(np.float32) / 127.5 - 1),
                 image_grid_thw=torch.tensor(row.grids),
-                mm_token_type_ids=torch.tensor((row.question[None] == config.tokens.image).astype(np.int64)),
                 max_new_tokens=len(row.answer),
                 do_sample=False,
+                **({"mm_token_type_ids": is_image} if newer else {}),
             )
         assert said[0, len(row.question) :].tolist() == row.answer.tolist()
