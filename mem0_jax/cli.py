@@ -73,7 +73,7 @@ COMMANDS: dict[str, Command] = {
         "mem0_jax.commands.aot",
     ),
     "plan": Command(
-        "prepare questions for, train, merge and serve the planner of staged tasks",
+        "prepare, train, merge and serve the planner of staged tasks",
         "mem0-jax plan --help",
         "mem0_jax.commands.plan",
     ),
