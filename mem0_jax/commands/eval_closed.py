@@ -83,7 +83,7 @@ def add_planner(flags: argparse.ArgumentParser) -> None:
     flags.add_argument(
         "--planner-key-env",
         metavar="NAME",
-        default="MEM0_PLANNER_KEY",
+        default="MEM0_API_KEY",
         help="environment variable with the key of the planner's API",
     )
     flags.add_argument("--planner-timeout", type=float, metavar="S", default=60.0, help="for an answer of its API")

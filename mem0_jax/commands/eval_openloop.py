@@ -14,21 +14,35 @@ SUMMARY = (
     "with the recorded actions: errors of every joint at every offset, next to those of holding still, and precision "
     "and recall of the subtask-end classifier. Writes openloop.html and openloop.json."
 )
+EXAMPLES = [
+    "mem0-jax eval openloop runs/demo/dataset --bundle runs/demo/with_memory/bundle --episodes 20",
+    "mem0-jax eval openloop data/mine --bundle runs/mine/bundle --held-out 8",
+]
 
 
 def parser() -> CommandParser:
     """The flags."""
-    example = "mem0-jax eval openloop runs/demo/dataset --bundle runs/demo/with_memory/bundle --episodes 20"
-    flags = CommandParser("eval openloop", SUMMARY, [example])
+    flags = CommandParser("eval openloop", SUMMARY, EXAMPLES)
     flags.add_argument("dataset", metavar="DATASET", help="a folder, or an address such as gs://bucket/folder")
     flags.add_argument("--bundle", type=Path, metavar="DIR", required=True, help="the policy")
-    flags.add_argument("--episodes", type=int, metavar="N", help="the first so many episodes (default: all)")
+    chosen = flags.add_mutually_exclusive_group()
+    chosen.add_argument("--episodes", type=int, metavar="N", help="the first so many episodes (default: all)")
+    chosen.add_argument(
+        "--held-out", type=int, metavar="N", help="those that training with data.held_out=N has never seen"
+    )
+    flags.add_argument("--held-out-seed", type=int, metavar="S", default=42, help="that training's data.seed")
     flags.add_argument("--every", type=int, metavar="K", default=1, help="sample a chunk at every K-th frame")
     flags.add_argument("--threshold", type=float, metavar="P", help="end-of-subtask probability (default: its own)")
     flags.add_argument("--seed", type=int, metavar="S", default=0, help="seed of the sampled chunks")
     flags.add_argument("--parallel", type=int, metavar="N", default=16, help="episodes side by side")
     flags.add_argument(
         "--camera", metavar="KEY", default="observation.image.head_camera", help="feature with the pictures"
+    )
+    flags.add_argument(
+        "--text",
+        choices=["subtask", "global_task", "task"],
+        default="",
+        help="feature with the instruction, as in training (default: subtask, else task)",
     )
     flags.add_argument("--out", type=Path, metavar="DIR", default=Path("openloop"), help="folder of the results")
     flags.add_argument("--json", type=Path, metavar="FILE", help="write openloop.json to this file as well")
@@ -38,13 +52,16 @@ def parser() -> CommandParser:
 def main(argv: Sequence[str]) -> int:
     """Shows the episodes, prints a table."""
     flags = parser().parse_args(argv)
-    if min(flags.every, flags.parallel, 1 if flags.episodes is None else flags.episodes) < 1 or flags.seed < 0:
-        raise UserError("--episodes, --every and --parallel must be at least 1, --seed at least 0")
+    counts = [flags.every, flags.parallel, *(n for n in (flags.episodes, flags.held_out) if n is not None)]
+    if min(counts) < 1 or min(flags.seed, flags.held_out_seed) < 0:
+        raise UserError("--episodes, --held-out, --every and --parallel must be at least 1, seeds at least 0")
     if flags.threshold is not None and not 0 < flags.threshold < 1:
         raise UserError(f"--threshold must lie between 0 and 1, got {flags.threshold}")
     from tqdm import tqdm
 
     from mem0_jax.data.lerobot import LeRobotDataset
+    from mem0_jax.data.pictures import EpisodeDataset
+    from mem0_jax.data.subset import hold_out
     from mem0_jax.eval.closed import software
     from mem0_jax.eval.openloop import measure, replay
     from mem0_jax.eval.openloop_html import write_page
@@ -53,19 +70,33 @@ def main(argv: Sequence[str]) -> int:
 
     bundle = load_bundle(flags.bundle)
     try:
-        dataset = LeRobotDataset(flags.dataset)
+        dataset: EpisodeDataset = LeRobotDataset(flags.dataset)
+        if flags.held_out:
+            dataset = hold_out(dataset, flags.held_out, flags.held_out_seed)[1]
     except (OSError, ValueError) as error:
         raise UserError(str(error)) from error
     episodes = dataset.episodes[: flags.episodes]
     total = sum(episode.length for episode in episodes)
     with tqdm(total=total, desc="frames", unit="frame", disable=None if sys.stderr.isatty() else True) as bar:
-        options = {"camera": flags.camera, "every": flags.every, "seed": flags.seed, "parallel": flags.parallel}
+        options = {
+            "camera": flags.camera,
+            "text": flags.text,
+            "every": flags.every,
+            "seed": flags.seed,
+            "parallel": flags.parallel,
+        }
         found = replay(bundle, dataset, episodes, **options, progress=bar.update)
     threshold = bundle.config.classifier.threshold if flags.threshold is None else flags.threshold
     result = {
         "dataset": str(flags.dataset),
         "policy": {"bundle": str(flags.bundle), "sha256": bundle_digest(flags.bundle), "provenance": bundle.provenance},
-        "settings": {"every": flags.every, "seed": flags.seed, "threshold": threshold, "camera": flags.camera},
+        "settings": {
+            "every": flags.every,
+            "seed": flags.seed,
+            "threshold": threshold,
+            "camera": flags.camera,
+            "held_out": flags.held_out or 0,
+        },
         **software(),
         **measure(found, threshold),
     }

@@ -128,8 +128,10 @@ def evaluate_arm(demo: Demo, arm: str, tell: Tell) -> None:
     }
     arrays["seconds"] = np.array(time.perf_counter() - started)
     for i, result in enumerate(results[: settings["recorded"]]):
-        arrays[f"frames_{i}"], arrays[f"attention_{i}"] = np.stack(result.frames), np.stack(result.attention)
-        arrays[f"stages_{i}"] = np.array(result.stages)
+        recording = result.recording
+        assert recording is not None
+        arrays[f"frames_{i}"], arrays[f"attention_{i}"] = np.stack(recording.frames), np.stack(recording.attention)
+        arrays[f"stages_{i}"] = np.array(recording.subtasks)
     unfinished = folder / "unfinished.npz"
     np.savez_compressed(unfinished, **arrays)
     unfinished.rename(folder / "evaluation.npz")

@@ -7,13 +7,13 @@ from typing import Any
 
 from mem0_jax.envs import make
 from mem0_jax.errors import UserError
-from mem0_jax.eval.episode import Episode, Outcome
+from mem0_jax.eval.episode import Episode, Oracle, Outcome
 from mem0_jax.eval.lockstep import Films
 from mem0_jax.serve.client import Client, ServerError
 
 
 class LostServerError(UserError):
-    """A policy server that cannot be reached, or that went away."""
+    """A policy server that cannot be reached, went away, or has no room."""
 
 
 def server_metadata(address: str, token: str | None, wait: float = 10.0) -> dict[str, Any]:
@@ -36,7 +36,7 @@ def play_on_server(
     options: Mapping[str, Any],
     *,
     token: str | None = None,
-    planner: str | None = None,
+    planner: str = "client",
     parallel: int = 16,
     films: Films = lambda number: None,
 ) -> Generator[Outcome]:
@@ -50,19 +50,20 @@ def play_on_server(
         seeds: of environments and sampled chunks.
         options: of every episode instead of the server's, as in `Client.reset`.
         token: the server's.
-        planner: of staged tasks: "server", or "client": the environments name their subtasks faultlessly.
+        planner: of staged tasks: "server"; "client": the environments name their subtasks faultlessly; "none": the
+            policy is told the whole task there too.
         parallel: client sessions.
         films: number of an episode -> mp4 file to write, or None.
 
     Raises:
-        LostServerError: the server went away for longer than a client waits.
+        LostServerError: the server went away for longer than a client waits, or has fewer free sessions.
     """
     waiting: queue.SimpleQueue[tuple[int, int]] = queue.SimpleQueue()
     for entry in enumerate(seeds):
         waiting.put(entry)
     done: queue.SimpleQueue[Outcome | Exception] = queue.SimpleQueue()
     stop = threading.Event()
-    named = (planner or "client") if make(task, render=False).staged else "none"
+    named = planner if make(task, render=False).staged else "none"
 
     def work(number: int) -> None:
         try:
@@ -105,7 +106,7 @@ def _play_one(
         actions = []
         while not episode.over and not stop.is_set():
             if client.status.get("plan_needed") and planner == "client":
-                client.plan(episode.subtask_after(client.status["stage"]))
+                client.plan(Oracle(episode.env).after(client.status["stage"]))
                 continue
             if client.due:
                 actions = list(client.act())
@@ -114,6 +115,8 @@ def _play_one(
                 client.observe(episode.observation)
             episode.outcome.stages = int(client.status.get("stage", 0))
     except (ServerError, ValueError) as error:
+        if getattr(error, "kind", "") == "full":  # so it would be for all episodes that are left
+            raise
         episode.fail(f"policy server: {error}")
     finally:
         episode.abandon()

@@ -15,12 +15,11 @@ from typing import Any, Protocol
 from mem0_jax import __version__
 from mem0_jax.envs import TASKS, make
 from mem0_jax.errors import UserError
-from mem0_jax.eval.episode import Outcome
+from mem0_jax.eval.episode import Oracle, Outcome
 from mem0_jax.eval.film import can_film
-from mem0_jax.eval.lockstep import ROWS, Films, play
+from mem0_jax.eval.lockstep import ROWS, Films, Planners, play
 from mem0_jax.eval.results import Ledger, VariantResult, bundle_digest, new_folder
 from mem0_jax.inference.session import Options
-from mem0_jax.planner.base import Planner
 
 FIRST_SEED = 300_000_000  # "mem0-jax demo" tests its policies on the seeds from here on, and never trains on them
 MEMORIES: dict[str, tuple[str, ...]] = {
@@ -75,7 +74,7 @@ class LocalPlayer:
 
     Args:
         folder: the bundle.
-        planner: of staged tasks, and what it is called; None: the environments' own.
+        planner: of staged tasks, see `lockstep.play`, and what it is called.
         solver_steps: Euler steps of the flow; None: the policy's own.
         rows: of every step, see `lockstep`.
     """
@@ -83,7 +82,7 @@ class LocalPlayer:
     def __init__(
         self,
         folder: Path,
-        planner: tuple[str, Planner] | None = None,
+        planner: tuple[str, Planners | None] = ("oracle", Oracle),
         solver_steps: int | None = None,
         rows: int = ROWS,
     ):
@@ -104,12 +103,13 @@ class LocalPlayer:
 
     def settings(self, task: str, variant: Variant) -> dict[str, Any]:
         """See `Player`."""
+        name, planner = self._planner
         staged = make(task, render=False).staged
         return {
-            **dataclasses.asdict(variant.options.completed(self.bundle, staged)),
+            **dataclasses.asdict(variant.options.completed(self.bundle, staged and planner is not None)),
             "flow_steps": self.bundle.config.flow.solver_steps,
             "memory": list(self._branches(variant)),
-            "planner": (self._planner[0] if self._planner else "oracle") if staged else None,
+            "planner": name if staged else None,
             "rows": self._rows,
         }
 
@@ -119,10 +119,8 @@ class LocalPlayer:
         """See `lockstep.play`."""
         memory = dataclasses.replace(self.bundle.config.memory, branches=self._branches(variant))
         bundle = dataclasses.replace(self.bundle, config=dataclasses.replace(self.bundle.config, memory=memory))
-        planner = self._planner[1] if self._planner else None
-        return play(
-            bundle, task, seeds, variant.options, planner=planner, parallel=parallel, rows=self._rows, films=films
-        )
+        how: dict[str, Any] = {"planner": self._planner[1], "parallel": parallel, "rows": self._rows, "films": films}
+        return play(bundle, task, seeds, variant.options, **how)
 
     def _branches(self, variant: Variant) -> tuple[str, ...]:
         return self.bundle.config.memory.branches if variant.branches is None else variant.branches
@@ -133,7 +131,7 @@ class RemotePlayer:
 
     Args:
         address: such as "ws://127.0.0.1:8000".
-        planner: of staged tasks: "server", or "client": the environments' own.
+        planner: of staged tasks: "server", "client" or "none", see `clients.play_on_server`.
         token: the server's.
     """
 

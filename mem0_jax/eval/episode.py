@@ -1,9 +1,12 @@
-"""One episode in a built-in environment: what happened in it, and its film."""
+"""One episode in a built-in environment: what happened in it, and its film.
+
+Axes: W memory window.
+"""
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,31 @@ import numpy as np
 from mem0_jax.envs import Tabletop, make
 from mem0_jax.eval.film import Film
 from mem0_jax.planner.base import Plan, Situation
+
+
+class Oracle:
+    """A faultless planner: names the subtasks of an environment in their order."""
+
+    def __init__(self, env: Tabletop):
+        self._env = env
+
+    def next_subtask(self, situation: Situation) -> Plan:
+        """The first subtask that is not finished; the last one, where all are."""
+        return Plan(self.after(len(situation.finished)))
+
+    def after(self, finished: int) -> str:
+        """Name of the subtask after so many."""
+        return self._env.subtasks[min(finished, len(self._env.subtasks) - 1)]
+
+
+@dataclass
+class Recording:
+    """One entry a step: `frames` uint8 [240, 320, 3], the memory's `attention` [W] by rank (0 newest), and `subtasks`:
+    number of the one that the environment is in."""
+
+    frames: list[np.ndarray] = field(default_factory=list)
+    attention: list[np.ndarray] = field(default_factory=list)
+    subtasks: list[int] = field(default_factory=list)
 
 
 @dataclass
@@ -28,6 +56,7 @@ class Outcome:
         stages: subtasks the policy finished in its own view (staged tasks).
         error: why it could not be played to its end, such as a failing environment; it is no result then.
         seconds: wall time from its first to its last frame, shared with the episodes beside it.
+        recording: where it was asked for.
     """
 
     number: int
@@ -40,6 +69,7 @@ class Outcome:
     stages: int = 0
     error: str = ""
     seconds: float = 0.0
+    recording: Recording | None = None
 
 
 class Episode:
@@ -49,10 +79,12 @@ class Episode:
         task: of `mem0_jax.envs`.
         number, seed: see `Outcome`.
         film: mp4 file to write, of every frame the policy sees; None: none.
+        recorded: its outcome has a recording; see `record`.
     """
 
-    def __init__(self, task: str, number: int, seed: int, film: Path | None = None):
-        self.outcome, self.over, self._started = Outcome(number, seed), False, time.perf_counter()
+    def __init__(self, task: str, number: int, seed: int, film: Path | None = None, recorded: bool = False):
+        self.outcome = Outcome(number, seed, recording=Recording() if recorded else None)
+        self.over, self._started = False, time.perf_counter()
         self._task, self._film_path, self._film = task, film, None
         self.observation: dict[str, Any] = {}
         self.env: Tabletop
@@ -66,13 +98,13 @@ class Episode:
         """The whole task."""
         return self.env.instruction
 
-    def subtask_after(self, finished: int) -> str:
-        """The environment's own name of the subtask after `finished` ones; the last one's after all."""
-        return self.env.subtasks[min(finished, len(self.env.subtasks) - 1)]
-
-    def next_subtask(self, situation: Situation) -> Plan:
-        """A faultless planner."""
-        return Plan(self.subtask_after(len(situation.finished)))
+    def record(self, attention: np.ndarray) -> None:
+        """Keeps the present frame, and what the memory attended to in it, float [W]."""
+        recording = self.outcome.recording
+        assert recording is not None
+        recording.frames.append(self.observation["observation"]["head_camera"]["rgb"])
+        recording.attention.append(attention)
+        recording.subtasks.append(self.env.subtask)
 
     def step(self, action: np.ndarray) -> None:
         """Executes one action, float32 [14]."""

@@ -4,12 +4,14 @@ An episode's result depends on its seed and on nothing that plays beside it. Sum
 and a closed loop amplifies that, so all batches of the engine have the same number of rows.
 """
 
+import dataclasses
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from mem0_jax.eval.episode import Episode, Outcome
+from mem0_jax.envs import Tabletop, make
+from mem0_jax.eval.episode import Episode, Oracle, Outcome
 from mem0_jax.inference.engine import Engine
 from mem0_jax.inference.session import Options, Pilot
 from mem0_jax.planner.base import Planner, PlannerError
@@ -17,6 +19,7 @@ from mem0_jax.policies.bundle import Bundle
 
 ROWS = 16  # enough to keep a processor busy, few enough to wait for
 Films = Callable[[int], Path | None]
+Planners = Callable[[Tabletop], Planner]  # the planner of an episode, which some need its environment for
 
 
 def play(
@@ -25,10 +28,11 @@ def play(
     seeds: Sequence[int],
     options: Options,
     *,
-    planner: Planner | None = None,
+    planner: Planners | None = Oracle,
     parallel: int = ROWS,
     rows: int = ROWS,
     films: Films = lambda number: None,
+    record: int = 0,
 ) -> Generator[Outcome]:
     """Plays one episode a seed and gives the outcomes as they come.
 
@@ -37,18 +41,19 @@ def play(
         task: of `mem0_jax.envs`.
         seeds: of the environments; they seed the sampled chunks, too.
         options: how the policy acts.
-        planner: of staged tasks; None: the environments name their subtasks faultlessly.
+        planner: names the subtasks of staged tasks; None: the policy is told the whole task there too.
         parallel: episodes side by side.
         rows: of every batch of the engine, see above.
         films: number of an episode -> mp4 file to write, or None.
+        record: the first so many episodes are recorded; they judge every frame, see `Options.classify`.
     """
-    table = _Table(bundle, task, options, planner, parallel, rows)
+    table = _Table(bundle, options, planner if make(task, render=False).staged else None, parallel, rows)
     waiting = deque(enumerate(seeds))
     try:
         while waiting or table.playing:
             while waiting and table.free and table.at_decision:
                 number, seed = waiting.popleft()
-                table.seat(Episode(task, number, seed, films(number)))
+                table.seat(Episode(task, number, seed, films(number), number < record))
             yield from table.turn()
     finally:
         table.close()
@@ -57,34 +62,39 @@ def play(
 class _Table:
     """Episodes and their pilots; all take one action a turn."""
 
-    def __init__(self, bundle: Bundle, task: str, options: Options, planner: Planner | None, parallel: int, rows: int):
-        from mem0_jax.envs import make
-
-        staged = make(task, render=False).staged
+    def __init__(self, bundle: Bundle, options: Options, planner: Planners | None, parallel: int, rows: int):
+        self._options = options.completed(bundle, planner is not None)
         self._engine = Engine(bundle, parallel, rows=rows)
-        self._pilots = [Pilot(bundle, options, slot=slot, staged=staged) for slot in range(parallel)]
-        self._planner, self._turns = planner, 0
+        self._pilots: dict[int, Pilot] = {}  # by slot, as are
+        self._planners: dict[int, Planner] = {}
+        self._planner, self._parallel, self._turns = planner, parallel, 0
         self._threads = ThreadPoolExecutor(parallel, "planner")
         self.playing: dict[int, Episode] = {}  # by slot
 
     @property
     def free(self) -> bool:
         """There is a slot."""
-        return len(self.playing) < len(self._pilots)
+        return len(self.playing) < self._parallel
 
     @property
     def at_decision(self) -> bool:
         """Episodes that begin now decide together with those that are under way, which makes fewer steps."""
-        horizon = self._pilots[0].options.action_horizon
-        assert horizon is not None
-        return self._turns % horizon == 0
+        assert self._options.action_horizon is not None
+        return self._turns % self._options.action_horizon == 0
 
     def seat(self, episode: Episode) -> None:
         """Begins an episode."""
-        slot = next(slot for slot in range(len(self._pilots)) if slot not in self.playing)
+        slot = next(slot for slot in range(self._parallel) if slot not in self.playing)
         self.playing[slot] = episode
-        if not episode.over:
-            self._pilots[slot].reset(episode.instruction, episode.outcome.seed)
+        if episode.over:
+            return
+        recorded = episode.outcome.recording is not None
+        options = dataclasses.replace(self._options, classify=self._options.classify or recorded)
+        pilot = Pilot(self._engine.bundle, options, slot=slot, staged=self._planner is not None)
+        pilot.reset(episode.instruction, episode.outcome.seed)
+        self._pilots[slot] = pilot
+        if self._planner is not None:
+            self._planners[slot] = self._planner(episode.env)
 
     def turn(self) -> list[Outcome]:
         """One action of every episode; gives the outcomes of those that are over, which leave."""
@@ -96,6 +106,9 @@ class _Table:
         self._think()
         for slot, episode in self._running():
             pilot = self._pilots[slot]
+            if episode.outcome.recording is not None:
+                assert pilot.reply is not None
+                episode.record(pilot.reply.attention)
             episode.step(pilot.actions()[0])
             episode.outcome.stages = pilot.stage
         self._turns += 1
@@ -122,8 +135,7 @@ class _Table:
         """Asks for the subtasks that are due, all at once."""
         asked = [(slot, episode) for slot, episode in self._running() if self._pilots[slot].plan_needed]
         answers = [
-            self._threads.submit((self._planner or episode).next_subtask, self._pilots[slot].situation)
-            for slot, episode in asked
+            self._threads.submit(self._planners[slot].next_subtask, self._pilots[slot].situation) for slot, _ in asked
         ]
         for (slot, episode), answer in zip(asked, answers):
             try:

@@ -1,7 +1,8 @@
 """Open-loop evaluation: a policy watches recorded episodes and says what it would have done.
 
-Frames are shown in order, many episodes side by side. Memory starts empty with each episode and with each subtask, as
-in deployment with a faultless planner: a subtask ends where its text changes, or where the label `subtask_end` falls.
+Frames are shown in order, many episodes side by side. Memory starts empty with each episode and, where the policy is
+told subtasks, with each of them, as in deployment with a faultless planner: a subtask ends where its text changes, or
+where the label `subtask_end` falls.
 Frames whose text is "null" are left out, as in training.
 
 Axis letters: K sampled chunks, C action chunk length, D = 16 dimensions of the model layout, F frames shown.
@@ -15,8 +16,7 @@ import numpy as np
 
 from mem0_jax.data.lanes import NULL_TEXT
 from mem0_jax.data.layout import JOINT_NAMES
-from mem0_jax.data.lerobot import LeRobotDataset
-from mem0_jax.data.pictures import open_frames
+from mem0_jax.data.pictures import EpisodeDataset, open_frames
 from mem0_jax.data.transforms import action_chunk, resize
 from mem0_jax.errors import UserError
 from mem0_jax.eval.lockstep import ROWS
@@ -58,29 +58,30 @@ class _Tables:
     text: np.ndarray
     texts: list[str]
     end: np.ndarray | None
+    staged: bool
 
     @classmethod
-    def of(cls, dataset: LeRobotDataset) -> "_Tables":
-        text, texts = dataset.texts("subtask" if "subtask" in dataset.features else "task")
+    def of(cls, dataset: EpisodeDataset, key: str) -> "_Tables":
+        text, texts = dataset.texts(key)
         end = dataset.column("subtask_end") if "subtask_end" in dataset.features else None
         state, action = (dataset.column(key).astype(np.float32) for key in ("observation.state", "action"))
         for key, value in (("observation.state", state), ("action", action)):
             if value.shape[1:] != (len(JOINT_NAMES),):
                 raise UserError(f"{dataset.root}: {key} has shape {list(value.shape[1:])}; expected {len(JOINT_NAMES)}")
-        return cls(state, action, text, texts, end)
+        return cls(state, action, text, texts, end, key == "subtask")
 
 
 class _Lane:
     """One episode being shown."""
 
-    def __init__(self, dataset: LeRobotDataset, tables: _Tables, reader: Any, episode: Any):
+    def __init__(self, dataset: EpisodeDataset, tables: _Tables, reader: Any, episode: Any):
         rows = np.arange(episode.start, episode.start + episode.length)
         null = [i for i, text in enumerate(tables.texts) if text == NULL_TEXT]
         self.frames = np.flatnonzero(~np.isin(tables.text[rows], null))
         self.episode, self.rows, self._reader, self.shown = episode, rows, reader, 0
         text = tables.text[rows][self.frames]
         begins = np.concatenate([[True], text[1:] != text[:-1]])[: len(text)]
-        if tables.end is not None:
+        if tables.end is not None and tables.staged:
             end = tables.end[rows][self.frames]
             begins[1:] |= (end[:-1] > 0) & (end[1:] == 0)
         self.begins = begins
@@ -102,10 +103,11 @@ class _Lane:
 
 def replay(
     bundle: Bundle,
-    dataset: LeRobotDataset,
+    dataset: EpisodeDataset,
     episodes: Sequence[Any],
     *,
     camera: str = CAMERA,
+    text: str = "",
     every: int = 1,
     seed: int = 0,
     parallel: int = ROWS,
@@ -118,6 +120,7 @@ def replay(
         dataset: where the episodes are from.
         episodes: entries of `dataset.episodes`.
         camera: key of the pictures.
+        text: key of what the policy is told, as it was trained; "": "subtask" where there is one, else "task".
         every: a chunk is sampled at every so many frames of an episode.
         seed: of the sampling, with the episode's number and the frame; results do not depend on `parallel`.
         parallel: episodes side by side.
@@ -130,7 +133,7 @@ def replay(
         raise UserError(f"expected at least one episode, one at a time, every frame; got {len(episodes)} episodes")
     try:
         dataset.image_shape(camera)
-        tables = _Tables.of(dataset)
+        tables = _Tables.of(dataset, text or ("subtask" if "subtask" in dataset.features else "task"))
         engine = Engine(bundle, parallel, rows=ROWS)
         found = Replay()
         waiting = iter(episodes)
@@ -150,7 +153,7 @@ def replay(
 
 
 def _fill(
-    lanes: dict[int, _Lane], waiting: Iterator[Any], readers: Sequence[Any], dataset: LeRobotDataset, tables: _Tables
+    lanes: dict[int, _Lane], waiting: Iterator[Any], readers: Sequence[Any], dataset: EpisodeDataset, tables: _Tables
 ) -> bool:
     """Puts the next episodes into free lanes; False: nothing is left."""
     for slot, reader in enumerate(readers):
@@ -210,7 +213,7 @@ def measure(found: Replay, threshold: float) -> dict[str, Any]:
     moving = np.flatnonzero(np.ptp(recorded.reshape(-1, recorded.shape[-1]), axis=0) > STILL)
     weight = np.maximum(valid.sum(0), 1)[:, None]
     by_offset, held = ((values * valid[..., None]).sum(0) / weight for values in (error, still))  # [C, D]
-    reached = valid.any(0)
+    reached = [bool(column.any()) for column in valid.T]
     joints = [
         {
             "name": JOINT_NAMES[i],

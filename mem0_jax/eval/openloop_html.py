@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mem0_jax.eval.openloop import Replay
 
 COLUMNS = 3
+SMALL: dict[Any, Any] = {**STYLE, "font.size": 9}
 
 
 def write_page(path: Path, result: Mapping[str, Any], found: "Replay") -> None:
@@ -107,7 +108,7 @@ def _facts(result: Mapping[str, Any]) -> str:
 
 def error_chart(result: Mapping[str, Any]) -> str:
     """One small panel a joint."""
-    with mpl.rc_context(STYLE | {"font.size": 9}):
+    with mpl.rc_context(SMALL):
         figure, panels = _panels(len(result["joints"]))
         for axes, joint in zip(panels, result["joints"]):
             axes.plot(_values(joint["mae_by_offset"]), color=COLORS["with"], lw=1.8)
@@ -122,7 +123,7 @@ def trace_chart(result: Mapping[str, Any], found: "Replay") -> str:
     """Recorded actions of the first episode and the first action of each chunk."""
     chosen = [i for i, episode in enumerate(found.episode) if episode == found.episode[0]]
     frames = np.array([found.frame[i] for i in chosen])
-    with mpl.rc_context(STYLE | {"font.size": 9}):
+    with mpl.rc_context(SMALL):
         figure, panels = _panels(max(len(result["joints"]), 1))
         for axes, joint in zip(panels, result["joints"]):
             dim = JOINT_NAMES.index(joint["name"])

@@ -146,6 +146,7 @@ class Ledger:
         played = variant.played
         episodes = [dataclasses.asdict(outcome) for _, outcome in sorted(variant.outcomes.items())]
         for episode in episodes:
+            del episode["recording"]
             del episode["seconds"]  # in "timing": all else is the same whenever it is run again
             film = self.film(variant, episode["number"])
             episode["film"] = film.relative_to(self.folder).as_posix() if film.is_file() else None

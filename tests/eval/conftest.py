@@ -79,7 +79,7 @@ def bundle() -> Bundle:
         dtype="float32",
     )
     span = {"min": np.full(16, -1.5), "max": np.full(16, 1.5)}
-    params = Mem0(config).init(jax.random.key(0))
+    params = jax.jit(Mem0(config).init)(jax.random.key(0))
     inputs = Inputs((64, 64), "bilinear", 24)
     return Bundle(config, params, NormStats(span, span), tokenizer, inputs, {"made_by": "a test"})
 

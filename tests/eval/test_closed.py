@@ -114,7 +114,7 @@ def test_memory_branches_change_what_is_done(bundle):
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("mem0_jax.envs.put_back_block.PutBackBlock", Watching)
-            list(play(changed, "put_back_block", [300], Options(action_horizon=1), rows=2, parallel=1))
+            list(play(changed, "put_back_block", [300], Options(action_horizon=1)))
         seen.append(np.stack(joints))
     for i in range(4):
         for j in range(i):
@@ -143,7 +143,7 @@ def test_a_failing_environment_costs_its_own_episode_only(bundle_folder, tmp_pat
 
 
 def test_an_interrupted_run_keeps_what_is_finished(bundle_folder, tmp_path):
-    player = LocalPlayer(bundle_folder, rows=2)
+    player = LocalPlayer(bundle_folder)
     variants = [Variant("", Options())]
     ledger = begin(player, "put_back_block", variants, SEEDS, tmp_path)
 
@@ -152,7 +152,7 @@ def test_an_interrupted_run_keeps_what_is_finished(bundle_folder, tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        play_all(ledger, player, variants, parallel=1, progress=stop)
+        play_all(ledger, player, variants, parallel=2, progress=stop)
     results = comparable(ledger.folder)
     assert results["complete"] is False
     assert [episode["number"] for episode in results["variants"][0]["episodes"]] == [0, 1]
@@ -170,10 +170,10 @@ def test_staged_tasks_are_told_their_subtasks(bundle):
             raise PlannerError("no idea")
 
     options = Options(threshold=0.001, patience=1)
-    for outcome in play(bundle, "press_button", [1, 2], options, rows=2, parallel=2):
+    for outcome in play(bundle, "press_button", [1, 2], options, parallel=2):
         assert outcome.error == ""
         assert outcome.stages == 6  # every frame but the first of an episode ends a subtask, as it would deployed
-    failed = list(play(bundle, "press_button", [1, 2], options, planner=Planner(), rows=2, parallel=2))
+    failed = list(play(bundle, "press_button", [1, 2], options, planner=lambda env: Planner(), parallel=2))
     assert [outcome.error for outcome in failed] == ["planner: no idea"] * 2
     assert asked == [("press as often as shown, then confirm", 0)] * 2
 
