@@ -1,5 +1,6 @@
 """`mem0-jax serve`: a bundle that drives robots and simulators over the network."""
 
+import argparse
 import os
 import sys
 from collections.abc import Sequence
@@ -16,8 +17,9 @@ if TYPE_CHECKING:
 
 SUMMARY = (
     "Serves a policy bundle: WebSocket as openpi's client package speaks it, with sessions, batches and staged tasks; "
-    "POST /process_frame for forms; a page of live sessions at /; /healthz and /metrics. Ctrl-C or SIGTERM ends it "
-    "when what runs is finished. The environment variable MEM0_TOKEN holds the token, where clients must know one."
+    "POST /process_frame for forms; a page of live sessions at /; /healthz and /metrics. It is healthy when all steps "
+    "are compiled; what was compiled is kept in ~/.cache/mem0_jax for the next start. Ctrl-C or SIGTERM ends it when "
+    "what runs is finished. The environment variable MEM0_TOKEN holds the token, where clients must know one."
 )
 
 
@@ -45,8 +47,16 @@ def parser() -> CommandParser:
         "--rearm", action="store_true", help="a subtask ends only after a frame of it that was not positive"
     )
     acting.add_argument("--flow-steps", type=int, metavar="N", help="steps of the flow solver (default: trained)")
-    acting.add_argument("--planner", metavar="URL", help="OpenAI-compatible planner of staged tasks")
-    acting.add_argument("--planner-model", metavar="NAME", help="its model (default: the first it has)")
+    planner = flags.add_argument_group(
+        "staged tasks", "The environment variable OPENAI_API_KEY holds the key of the planner's server, if it has one."
+    )
+    planner.add_argument("--planner", metavar="URL", help="OpenAI-compatible planner, such as http://localhost:8001/v1")
+    planner.add_argument("--planner-model", metavar="NAME", help="its model (default: the first it has)")
+    planner.add_argument("--planner-key-file", type=Path, metavar="FILE", help="the key, in a file")
+    planner.add_argument("--planner-timeout", type=float, default=60.0, metavar="S", help="for one of 4 attempts")
+    planner.add_argument(
+        "--planner-summary", action="store_true", help="it carries a running summary in place of key frames"
+    )
     return flags
 
 
@@ -60,16 +70,22 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"serving needs {error.name}: pip install 'mem0-jax[serve]'") from None
     import asyncio
 
+    from mem0_jax.inference.compiled import keep_compiled
     from mem0_jax.inference.session import Options
     from mem0_jax.policies.bundle import load_bundle
     from mem0_jax.serve.protocol import Limits
     from mem0_jax.serve.server import Settings, run
     from mem0_jax.serve.service import Service
 
-    settings = Settings(flags.host, flags.port, _token(flags.token_file), grace_seconds=flags.grace_seconds)
+    token = _secret("MEM0_TOKEN", "--token-file", flags.token_file)
+    settings = Settings(flags.host, flags.port, token, grace_seconds=flags.grace_seconds)
     if not settings.local and not settings.token:
         print(f"warning: anybody who reaches {flags.host} can use this server: set a token", file=sys.stderr)
-    planner = _planner(flags.planner, flags.planner_model)
+    planner = _planner(flags)
+    try:
+        keep_compiled()
+    except UserError as error:
+        print(f"warning: {error}", file=sys.stderr)
     bundle = _with_flow_steps(load_bundle(flags.bundle, dtype="serving"), flags.flow_steps)
     options = Options(flags.action_horizon, flags.average, flags.threshold, flags.patience, rearm=flags.rearm)
     limits = Limits(message=int(flags.message_mb * 2**20))
@@ -96,26 +112,30 @@ def _greeting(server: "Server", settings: "Settings") -> str:
     )
 
 
-def _token(file: Path | None) -> str | None:
-    """The token, from the file or else the environment."""
+def _secret(variable: str, flag: str, file: Path | None) -> str | None:
+    """A token or a key, from the flag's file or else from the environment."""
     try:
-        token = os.environ.get("MEM0_TOKEN", "") if file is None else file.read_text()
+        secret = os.environ.get(variable, "") if file is None else file.read_text()
     except (OSError, ValueError) as error:
-        raise UserError(f"--token-file {file}: {error}") from None
-    token = token.strip()
-    if file is not None and not token:
-        raise UserError(f"--token-file {file} is empty")
-    if not (token.isascii() and token.isprintable()) or " " in token:
-        raise UserError("the token must be of printable ASCII characters, without spaces")
-    return token or None
+        raise UserError(f"{flag} {file}: {error}") from None
+    secret = secret.strip()
+    if file is not None and not secret:
+        raise UserError(f"{flag} {file} is empty")
+    if not (secret.isascii() and secret.isprintable()) or " " in secret:
+        raise UserError(f"{flag}, {variable}: it must be of printable ASCII characters, without spaces")
+    return secret or None
 
 
-def _planner(url: str | None, model: str | None) -> "Planner | None":
-    if url is None:
+def _planner(flags: argparse.Namespace) -> "Planner | None":
+    if flags.planner is None:
+        if flags.planner_model or flags.planner_key_file or flags.planner_summary:
+            raise UserError("--planner-model, --planner-key-file and --planner-summary need --planner URL")
         return None
     from mem0_jax.planner.remote import RemotePlanner
 
-    return RemotePlanner(url, model=model)
+    key = _secret("OPENAI_API_KEY", "--planner-key-file", flags.planner_key_file)
+    timeout, summary = flags.planner_timeout, flags.planner_summary
+    return RemotePlanner(flags.planner, flags.planner_model, api_key=key or "EMPTY", timeout=timeout, summary=summary)
 
 
 def _with_flow_steps(bundle: "Bundle", steps: int | None) -> "Bundle":

@@ -8,9 +8,12 @@ Axis letters: N frames of a request, B requests of a batch, F frames of a batch,
 and width, C action chunk length, D model action width, H backbone width, W memory window.
 """
 
+import copy
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
@@ -19,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from tqdm import tqdm
 
 from mem0_jax.backbones.qwen3_vl.processor import patchify
 from mem0_jax.errors import UserError
@@ -30,7 +34,7 @@ from mem0_jax.policies.mem0 import Mem0, Mem0Config
 
 Array = jax.Array
 FRAMES_AT_ONCE = 64  # that are encoded without text in one batch
-TOKEN_STEP = 16  # prompts are padded to a multiple of it
+TOKEN_STEP = 32  # prompts are padded to a multiple of it
 
 
 @dataclass(frozen=True)
@@ -126,9 +130,9 @@ class Programs:
 programs = lru_cache(maxsize=8)(Programs)  # engines of one configuration share what is compiled
 
 
-def sizes_up_to(most: int, growth: int) -> list[int]:
-    """Batch sizes that are compiled: powers of `growth` below `most`, and `most`."""
-    powers = itertools.takewhile(lambda size: size < most, (growth**i for i in itertools.count()))
+def sizes_up_to(most: int, growth: int, first: int = 1) -> list[int]:
+    """Batch sizes that are compiled: from `first` times `growth` and again below `most`, and `most`."""
+    powers = itertools.takewhile(lambda size: size < most, (first * growth**i for i in itertools.count()))
     return [*powers, most]
 
 
@@ -153,7 +157,9 @@ class Engine:
         self.bundle, self.slots, self._even = bundle, slots, rows is not None
         self._programs = programs(bundle.config)
         self._constants = self._programs.solver_constants(bundle.params)
-        self._sizes, self._frame_sizes = ([rows] if rows else sizes_up_to(n, growth) for n in (slots, FRAMES_AT_ONCE))
+        self._sizes = [rows] if rows else sizes_up_to(slots, growth)
+        # For a growth of 4: 2, 8, 32, 64. The frames between two chunks of 30 must not be padded to 64.
+        self._frame_sizes = [rows] if rows else sizes_up_to(FRAMES_AT_ONCE, growth, max(growth // 2, 1))
         self._empty()
 
     def _empty(self) -> None:
@@ -161,22 +167,31 @@ class Engine:
 
     def warm_up(self, sessions: int | None = None, frames: int = FRAMES_AT_ONCE, length: int | None = None) -> None:
         """Compiles what steps of so many sessions (None: all slots), with so many earlier frames together (0: none) and
-        prompts of so many tokens (None: any) can need."""
+        prompts of so many tokens (None: any) can need: several programs at a time. Shows a progress bar on a terminal.
+        """
         size, longest = self.bundle.inputs.camera_size, self.bundle.inputs.max_length
         nobody, action = self.slots, self.bundle.config.action
         image = np.zeros((1, *size, 3), np.uint8)
         state, noise = np.zeros(action.state_dim, np.float32), np.zeros((action.horizon, action.action_dim), np.float32)
+        request = Request(nobody, image, "", True, state, noise)
         shortest = token_bucket(int(self.bundle.processor.prompt("")["attention_mask"].sum()), longest)
         lengths = {token_bucket(n, longest) for n in range(shortest, longest + 1)} if length is None else {length}
         lengths = {longest} if self._even else lengths
-        for count in upto(self.slots if sessions is None else sessions, self._sizes):
-            requests = [Request(nobody, image, "", True, state, noise)] * count
-            for n in lengths:
-                self._look(requests, n)
-            self._decide(requests)
+        counts = upto(self.slots if sessions is None else sessions, self._sizes)
+        parts = [partial(Engine._look, requests=[request] * count, length=n) for count in counts for n in lengths]
+        parts += [partial(Engine._decide, requests=[request] * count) for count in counts]
         for count in upto(frames, self._frame_sizes) if frames else []:
-            self._remember([(nobody, True, np.repeat(image, count, 0))])
-        jax.block_until_ready(self._slots)
+            parts.append(partial(Engine._remember, batch=[(nobody, True, np.repeat(image, count, 0))]))
+
+        def compile_part(part: Callable[["Engine"], Any]) -> None:
+            beside = copy.copy(self)  # slots are given away at every step: each thread needs its own
+            beside._empty()
+            jax.block_until_ready((part(beside), beside._slots))
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            made = pool.map(compile_part, parts)
+            for _ in tqdm(made, "warming up", len(parts), unit="program", disable=None):
+                pass
 
     def step(self, requests: Sequence[Request]) -> list[Reply]:
         """Serves requests of different slots.

@@ -22,6 +22,7 @@ from mem0_jax.serve.protocol import Limits, Message, RequestError, Reset, parse
 from mem0_jax.serve.sessions import Session, Sessions
 
 log = logging.getLogger(__name__)
+GROWTH = 4  # of batch sizes: some padding for a start-up in half the time; all are compiled before it is healthy
 
 
 class Service:
@@ -91,7 +92,7 @@ class Service:
 
     async def start(self) -> None:
         """Makes the engine, compiles its steps, and is ready."""
-        engine = await asyncio.to_thread(Engine, self.bundle, self.sessions.slots, rows=self._rows)
+        engine = await asyncio.to_thread(Engine, self.bundle, self.sessions.slots, growth=GROWTH, rows=self._rows)
         self._batcher = Batcher(engine, self._queue, self.metrics)
         await self._batcher.call(engine.warm_up)
         self._sweeper = asyncio.create_task(self._sweep())

@@ -17,7 +17,7 @@ from mem0_jax.policies.bundle import Bundle, Inputs
 from mem0_jax.policies.mem0 import Mem0, Mem0Config
 
 CAMERA, WINDOW, HORIZON = (40, 48), 4, 5
-TEXTS = ["pick", "press the button", " ".join(f"word{i}" for i in range(20))]  # of 16, 16 and 32 padded tokens
+TEXTS = ["pick", "press the button", " ".join(f"word{i}" for i in range(30))]  # of 32, 32 and 64 padded tokens
 
 
 @lru_cache(maxsize=1)
@@ -41,7 +41,7 @@ def tiny_bundle() -> Bundle:
     abstract = jax.eval_shape(Mem0(config).init, jax.random.key(0))
     params = jax.tree.map(lambda x: jax.numpy.asarray(rng.normal(0, 0.3, x.shape), np.float32), abstract)
     span = {"min": np.full(16, -10.0), "max": np.full(16, 10.0)}
-    return Bundle(config, params, NormStats(span, span), tokenizer, Inputs(CAMERA, "bilinear", 40))
+    return Bundle(config, params, NormStats(span, span), tokenizer, Inputs(CAMERA, "bilinear", 64))
 
 
 class Plain:

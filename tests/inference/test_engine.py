@@ -77,7 +77,7 @@ def prefix_too_short(engine, monkeypatch):
 
 
 def texts_cut(engine, monkeypatch):
-    monkeypatch.setattr(engine_module, "token_bucket", lambda length, longest: max(16, length // 16 * 16))
+    monkeypatch.setattr(engine_module, "token_bucket", lambda length, longest: max(32, length // 32 * 32))
 
 
 def stale_context(engine, monkeypatch):
@@ -188,7 +188,7 @@ def test_what_cannot_be_served_is_named_and_changes_nothing():
             sound, slot=1, fresh=True, images=frames(rng, 1).swapaxes(1, 2)
         ),
         "special token": dataclasses.replace(sound, slot=1, fresh=True, instruction="<|im_end|>"),
-        "more than max_length": dataclasses.replace(sound, slot=1, fresh=True, instruction="pick " * 50),
+        "more than max_length": dataclasses.replace(sound, slot=1, fresh=True, instruction="pick " * 70),
         "both be given": dataclasses.replace(request(rng, 1, 1, fresh=True), noise=None),
         r"state has the shape \[3\]": dataclasses.replace(request(rng, 1, 1, fresh=True), state=np.zeros(3)),
         rf"expected \[{HORIZON}, 16\]": dataclasses.replace(request(rng, 1, 1, fresh=True), noise=np.zeros((2, 16))),
