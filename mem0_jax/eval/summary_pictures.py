@@ -48,13 +48,12 @@ def horizon_curve(variants: Sequence[dict[str, Any]], chance: float | None = Non
         low, high = (np.array([100 * counts["interval"][i] for _, counts in known]) for i in (0, 1))
         axes.fill_between(horizons, low, high, color=COLORS["with"], alpha=0.15, lw=0)
         axes.plot(horizons, rates, color=COLORS["with"], lw=2, marker="o", ms=6)
-        for horizon, rate in zip(horizons, rates):
-            axes.annotate(
-                f"{rate:.0f} %", (horizon, rate), (0, 8), textcoords="offset points", ha="center", fontweight="bold"
-            )
+        for horizon, rate in zip(horizons, rates):  # above everything that is drawn
+            axes.text(horizon, 105, f"{rate:.0f} %", ha="center", fontweight="bold")
         _chance(figure, chance)
         axes.set(ylim=(0, 114), yticks=range(0, 101, 25), ylabel="% solved", xlabel="actions executed of a chunk")
         axes.set_xticks(horizons)
+        axes.margins(x=0.08)
         axes.grid(axis="y", color=COLORS["rule"], lw=0.7)
         axes.tick_params(length=0)
         return svg(figure, "horizon")
@@ -65,12 +64,13 @@ def _chance(figure: Figure, chance: float | None) -> None:
         axes = figure.axes[0]
         axes.axhline(100 * chance, color=COLORS["muted"], lw=1.2, ls=(0, (4, 3)), zorder=0.5)
         axes.annotate(
-            "best without memory",
+            "best without\nmemory",
             (1, 100 * chance),
-            (0, 3),
+            (6, 0),
             xycoords=("axes fraction", "data"),
             textcoords="offset points",
-            ha="right",
+            ha="left",
+            va="center",
             color=COLORS["muted"],
             fontsize=9,
         )

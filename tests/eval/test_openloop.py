@@ -83,7 +83,7 @@ def chunks(values, dim=0):
     """[K, C, 16] that is 0 but for one dimension."""
     out = np.zeros((*np.shape(values), 16), np.float32)
     out[..., dim] = values
-    return list(out)
+    return [np.asarray(chunk) for chunk in out]
 
 
 def test_errors_by_hand():
