@@ -90,11 +90,14 @@ def test_the_same_seeds_give_the_same_episodes_whoever_else_plays(bundle):
     alone = evaluate(bundle, "put_back_block", [7], execute=2, sessions=1, record=1)
     together = evaluate(bundle, "put_back_block", [5, 7, 9], execute=2, sessions=3, record=3)
     assert (alone[0].success, alone[0].steps) == (together[1].success, together[1].steps)
-    assert len(alone[0].frames) == alone[0].steps
+    one, same = alone[0].recording, together[1].recording
+    assert one is not None
+    assert same is not None
+    assert len(one.frames) == alone[0].steps
     # Batch sizes change the order of sums, and a closed loop amplifies it: only the beginning must agree to the pixel.
-    for before, after in zip(alone[0].frames[:10], together[1].frames[:10]):
+    for before, after in zip(one.frames[:10], same.frames[:10]):
         np.testing.assert_array_equal(before, after)
-    remembered = [int((weights > 0).sum()) for weights in alone[0].attention[:7]]
+    remembered = [int((weights > 0).sum()) for weights in one.attention[:7]]
     assert remembered == [0, 1, 2, 3, 4, 4, 4]
 
 
@@ -107,8 +110,9 @@ def test_staged_tasks_move_on_when_the_classifier_says_so(bundle):
     )
     for config, remembered in ((always, 0), (never, 4)):  # each frame after the first opens a subtask, or none
         changed = dataclasses.replace(bundle, config=config)
-        result = evaluate(changed, "press_button", [3], execute=2, record=1)[0]
-        assert max(int((weights > 0).sum()) for weights in result.attention) == remembered
+        recording = evaluate(changed, "press_button", [3], execute=2, sessions=1, record=1)[0].recording
+        assert recording is not None
+        assert max(int((weights > 0).sum()) for weights in recording.attention) == remembered
 
 
 def test_execute_must_fit_the_chunk(bundle):

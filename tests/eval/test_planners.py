@@ -1,0 +1,104 @@
+"""Who names the subtasks, as the flags of `mem0-jax eval closed` say."""
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from mem0_jax.cli import main
+from mem0_jax.envs.press_button import PressButton
+
+
+@pytest.fixture(autouse=True)
+def short_episodes(monkeypatch):
+    monkeypatch.setattr(PressButton, "step_limit", 5)
+
+
+def run(bundle_folder, out, *flags):
+    shared = ["--bundle", str(bundle_folder), "--out", str(out), "--episodes", "1", "--parallel", "2", "--videos", "0"]
+    # With this threshold and patience a subtask ends in frames 2 and 4.
+    acting = ["--threshold", "0.001", "--patience", "3", "--json", str(out / "copy.json")]
+    code = main(["eval", "closed", "press_button", *shared, *acting, *flags])
+    [variant] = json.loads((out / "copy.json").read_text())["variants"] if (out / "copy.json").is_file() else [{}]
+    return code, variant
+
+
+@pytest.fixture
+def chat():
+    """A chat server that wants a key; gives its address and the questions."""
+    asked = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            right = self.headers["Authorization"] == "Bearer secret"
+            asked.append(body)
+            text = f"next_subtask: press the button\nsummary: asked {len(asked)} times"
+            choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+            answer = {"choices": [choice]} if right else {"error": {"message": "a wrong key"}}
+            data = json.dumps(answer).encode()
+            self.send_response(200 if right else 401)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *message):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/v1", asked
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_planner_behind_an_address_is_told_key_model_and_summary(bundle_folder, tmp_path, chat, monkeypatch):
+    pytest.importorskip("openai")
+    address, asked = chat
+    monkeypatch.setenv("PLANNER_KEY", "secret")
+    flags = ["--planner", address, "--planner-model", "teacher", "--planner-key-env", "PLANNER_KEY", "--summaries"]
+    code, variant = run(bundle_folder, tmp_path, *flags)
+    assert code == 0
+    assert [body["model"] for body in asked] == ["teacher"] * 3
+    assert "asked 1 times" in json.dumps(asked[1]["messages"])
+    assert "asked 2 times" in json.dumps(asked[2]["messages"])
+    assert (variant["settings"]["planner"], variant["episodes"][0]["stages"]) == (address, 2)
+
+
+def test_a_planner_that_refuses_the_key_makes_no_result(bundle_folder, tmp_path, chat, monkeypatch, capsys):
+    pytest.importorskip("openai")
+    monkeypatch.setenv("MEM0_API_KEY", "wrong")
+    code, variant = run(bundle_folder, tmp_path, "--planner", chat[0], "--planner-model", "teacher")
+    assert code == 1
+    assert "refuses the key" in variant["episodes"][0]["error"]
+    assert "is no result" in capsys.readouterr().out
+
+
+def test_without_a_planner_the_policy_is_told_the_whole_task(bundle_folder, tmp_path):
+    for planner, stages in (("none", 0), ("oracle", 2)):
+        code, variant = run(bundle_folder, tmp_path / planner, "--planner", planner)
+        assert code == 0
+        assert (variant["settings"]["planner"], variant["episodes"][0]["stages"]) == (planner, stages)
+        assert variant["settings"]["classify"] is (planner == "oracle")
+
+
+@pytest.mark.parametrize(
+    ("planner", "more", "message"),
+    [
+        ("policy", (), "holds a policy: a planner is a Qwen3-VL alone"),
+        ("ftp://127.0.0.1", (), "expected one such as http://"),
+        ("http://127.0.0.1:1/v1", ("--planner-timeout", "0"), "timeout is 0.0 s"),
+        ("somebody", (), "expected oracle, none, server, a bundle's folder"),
+    ],
+)
+def test_what_is_no_planner_is_refused_before_anything_is_written(
+    bundle_folder, tmp_path, capsys, planner, more, message
+):
+    code, _ = run(bundle_folder, tmp_path, "--planner", str(bundle_folder) if planner == "policy" else planner, *more)
+    assert code == 1
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
