@@ -32,6 +32,13 @@ TASK = "put the block back"
 TEXTS = [TASK, "press the button", "press the confirm button"]
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _compile_quickly():
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(scope="session")
 def bundle() -> Bundle:
     """One layer of everything, untrained; horizon 3."""
@@ -63,14 +70,18 @@ def frame(seed: int, dim: int = 14, size: tuple[int, int] = (24, 32)) -> dict:
 
 
 @contextmanager
-def serving(make: Callable[[], Service], settings: Settings | None = None) -> Iterator[Server]:
-    """A server on a free port, warm, in a thread with an event loop of its own."""
+def serving(make: Callable[[], Service], settings: Settings | None = None, *, wait: bool = True) -> Iterator[Server]:
+    """A server on a free port, warm unless told not to `wait`, in a thread with an event loop of its own."""
     loop, box, up = asyncio.new_event_loop(), [], threading.Event()
 
     async def start() -> None:
-        box.append(Server(make(), settings or Settings(port=0)))
-        await box[0].start()
+        server = Server(make(), settings or Settings(port=0))
+        box.append(server)
+        starting = asyncio.create_task(server.start())
+        while not (starting.done() if wait else server.port):
+            await asyncio.sleep(0.01)
         up.set()
+        await starting
 
     def work() -> None:
         asyncio.set_event_loop(loop)

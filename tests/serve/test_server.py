@@ -314,6 +314,7 @@ def test_the_command_serves_until_it_is_told_to_stop(bundle, tmp_path):
         [*command, "--sessions", "2", "--token-file", str(token), "--action-horizon", "2"],
         stdout=subprocess.PIPE,
         text=True,
+        env=os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")},
     ) as process:
         try:
             assert process.stdout is not None
@@ -343,11 +344,16 @@ def test_the_command_serves_until_it_is_told_to_stop(bundle, tmp_path):
         (["--flow-steps", "0"], "--flow-steps must be at least 1"),
         (["--token-file", "missing"], "--token-file missing"),
         (["--sessions", "0"], "must be positive"),
+        (["--planner-summary"], "need --planner URL"),
+        (["--planner", "localhost"], "expected one such as http://localhost:8000/v1"),
+        (["--planner", "http://localhost", "--planner-timeout", "0"], "the planner's timeout is 0.0 s"),
+        (["--planner", "http://localhost", "--planner-key-file", "missing"], "--planner-key-file missing"),
     ],
 )
 def test_wrong_flags_are_named(bundle, tmp_path, flags, message, capsys, monkeypatch):
     from mem0_jax.cli import main
 
+    monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "false")  # nothing is kept of this process
     if flags[0] == "--port":
         with socket.socket() as taken:
             taken.bind(("127.0.0.1", 0))
