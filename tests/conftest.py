@@ -1,6 +1,13 @@
 """Settings of every test run."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 # Before jax is first imported: the tests run on the CPU even where an accelerator is installed.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+# What servers compile is kept for the next one, of this run only.
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="mem0-jax-tests-")
+atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
