@@ -10,6 +10,8 @@ With --full, and where torch and transformers can be imported, one frame through
 bfloat16) on the same card stands beside it.
 """
 
+# pyright: reportMissingImports=false
+
 import argparse
 import json
 import statistics

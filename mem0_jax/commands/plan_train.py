@@ -55,10 +55,8 @@ def main(argv: Sequence[str]) -> int:
         return 130
     last = result.rows[-1] if result.rows else {}
     figures = {"steps": int(result.state.step), "seconds": result.seconds, "last_row": last}
-    print(
-        f"{flags.workdir}: {figures['steps']} steps, loss {last.get('loss')}, right answers "
-        f"{last.get('answer_accuracy')}, {result.seconds:.0f} s"
-    )
+    ending = f", loss {last['loss']:.4g}, right answers {last['answer_accuracy']:.0%}" if last else ""
+    print(f"{flags.workdir}: {figures['steps']} steps{ending}, {result.seconds:.0f} s")
     if flags.json:
         write_json(flags.json, figures)
     return 0
