@@ -42,6 +42,7 @@ def test_the_notebook_holds_no_outputs():
 def test_it_runs_and_shows_what_it_promises(bundle, tmp_path, monkeypatch):
     monkeypatch.setenv("MEM0_BUNDLE", str(bundle))
     monkeypatch.setenv("MEM0_EPISODES", "2")
+    monkeypatch.delenv("MPLBACKEND", raising=False)  # another one would show no pictures
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
