@@ -22,8 +22,9 @@ from mem0_jax.policies.bundle import load_bundle
 from mem0_jax.train.log import read_rows
 
 RUN = """
-import json, sys
+import json, signal, sys
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that runs the tests in the background ignores it
 from mem0_jax.demo.processes import run_arms
 from mem0_jax.demo.settings import load_demo
 try:
