@@ -22,8 +22,8 @@ install: $(VENV)/installed-base  ## install the project into .venv
 demo: install  ## record, train and evaluate with and without memory; writes runs/demo/report.html (OUT=folder)
 	$(BIN)/mem0-jax demo --out $(OUT) $(ARGS)
 
-test: $(VENV)/installed-test  ## run the tests (ARGS="-k name" chooses)
-	$(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/installed-test  ## run the tests on up to four cores (ARGS="-k name" chooses)
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile $(ARGS)
 
 lint: $(VENV)/installed-lint  ## check style and types
 	$(BIN)/ruff check .

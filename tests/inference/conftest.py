@@ -4,7 +4,7 @@ import jax
 import pytest
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True, scope="package")
 def _compile_quickly():
     jax.config.update("jax_disable_most_optimizations", True)
     yield

@@ -32,7 +32,7 @@ TASK = "put the block back"
 TEXTS = [TASK, "press the button", "press the confirm button"]
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True, scope="package")
 def _compile_quickly():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
