@@ -2,6 +2,7 @@
 
 import queue
 import threading
+from collections import deque
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
@@ -52,32 +53,31 @@ def play_on_server(
         token: the server's.
         planner: of staged tasks: "server"; "client": the environments name their subtasks faultlessly; "none": the
             policy is told the whole task there too.
-        parallel: client sessions.
+        parallel: client sessions at most; those that the server has no room for leave their episodes to the others.
         films: number of an episode -> mp4 file to write, or None.
 
     Raises:
-        LostServerError: the server went away for longer than a client waits, or has fewer free sessions.
+        LostServerError: the server went away for longer than a client waits, or has no session free.
     """
-    waiting: queue.SimpleQueue[tuple[int, int]] = queue.SimpleQueue()
-    for entry in enumerate(seeds):
-        waiting.put(entry)
+    count = min(parallel, len(seeds))
+    waiting = _Waiting(seeds, count)
     done: queue.SimpleQueue[Outcome | Exception] = queue.SimpleQueue()
     stop = threading.Event()
     named = planner if make(task, render=False).staged else "none"
 
     def work(number: int) -> None:
+        entry = waiting.next()
         try:
             with Client(address, token=token, env=f"{task} {number}") as client:
-                while not stop.is_set():
-                    try:
-                        index, seed = waiting.get_nowait()
-                    except queue.Empty:
-                        return
+                while entry and not stop.is_set():
+                    index, seed = entry
                     done.put(_play_one(client, Episode(task, index, seed, films(index)), named, options, stop))
+                    entry = waiting.next()
         except Exception as error:
-            done.put(error)
+            full = isinstance(error, ServerError) and error.kind == "full"
+            if not (full and entry and waiting.leave_to_others(entry)):
+                done.put(error)
 
-    count = min(parallel, len(seeds))
     threads = [threading.Thread(target=work, args=(i,), name=f"client {i}", daemon=True) for i in range(count)]
     for thread in threads:
         thread.start()
@@ -93,6 +93,28 @@ def play_on_server(
         stop.set()
         for thread in threads:
             thread.join(timeout=10)
+
+
+class _Waiting:
+    """Episodes that nobody plays yet, as (number, seed), and how many clients will come for the next one."""
+
+    def __init__(self, seeds: Sequence[int], clients: int):
+        self._entries, self._clients, self._lock = deque(enumerate(seeds)), clients, threading.Lock()
+
+    def next(self) -> tuple[int, int] | None:
+        """A client's next episode; None: it may go."""
+        with self._lock:
+            if self._entries:
+                return self._entries.popleft()
+            self._clients -= 1
+            return None
+
+    def leave_to_others(self, entry: tuple[int, int]) -> bool:
+        """A client goes and puts its episode back; False where nobody is left to play it."""
+        with self._lock:
+            self._clients -= 1
+            self._entries.appendleft(entry)
+            return self._clients > 0
 
 
 def _play_one(
@@ -115,7 +137,7 @@ def _play_one(
                 client.observe(episode.observation)
             episode.outcome.stages = int(client.status.get("stage", 0))
     except (ServerError, ValueError) as error:
-        if getattr(error, "kind", "") == "full":  # so it would be for all episodes that are left
+        if getattr(error, "kind", "") == "full":  # it is none of the episode's fault
             raise
         episode.fail(f"policy server: {error}")
     finally:

@@ -118,9 +118,19 @@ def test_an_episode_that_the_server_refuses_is_no_result(server):
     ] * 3
 
 
+def test_clients_without_room_leave_their_episodes_to_the_others(server):
+    found = outcomes(play_on_server(server, "put_back_block", range(20), {}, parallel=6))
+    assert [(outcome.number, outcome.error) for outcome in found] == [(number, "") for number in range(20)]
+
+
 def test_a_server_without_room_ends_the_run(server):
-    with pytest.raises(LostServerError, match="all 2 sessions are taken"):
-        list(play_on_server(server, "put_back_block", range(20), {}, parallel=6))
+    observation, _ = PutBackBlock().reset(seed=0)
+    with Client(server) as one, Client(server) as other:
+        for client in (one, other):
+            client.reset("put the block back")
+            client.infer(observation)
+        with pytest.raises(LostServerError, match="all 2 sessions are taken"):
+            list(play_on_server(server, "put_back_block", range(20), {}, parallel=6))
     # All sessions were given back.
     assert len(outcomes(play_on_server(server, "put_back_block", SEEDS, {}, parallel=2))) == 3
 

@@ -87,11 +87,11 @@ def request(rng: np.random.Generator, slot: int, count: int, *, fresh=False, dec
 
 
 def difference(ours: list[Reply], theirs: list[Reply]) -> float:
-    """The greatest of all numbers' absolute differences."""
+    """The greatest of all arrays' largest differences, each relative to the array's largest number, or to 1."""
     worst = 0.0
     for a, b in zip(ours, theirs, strict=True):
         assert (a.chunk is None) == (b.chunk is None)
         pairs = [(a.end_probability, b.end_probability), (a.attention, b.attention)]
         pairs += [] if a.chunk is None else [(a.chunk, b.chunk)]
-        worst = max(worst, *(float(np.max(np.abs(np.subtract(x, y)))) for x, y in pairs))
+        worst = max(worst, *(float(np.max(np.abs(np.subtract(x, y))) / max(1.0, np.max(np.abs(y)))) for x, y in pairs))
     return worst
