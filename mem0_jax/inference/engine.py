@@ -69,6 +69,10 @@ class Reply:
     chunk: np.ndarray | None
 
 
+class LostMemoryError(UserError):
+    """A request of a slot whose memory was never begun, or is lost since the device failed."""
+
+
 @struct.dataclass
 class Slots:
     """What is kept of every session, one row each: its memory, and what its last frame gave: context tokens
@@ -198,13 +202,13 @@ class Engine:
 
         Raises:
             UserError: a request cannot be served; nothing has changed then. Any other error is the device's, and all
-                memories are lost: every session must begin again, which the next step tells it.
+                memories are lost: every session must begin again, which the next step tells it (LostMemoryError).
         """
         for number, request in enumerate(requests):
             try:
                 self._check(request, [other.slot for other in requests[:number]])
             except UserError as error:
-                raise UserError(f"request of slot {request.slot}: {error}") from None
+                raise type(error)(f"request of slot {request.slot}: {error}") from None
         try:
             return self._serve(requests)
         except BaseException:
@@ -221,7 +225,7 @@ class Engine:
         if request.fresh and not len(images):
             raise UserError("an emptied memory needs a frame; got none")
         if not request.fresh and not self._begun[request.slot]:
-            raise UserError("its memory was never begun, or is lost: begin the episode again, with `fresh`")
+            raise LostMemoryError("its memory was never begun, or is lost: begin the episode again, with `fresh`")
         if len(images):
             expected = (*self.bundle.inputs.camera_size, 3)
             if images.dtype != np.uint8 or images.shape[1:] != expected:

@@ -25,8 +25,9 @@ import ssl
 import struct
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from itertools import accumulate, islice
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -38,6 +39,7 @@ DTYPES = {np.dtype(name) for name in ("?", "i1", "i2", "i4", "i8", "u1", "u2", "
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, section 1.3
 _TEXT, _BINARY, _CLOSE, _PING, _PONG = 1, 2, 8, 9, 10
 _AGAIN = ("busy", "in_use", "stopping")  # errors that pass
+_AROUND_FRAME, _AROUND_FRAMES = 512, 2**15  # bytes of a message that are no picture: for each frame, and the rest
 
 
 class WireError(ValueError):
@@ -420,7 +422,8 @@ class Client:
             seed: of the sampling of action chunks.
             planner: who names the subtasks: "server", "client" (see `plan`), or "none": the task has none. By default
                 the server's planner, where it has one.
-            options: of this episode instead of the server's: action_horizon, average, threshold, patience, classify.
+            options: of this episode instead of the server's: action_horizon, average, threshold, patience,
+                classify, rearm.
         """
         self._forget()
         message = {"type": "reset", "task": task, "seed": seed, "options": options}
@@ -429,13 +432,29 @@ class Client:
     def observe(self, observation: Mapping[str, Any]) -> dict[str, Any] | None:
         """Takes the next frame, an observation in RMBench's layout; call it after each executed action.
 
-        Gives the server's answer, or None where the frame is kept for later.
+        Gives the server's answer, or None where the frame is kept for later. Raises ValueError: the observation cannot
+        be used; nothing has changed then.
         """
-        self._frames.append(_frame(observation, self.metadata["camera"]))
-        self._left -= 1
-        if not self.status.get("classify") and len(self._frames) < self.metadata["limits"]["frames"]:
+        self._keep(observation)
+        if not self.status.get("classify") and self._fitting([*self._frames, self._frames[-1]]) > len(self._frames):
             return None
         return self._send({"type": "observe"})
+
+    def _keep(self, observation: Mapping[str, Any]) -> None:
+        frame, limits = _frame(observation, self.metadata["camera"]), self.metadata["limits"]
+        if not self._fitting([frame]) or max(frame["image"].shape[:2]) > limits["side"]:
+            raise ValueError(
+                f"the picture {list(frame['image'].shape)} is larger than the server takes: sides of {limits['side']} "
+                f"pixels, messages of {limits['message']} bytes; make it smaller"
+            )
+        self._frames.append(frame)
+        self._left -= 1
+
+    def _fitting(self, frames: Sequence[Mapping[str, np.ndarray]]) -> int:
+        """How many of the first of these frames one message can hold."""
+        limits = self.metadata["limits"]
+        sizes = accumulate(frame["image"].nbytes + _AROUND_FRAME for frame in frames)
+        return sum(size <= limits["message"] - _AROUND_FRAMES for size in islice(sizes, limits["frames"]))
 
     @property
     def due(self) -> bool:
@@ -456,7 +475,7 @@ class Client:
 
     def infer(self, observation: Mapping[str, Any]) -> dict[str, Any]:
         """`observe` and `act` in one message; gives the answer, with "actions" float32 [K, E]."""
-        self._frames.append(_frame(observation, self.metadata["camera"]))
+        self._keep(observation)
         self.act()
         return self.status
 
@@ -479,7 +498,13 @@ class Client:
 
     def _send(self, message: dict[str, Any]) -> dict[str, Any]:
         """Sends what happened since the last message; "after" lets the server skip frames it has already seen."""
-        return self._call(message | {"frames": self._frames, "after": self._time})
+        ended = False
+        while (fitting := self._fitting(self._frames)) < len(self._frames):
+            part = {"type": "observe", "frames": self._frames[:fitting], "after": self._time}
+            ended |= self._call(part)["subtask_ended"]
+        answer = self._call(message | {"frames": self._frames, "after": self._time})
+        answer["subtask_ended"] |= ended
+        return answer
 
     def _call(self, message: dict[str, Any]) -> dict[str, Any]:
         deadline, pause = time.monotonic() + self.timeout, 0.05
@@ -501,8 +526,8 @@ class Client:
             pause = min(2 * pause, 1.0)
         if "time" in answer:
             answer["subtask_ended"] = answer["stage"] > self._stage
+            del self._frames[: answer["time"] - self._time]
             self._time, self._stage = answer["time"], answer["stage"]
-            self._frames.clear()
         if answer.get("due"):
             self._left = 0
         self.status = answer

@@ -12,7 +12,7 @@ import numpy as np
 
 from mem0_jax import __version__
 from mem0_jax.errors import UserError
-from mem0_jax.inference.engine import Engine
+from mem0_jax.inference.engine import Engine, LostMemoryError
 from mem0_jax.inference.session import Options, Pilot
 from mem0_jax.planner.base import Plan, Planner, PlannerError
 from mem0_jax.policies.bundle import Bundle
@@ -83,6 +83,7 @@ class Service:
             "policy": "mem0",
             "camera": self.camera,
             "horizon": action.horizon,
+            "flow_steps": self.bundle.config.flow.solver_steps,
             "options": options,
             "planner": "server" if self.planner else "none",
             "sessions": self.sessions.slots,
@@ -166,7 +167,7 @@ class Service:
             try:
                 return await self._turn(session, message)
             except (UserError, RequestError) as error:
-                raise self._refused(error) from error
+                raise self._refused(session, error) from error
             except BaseException:
                 self.sessions.drop(session)
                 raise
@@ -175,13 +176,16 @@ class Service:
                 if session.connection is None and not session.named:  # it left meanwhile
                     self.sessions.drop(session)
 
-    def _refused(self, error: UserError | RequestError) -> RequestError:
-        if not isinstance(error, RequestError):
-            return RequestError("planner" if isinstance(error, PlannerError) else "bad_request", str(error))
-        if error.kind == "failed":  # the engine has emptied all memories
-            for session in self.sessions:
+    def _refused(self, session: Session, error: UserError | RequestError) -> RequestError:
+        """What the client is told. A session whose memory is lost ends, alone: others may be in a turn, and a slot must
+        not be given away before its turn is over."""
+        if isinstance(error, LostMemoryError):
+            error = RequestError("unknown_session", "the policy failed, this session's memory is lost: reset")
+        if isinstance(error, RequestError):
+            if error.kind in ("failed", "unknown_session"):
                 self.sessions.drop(session)
-        return error
+            return error
+        return RequestError("planner" if isinstance(error, PlannerError) else "bad_request", str(error))
 
     def _begin(self, message: Message, connection: object, session: Session | None) -> Session:
         """The session, with a new episode where the message asks for one, or is the first of its connection."""
@@ -219,12 +223,13 @@ class Service:
         unseen = self._unseen(pilot, message)
         if decide and pilot.time < 0 and not unseen:
             raise RequestError("bad_request", "there is no frame yet: the message needs an observation")
-        if message.type == "plan" and not (session.planner == "client" and pilot.plan_needed):
+        repeated = not pilot.plan_needed and message.subtask == pilot.instruction  # its first answer was lost
+        if message.type == "plan" and not (session.planner == "client" and (pilot.plan_needed or repeated)):
             raise RequestError("bad_request", "no subtask is needed from the client now")
         if unseen:
             await asyncio.to_thread(_observe, pilot, unseen, message.prompt)
             session.image = unseen[-1]["observation"][self.camera]["rgb"]
-        if message.type == "plan":
+        if message.type == "plan" and pilot.plan_needed:
             pilot.planned(Plan(message.subtask))
         steps = await self._advance(session, decide) if pilot.time >= 0 else 0
         answer = _status(session, stage)

@@ -18,6 +18,7 @@ import mem0_jax.serve.client as client_file
 from mem0_jax.inference.session import Options, Session
 from mem0_jax.planner.base import Plan, PlannerError
 from mem0_jax.serve.client import Client, ServerError, pack
+from mem0_jax.serve.protocol import Limits
 from mem0_jax.serve.service import Service
 
 
@@ -93,6 +94,46 @@ def test_kept_frames_are_sent_before_a_message_is_too_long(bundle, server):
     for number in range(70):
         local.observe(frame(number))
     assert_close(found, local.act())
+
+
+def test_kept_frames_of_large_pictures_are_sent_in_messages_that_the_server_takes(bundle):
+    limits = Limits(message=2**17, frames=4, side=400)  # two pictures of 96 x 128 a message
+    frames = [frame(number, size=(96, 128)) for number in range(7)]
+    local = Session(bundle)
+    local.reset(TASK, seed=1)
+    with serving(lambda: Service(bundle, slots=1, rows=2, limits=limits)) as small:
+        with Client(address(small)) as policy:
+            policy.reset(TASK, seed=1)
+            answers = [policy.observe(one) for one in frames]
+            assert [number for number, answer in enumerate(answers) if answer] == [1, 3, 5]
+            for size in ((401, 8), (200, 300)):
+                with pytest.raises(ValueError, match="larger than the server takes: sides of 400 pixels"):
+                    policy.observe(frame(0, size=size))
+            found = policy.act()
+        for one in frames:
+            local.observe(one)
+        assert_close(found, local.act())
+
+
+def test_frames_that_could_not_be_sent_for_long_go_in_several_messages(bundle):
+    """Staged, so that every frame is judged: a stage that ends in an earlier message is told, too."""
+    options, limits = Options(threshold=0.05, patience=2), Limits(frames=4)
+    with serving(lambda: Service(bundle, options, Scripted(), slots=1, rows=2, limits=limits)) as server:
+        local = Session(bundle, options, Scripted())
+        local.reset("whole task", seed=2)
+        with Client(address(server), timeout=0.2) as policy:
+            policy.reset("whole task", seed=2)
+            open_socket, policy.address = policy._socket, "ws://127.0.0.1:9"  # the server is out of reach
+            assert open_socket is not None
+            open_socket.close()
+            for number in range(9):
+                with pytest.raises((ConnectionError, TimeoutError)):
+                    policy.observe(frame(number))
+                local.observe(frame(number))
+            policy.address, policy.timeout = address(server), 30.0
+            assert_close(policy.act(), local.act())
+            assert (policy.status["time"], policy.status["stage"]) == (8, local.pilot.stage)
+            assert policy.status["subtask_ended"] == (local.pilot.stage > 0)
 
 
 def test_openpis_client_works_as_it_is(server, bundle):
@@ -288,7 +329,12 @@ def test_staged_sessions_planned_by_the_client(server, bundle):
                 with pytest.raises(ServerError) as caught:
                     policy.act()
                 assert caught.value.kind == "plan_needed"
-                policy.plan(TEXTS[1 + named % 2])
+                planned = policy.plan(TEXTS[1 + named % 2])
+                if not planned["plan_needed"]:  # once more, as after a lost answer
+                    again = policy.plan(TEXTS[1 + named % 2])
+                    assert (again["time"], again["stage"]) == (planned["time"], planned["stage"])
+                    with pytest.raises(ServerError, match="no subtask is needed"):
+                        policy.plan("another")
                 named += 1
             assert (policy.status["stage"], policy.status["instruction"]) == (pilot.stage, pilot.instruction)
             if policy.due:
