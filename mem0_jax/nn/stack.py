@@ -23,7 +23,7 @@ UNROLLED = 4  # stacks up to this deep compile as fast without a loop and run a 
 
 def stacked(build: Callable[[nnx.Rngs], nnx.Module], layers: int, rngs: nnx.Rngs) -> nnx.Module:
     """`layers` copies of a module as one module whose parameters have a leading layer axis."""
-    return nnx.vmap(build, in_axes=0)(rngs.fork(split=layers))
+    return nnx.split_rngs(splits=layers)(nnx.vmap(build, in_axes=0))(rngs)
 
 
 def scan_layers(
