@@ -63,7 +63,14 @@ runtime() {
 
 state() {
   if ((DRY)); then echo ACTIVE; return; fi
-  gcloud compute tpus queued-resources describe "$NAME" "${PLACE[@]}" --format='value(state.state)' 2>/dev/null || echo ABSENT
+  local said
+  if said=$(gcloud compute tpus queued-resources describe "$NAME" "${PLACE[@]}" --format='value(state.state)' 2>&1); then
+    echo "${said##*$'\n'}"
+  elif [[ $said == *NOT_FOUND* ]]; then
+    echo ABSENT
+  else
+    echo UNKNOWN  # a network that fails for a while takes no slice away
+  fi
 }
 
 on_hosts() {  # on_hosts all|0 COMMAND
@@ -73,39 +80,51 @@ on_hosts() {  # on_hosts all|0 COMMAND
 create() {
   [[ -n $TYPE ]] || die "TYPE is not set, such as TYPE=v5litepod-16"
   local version
-  version=$(runtime)
+  version=$(runtime) || exit
   local flags=(--node-id "$NAME" --accelerator-type "$TYPE" --runtime-version "$version")
   [[ $SPOT == 1 ]] && flags+=(--spot)
-  do_it gcloud compute tpus queued-resources create "$NAME" "${PLACE[@]}" "${flags[@]}"
+  do_it gcloud compute tpus queued-resources create "$NAME" "${PLACE[@]}" "${flags[@]}" || die "the request was refused"
+  wait_for_slice
+}
+
+wait_for_slice() {  # false where waiting is in vain
   local now
   while now=$(state) && [[ $now != ACTIVE ]]; do
-    [[ $now == FAILED ]] && die "the request failed: gcloud compute tpus queued-resources describe $NAME"
+    if gone "$now"; then
+      echo "$NAME is $now: gcloud compute tpus queued-resources describe $NAME" >&2
+      return 1
+    fi
     echo "$(date +%T) $NAME is $now"
     sleep "$POLL"
   done
 }
 
+gone() { [[ $1 == ABSENT || $1 == FAILED || $1 == SUSPEND* || $1 == DELETING ]]; }
+
 ship() {
-  local archive
+  local archive done=0
   archive=$(mktemp --suffix=.tar.gz)
-  do_it git -C "$(dirname "${BASH_SOURCE[0]}")/.." archive --output="$archive" HEAD
-  do_it gcloud compute tpus tpu-vm scp "$archive" "$NAME:mem0_jax.tar.gz" "${PLACE[@]}" --worker=all
-  on_hosts all "mkdir -p mem0_jax && tar -xzf mem0_jax.tar.gz -C mem0_jax && make -C mem0_jax tpu"
+  do_it git -C "$(dirname "${BASH_SOURCE[0]}")/.." archive --output="$archive" HEAD &&
+    do_it gcloud compute tpus tpu-vm scp "$archive" "$NAME:mem0_jax.tar.gz" "${PLACE[@]}" --worker=all &&
+    on_hosts all "mkdir -p mem0_jax && tar -xzf mem0_jax.tar.gz -C mem0_jax && make -C mem0_jax tpu" || done=1
   rm -f "$archive"
+  return "$done"
 }
 
 launch() {
   ((${#FLAGS[@]})) || die "launch needs the flags of mem0-jax train behind --"
   local words
   words=$(printf '%q ' "${FLAGS[@]}")
-  # One process a host, all at once; they find each other. The exit code is left behind for "status" and "run".
-  on_hosts all "cd mem0_jax && rm -f exit_code && (MEM0_CLUSTER=tpu setsid bash -c '.venv/bin/mem0-jax train ${words//\'/\'\\\'\'}; echo \$? > exit_code' > train.log 2>&1 < /dev/null &)"
+  # One process a host, all at once; they find each other. What a launch before left running would keep the chips. The
+  # exit code is left behind for "status" and "run".
+  on_hosts all "cd mem0_jax && { kill -9 -- -\$(cat process); rm -f exit_code process; } 2>/dev/null; (MEM0_CLUSTER=tpu setsid bash -c 'echo \$\$ > process; .venv/bin/mem0-jax train ${words//\'/\'\\\'\'}; echo \$? > exit_code' > train.log 2>&1 < /dev/null &) && until [ -s process ]; do sleep 0.1; done"
 }
 
 training() {  # running, or the exit code
   if ((DRY)); then echo 0; return; fi
-  gcloud compute tpus tpu-vm ssh "$NAME" "${PLACE[@]}" --worker=0 \
-    --command='cat mem0_jax/exit_code 2>/dev/null || { pgrep -f "mem0-jax train" >/dev/null && echo running || echo lost; }' 2>/dev/null \
+  # shellcheck disable=SC2016  # the host expands it
+  local ask='cat exit_code || { kill -0 -- -$(cat process) && echo running; } || echo lost'
+  gcloud compute tpus tpu-vm ssh "$NAME" "${PLACE[@]}" --worker=0 --command="{ cd mem0_jax; $ask; } 2>/dev/null" 2>/dev/null \
     || echo unreachable
 }
 
@@ -117,17 +136,25 @@ run() {
   ((${#FLAGS[@]})) || die "run needs the flags of mem0-jax train behind --"
   local attempt now
   for ((attempt = 0; attempt <= RETRIES; attempt++)); do
+    if ((attempt)); then sleep "$POLL"; fi
     now=$(state)
-    if [[ $now != ACTIVE && $now != ABSENT ]]; then delete; now=ABSENT; fi
-    if [[ $now == ABSENT ]] || ((DRY)); then create; fi
-    if ! { ship && launch; }; then
-      echo "the slice went away while it was prepared"
-      continue
+    if gone "$now" && [[ $now != ABSENT ]]; then delete || continue; now=ABSENT; fi
+    if [[ $now == ABSENT ]] || ((DRY)); then create || continue; else wait_for_slice || continue; fi
+    # A terminal that was closed comes back to the run it started.
+    if ((DRY)) || [[ $(training) != running ]]; then
+      if ! { ship && launch; }; then
+        echo "$(date +%T) the slice could not be prepared: trying again"
+        continue
+      fi
     fi
     while now=$(training); [[ $now == running || ($now == unreachable && $(state) == ACTIVE) ]]; do sleep "$POLL"; done
-    if [[ $now == 0 ]]; then echo "training has ended well"; return; fi
-    if [[ $now =~ ^[0-9]+$ ]]; then die "training failed with exit code $now: scripts/tpu_pod.sh logs"; fi
-    echo "$(date +%T) training is $now, the slice is $(state): beginning again from the last checkpoint"
+    case $now in
+      0) echo "training has ended well"; return ;;
+      # A slice that is taken away lets training save first, which ends with these codes.
+      130 | 143 | lost | unreachable)
+        echo "$(date +%T) training is $now, the slice is $(state): beginning again from the last checkpoint" ;;
+      *) die "training failed with exit code $now: scripts/tpu_pod.sh logs" ;;
+    esac
   done
   die "gave up after $RETRIES attempts"
 }

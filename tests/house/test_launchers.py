@@ -67,7 +67,7 @@ def test_the_flags_reach_the_hosts_unharmed():
     remote = commands(call(SCRIPTS[0], "--dry-run", "launch", *FLAGS, **POD))[0][-1].removeprefix("--command=")
     inner = remote.split("setsid bash -c ", 1)[1]
     script = shlex.split(inner.replace(" > train.log", "\n > train.log").splitlines()[0])[0]
-    words = shlex.split(script.split(";")[0])
+    words = shlex.split(script.split(";")[1])
     assert words == [".venv/bin/mem0-jax", "train", *FLAGS[1:]]
     assert "MEM0_CLUSTER=tpu" in remote
 
@@ -79,6 +79,75 @@ def test_a_slice_that_is_not_preemptible_and_one_of_unknown_type():
     assert "set RUNTIME" in wrong.stderr
     wrong = call(SCRIPTS[0], "--dry-run", "delete", TYPE="v6e-8")
     assert "ZONE is not set" in wrong.stderr
+
+
+# A gcloud whose slice is a folder: its hosts' shell runs here, and its state is a file.
+GCLOUD = """#!/bin/bash
+echo "$*" >> "$CLOUD/calls"
+case "$*" in
+  *"queued-resources describe"*)
+    [ -e "$CLOUD/state" ] || { echo "ERROR: NOT_FOUND: no such slice" >&2; exit 1; }
+    cat "$CLOUD/state" ;;
+  *"queued-resources create"*) mkdir -p "$CLOUD/host"; echo ACTIVE > "$CLOUD/state" ;;
+  *"queued-resources delete"*) rm -rf "$CLOUD/state" "$CLOUD/host" ;;
+  *"tpu-vm scp"*) cp "$5" "$CLOUD/host/mem0_jax.tar.gz" ;;
+  *"tpu-vm ssh"*)
+    [ "$(cat "$CLOUD/state")" = ACTIVE ] || exit 255
+    for word; do case "$word" in --command=*) cd "$CLOUD/host" && bash -c "${word#--command=}" ;; esac; done ;;
+  *) exit 9 ;;
+esac
+"""
+# What `make tpu` leaves: a program that is taken away with its slice at first, then dies without a word, then ends well.
+MAKE = """#!/bin/bash
+mkdir -p mem0_jax/.venv/bin
+cat > mem0_jax/.venv/bin/mem0-jax <<'END'
+#!/bin/bash
+echo "$*" >> "$CLOUD/trained"
+case $(wc -l < "$CLOUD/trained") in
+  1) sleep 0.5; echo SUSPENDED > "$CLOUD/state"; exit 130 ;;
+  2) sleep 0.5; kill -9 $PPID ;;
+  *) sleep 0.5; exit "${LAST:-0}" ;;
+esac
+END
+chmod +x mem0_jax/.venv/bin/mem0-jax
+[ ! -e "$CLOUD/no_network" ] || { rm "$CLOUD/no_network"; exit 1; }
+"""
+
+
+@pytest.fixture
+def cloud(tmp_path):
+    """The environment of `tpu_pod.sh` with that cloud, and its folder."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, text in (("gcloud", GCLOUD), ("make", MAKE)):
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
+    return tmp_path, POD | {"PATH": f"{programs}:{os.environ['PATH']}", "CLOUD": str(tmp_path), "POLL": "0.2"}
+
+
+def test_a_pod_is_taken_away_crashes_and_ends_well(cloud):
+    folder, environment = cloud
+    (folder / "no_network").touch()  # so that the first installation fails
+    run = call(SCRIPTS[0], "run", *FLAGS, **environment)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert (folder / "trained").read_text().splitlines() == [" ".join(["train", *FLAGS[1:]])] * 3
+    for said in ("could not be prepared", "training is 130, the slice is SUSPENDED", "training is lost", "ended well"):
+        assert said in run.stdout
+    asked = (folder / "calls").read_text()
+    assert (asked.count("queued-resources create"), asked.count("queued-resources delete")) == (2, 1)
+    assert "slice: ACTIVE, training: 0" in call(SCRIPTS[0], "status", **environment).stdout
+
+
+def test_training_that_fails_is_not_repeated_and_a_running_one_is_watched(cloud):
+    folder, environment = cloud
+    (folder / "trained").write_text("before\n" * 2)
+    assert call(SCRIPTS[0], "create", **environment).returncode == 0
+    assert call(SCRIPTS[0], "ship", **environment).returncode == 0
+    assert call(SCRIPTS[0], "launch", *FLAGS, **environment, LAST="1").returncode == 0
+    run = call(SCRIPTS[0], "run", *FLAGS, **environment)
+    assert run.returncode == 2
+    assert "training failed with exit code 1" in run.stderr
+    assert len((folder / "trained").read_text().splitlines()) == 3
 
 
 def test_a_run_on_kubernetes():
