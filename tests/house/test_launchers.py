@@ -97,15 +97,16 @@ case "$*" in
   *) exit 9 ;;
 esac
 """
-# What `make tpu` leaves: a program that is taken away with its slice at first, then dies without a word, then ends well.
+# What `make tpu` leaves: a program that is stopped, then taken away with its slice, then dies, then ends.
 MAKE = """#!/bin/bash
 mkdir -p mem0_jax/.venv/bin
 cat > mem0_jax/.venv/bin/mem0-jax <<'END'
 #!/bin/bash
 echo "$*" >> "$CLOUD/trained"
 case $(wc -l < "$CLOUD/trained") in
-  1) sleep 0.5; echo SUSPENDED > "$CLOUD/state"; exit 130 ;;
-  2) sleep 0.5; kill -9 $PPID ;;
+  1) exit 130 ;;
+  2) echo SUSPENDED > "$CLOUD/state"; sleep 1 ;;
+  3) sleep 0.5; kill -9 $PPID ;;
   *) sleep 0.5; exit "${LAST:-0}" ;;
 esac
 END
@@ -130,8 +131,8 @@ def test_a_pod_is_taken_away_crashes_and_ends_well(cloud):
     (folder / "no_network").touch()  # so that the first installation fails
     run = call(SCRIPTS[0], "run", *FLAGS, **environment)
     assert run.returncode == 0, run.stdout + run.stderr
-    assert (folder / "trained").read_text().splitlines() == [" ".join(["train", *FLAGS[1:]])] * 3
-    for said in ("could not be prepared", "training is 130, the slice is SUSPENDED", "training is lost", "ended well"):
+    assert (folder / "trained").read_text().splitlines() == [" ".join(["train", *FLAGS[1:]])] * 4
+    for said in ("not be prepared", "is 130, the slice is ACTIVE", "the slice is SUSPENDED", "is lost", "ended well"):
         assert said in run.stdout
     asked = (folder / "calls").read_text()
     assert (asked.count("queued-resources create"), asked.count("queued-resources delete")) == (2, 1)
@@ -140,14 +141,14 @@ def test_a_pod_is_taken_away_crashes_and_ends_well(cloud):
 
 def test_training_that_fails_is_not_repeated_and_a_running_one_is_watched(cloud):
     folder, environment = cloud
-    (folder / "trained").write_text("before\n" * 2)
+    (folder / "trained").write_text("before\n" * 3)
     assert call(SCRIPTS[0], "create", **environment).returncode == 0
     assert call(SCRIPTS[0], "ship", **environment).returncode == 0
     assert call(SCRIPTS[0], "launch", *FLAGS, **environment, LAST="1").returncode == 0
     run = call(SCRIPTS[0], "run", *FLAGS, **environment)
     assert run.returncode == 2
     assert "training failed with exit code 1" in run.stderr
-    assert len((folder / "trained").read_text().splitlines()) == 3
+    assert len((folder / "trained").read_text().splitlines()) == 4
 
 
 def test_a_run_on_kubernetes():
