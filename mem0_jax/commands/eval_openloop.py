@@ -63,7 +63,7 @@ def main(argv: Sequence[str]) -> int:
     from mem0_jax.data.pictures import EpisodeDataset
     from mem0_jax.data.subset import hold_out
     from mem0_jax.eval.closed import software
-    from mem0_jax.eval.openloop import measure, replay
+    from mem0_jax.eval.openloop import default_text, measure, replay
     from mem0_jax.eval.openloop_html import write_page
     from mem0_jax.eval.results import bundle_digest
     from mem0_jax.policies.bundle import load_bundle
@@ -76,11 +76,11 @@ def main(argv: Sequence[str]) -> int:
     except (OSError, ValueError) as error:
         raise UserError(str(error)) from error
     episodes = dataset.episodes[: flags.episodes]
-    total = sum(episode.length for episode in episodes)
+    total, text = sum(episode.length for episode in episodes), flags.text or default_text(dataset)
     with tqdm(total=total, desc="frames", unit="frame", disable=None if sys.stderr.isatty() else True) as bar:
         options = {
             "camera": flags.camera,
-            "text": flags.text,
+            "text": text,
             "every": flags.every,
             "seed": flags.seed,
             "parallel": flags.parallel,
@@ -94,7 +94,9 @@ def main(argv: Sequence[str]) -> int:
             "every": flags.every,
             "seed": flags.seed,
             "threshold": threshold,
+            "flow_steps": bundle.config.flow.solver_steps,
             "camera": flags.camera,
+            "text": text,
             "held_out": flags.held_out or 0,
         },
         **software(),

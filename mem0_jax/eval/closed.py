@@ -139,16 +139,25 @@ class RemotePlayer:
         from mem0_jax.eval.clients import server_metadata
 
         self.address, self._planner, self._token = address, planner, token
-        self.policy = {"server": address, "metadata": server_metadata(address, token)}
+        about = server_metadata(address, token)
+        if "options" not in about:
+            raise UserError(f"{address} speaks openpi's protocol but is no 'mem0-jax serve': it has no sessions")
+        self.policy = {"server": address, "metadata": about}
         self.name = address.partition("://")[2].replace(":", "_").replace("/", "_")
 
     def settings(self, task: str, variant: Variant) -> dict[str, Any]:
         """See `Player`."""
         if variant.branches is not None:
             raise UserError("a memory ablation changes the policy itself: give it as a bundle, not as a server")
-        staged = make(task, render=False).staged
-        own = dict(self.policy["metadata"].get("options", {}))
-        return {**own, **_given(variant.options), "planner": self._planner if staged else None}
+        about, planner = self.policy["metadata"], self._planner if make(task, render=False).staged else None
+        settings = {**about["options"], **_given(variant.options)}
+        if not 1 <= settings["action_horizon"] <= about["horizon"]:
+            got = settings["action_horizon"]
+            raise UserError(f"action_horizon must lie between 1 and the policy's horizon {about['horizon']}, got {got}")
+        if planner == "server" and about["planner"] != "server":
+            raise UserError(f"{self.address} has no planner: start it with --planner URL, or give another --planner")
+        settings["classify"] |= planner not in (None, "none")  # staged sessions judge every frame
+        return {**settings, "flow_steps": about["flow_steps"], "planner": planner}
 
     def play(
         self, task: str, variant: Variant, seeds: Sequence[int], parallel: int, films: Films

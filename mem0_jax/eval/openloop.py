@@ -101,6 +101,11 @@ class _Lane:
         return self._reader.read_frames(self.episode, self.frames[self.shown : self.shown + 1])[0]
 
 
+def default_text(dataset: EpisodeDataset) -> str:
+    """Key of what a policy is told: "subtask" where the dataset has one, else "task"."""
+    return "subtask" if "subtask" in dataset.features else "task"
+
+
 def replay(
     bundle: Bundle,
     dataset: EpisodeDataset,
@@ -120,7 +125,7 @@ def replay(
         dataset: where the episodes are from.
         episodes: entries of `dataset.episodes`.
         camera: key of the pictures.
-        text: key of what the policy is told, as it was trained; "": "subtask" where there is one, else "task".
+        text: key of what the policy is told, as it was trained; "": see `default_text`.
         every: a chunk is sampled at every so many frames of an episode.
         seed: of the sampling, with the episode's number and the frame; results do not depend on `parallel`.
         parallel: episodes side by side.
@@ -133,7 +138,7 @@ def replay(
         raise UserError(f"expected at least one episode, one at a time, every frame; got {len(episodes)} episodes")
     try:
         dataset.image_shape(camera)
-        tables = _Tables.of(dataset, text or ("subtask" if "subtask" in dataset.features else "task"))
+        tables = _Tables.of(dataset, text or default_text(dataset))
         engine = Engine(bundle, parallel, rows=ROWS)
         found = Replay()
         waiting = iter(episodes)

@@ -205,6 +205,7 @@ def test_the_command_writes_figures_and_a_page(bundle_folder, folder, tmp_path, 
     assert json.loads(copy.read_text()) == result
     assert (result["frames"], result["chunks"], result["horizon"]) == (10, 5, 3)
     assert result["classifier"]["at_threshold"]["threshold"] == 0.3
+    assert {"threshold": 0.3, "flow_steps": 2, "text": "subtask", "every": 2}.items() <= result["settings"].items()
     assert f"{result['mae_hold']:.4f}" in (out / "openloop.html").read_text()
     for joint in result["joints"]:
         assert f"{joint['mae']:.4f}" in printed
