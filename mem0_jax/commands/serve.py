@@ -90,14 +90,16 @@ def main(argv: Sequence[str]) -> int:
     options = Options(flags.action_horizon, flags.average, flags.threshold, flags.patience, rearm=flags.rearm)
     limits = Limits(message=int(flags.message_mb * 2**20))
 
-    async def serve() -> None:
+    async def serve() -> bool:
         bounds = {"slots": flags.sessions, "idle_seconds": flags.idle_seconds, "queue": flags.queue, "limits": limits}
         service = Service(bundle, options, planner, rows=flags.rows, **bounds)
         print(f"{flags.bundle}: warming up", flush=True)
-        await run(service, settings, lambda server: print(_greeting(server, settings), flush=True))
+        return await run(service, settings, lambda server: print(_greeting(server, settings), flush=True))
 
-    asyncio.run(serve())
+    was_healthy = asyncio.run(serve())
     print("stopped", flush=True)
+    if not was_healthy:
+        os._exit(0)  # an ordinary end would wait for the compilers, and nobody was served
     return 0
 
 

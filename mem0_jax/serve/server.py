@@ -145,8 +145,7 @@ class Server:
                     await self._send(ws.send_str(answer))
                 previous = time.perf_counter() - began
         except TimeoutError:
-            with suppress(asyncio.TimeoutError):
-                await self._send(ws.close(code=WSCloseCode.GOING_AWAY, message=b"no message, or no reading, for long"))
+            await self._send(ws.close(code=WSCloseCode.GOING_AWAY, message=b"no message for long"))
             raise
         finally:
             reader.cancel()
@@ -167,19 +166,21 @@ class Server:
             return "failed: the server failed to serve this request; its log says why. Begin with a reset"
 
     async def _send(self, sending: Awaitable[Any]) -> None:
-        await asyncio.wait_for(sending, self.settings.send_seconds)
+        """Raises ConnectionError: the client does not read, so that not even a goodbye can be sent."""
+        try:
+            await asyncio.wait_for(sending, self.settings.send_seconds)
+        except TimeoutError:
+            raise ConnectionError("the client does not read") from None
 
 
 async def _read(ws: web.WebSocketResponse, inbox: asyncio.Queue) -> None:
     """Messages, and None at the end. A full inbox stops the reading, and so in time the client."""
-    try:
-        while True:
-            message = await ws.receive()
-            if message.type not in (WSMsgType.BINARY, WSMsgType.TEXT):
-                break
-            await inbox.put(message.data)
-    finally:
-        await inbox.put(None)
+    while True:
+        message = await ws.receive()
+        if message.type not in (WSMsgType.BINARY, WSMsgType.TEXT):
+            break
+        await inbox.put(message.data)
+    await inbox.put(None)
 
 
 def _watch_for_death(transport: asyncio.BaseTransport | None) -> None:
@@ -200,17 +201,22 @@ def _is_local(host: str) -> bool:
     return False
 
 
-async def run(service: Service, settings: Settings, started: Callable[[Server], None]) -> None:
-    """Serves until SIGTERM or SIGINT; `started` is called when it is healthy."""
+async def run(service: Service, settings: Settings, started: Callable[[Server], None]) -> bool:
+    """Serves until SIGTERM or SIGINT; `started` is called when it is healthy. Gives whether it ever was.
+
+    Where it was not, threads may still compile: they cannot be cancelled, and hold up an ordinary end of the process.
+    """
     server, stop, loop = Server(service, settings), asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    starting, stopping = asyncio.create_task(server.start()), asyncio.create_task(stop.wait())
+    await asyncio.wait([starting, stopping], return_when=asyncio.FIRST_COMPLETED)
+    if not starting.done():
+        return False
     try:
-        starting, stopping = asyncio.create_task(server.start()), asyncio.create_task(stop.wait())
-        await asyncio.wait([starting, stopping], return_when=asyncio.FIRST_COMPLETED)
-        if starting.done():
-            await starting
-            started(server)
-            await stopping
+        await starting
+        started(server)
+        await stopping
     finally:
         await server.stop()
+    return True

@@ -7,11 +7,13 @@ import re
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
@@ -144,6 +146,33 @@ def test_clients_that_die_mid_message_or_never_read_harm_nobody(server, bundle):
             break
         time.sleep(0.1)
     assert len(server.service.sessions) == 0
+
+
+def test_a_client_that_never_reads_is_cut_off_and_holds_up_nobody(bundle):
+    """A bare socket with little room: answers of 64 errors each soon find no place."""
+    questions = pack({"type": "batch", "messages": [{"type": "dance"}] * 64})
+    message = b"\x82\xfe" + struct.pack(">H", len(questions)) + bytes(4) + questions  # masked with zeros
+    greeting = "GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    greeting += "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+    brief = Settings(port=0, send_seconds=0.5)
+    with serving(lambda: Service(bundle, slots=1, rows=1), brief) as server, socket.socket() as mute:
+        mute.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        mute.settimeout(60)
+        mute.connect(("127.0.0.1", server.port))
+        mute.sendall(greeting.encode())
+        assert mute.recv(12) == b"HTTP/1.1 101"
+
+        def flood() -> None:
+            while True:
+                mute.sendall(message)
+
+        with ThreadPoolExecutor(1) as pool, Client(address(server)) as policy:
+            flooding = pool.submit(flood)
+            policy.reset(TASK)
+            assert policy.infer(frame(0))["actions"].shape == (3, 14)
+            assert isinstance(flooding.exception(90), ConnectionError)
+            assert policy.infer(frame(1))["time"] == 1
+            assert len(server._connections) == 1  # the mute one is forgotten
 
 
 def test_other_sites_pages_and_other_names_are_turned_away(server):

@@ -65,6 +65,29 @@ def test_until_it_is_warm_it_is_not_healthy_and_connections_wait(bundle, monkeyp
             assert policy.infer(frame(0))["actions"].shape == (3, 14)
 
 
+COMPILES_FOR_EVER = """
+import sys, threading
+from mem0_jax.cli import main
+from mem0_jax.inference.engine import Engine
+Engine.warm_up = lambda self: print("compiling", flush=True) or threading.Event().wait()
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_can_be_stopped_while_it_warms_up(bundle, tmp_path, number):
+    words = [sys.executable, "-c", COMPILES_FOR_EVER, "serve", save_bundle(bundle, tmp_path / "bundle"), "--port", "0"]
+    with subprocess.Popen([*map(str, words)], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert [process.stdout.readline() for _ in range(2)][1] == "compiling\n"
+            process.send_signal(number)
+            assert process.wait(60) == 0
+            assert process.stdout.read() == "stopped\n"
+        finally:
+            process.kill()
+
+
 class PlannerServer(ThreadingHTTPServer):
     """A chat API that names `TEXTS[1:]` in turn, and counts in its summary; keeps what it was asked."""
 
