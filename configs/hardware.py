@@ -15,7 +15,12 @@ HARDWARE: dict[str, dict[str, Any]] = {
     "cpu": _hardware(1, "data=1", 16),
     "cpu2": _hardware(2, "data=2", 16),  # two processes of one machine, to try a mesh
     "gpu1": _hardware(1, "data=1", 8),
+    "gpu2": _hardware(2, "fsdp=2", 8),
+    "gpu4": _hardware(4, "fsdp=4", 8),
     "gpu8": _hardware(8, "fsdp=8", 8),
+    "gpu16": _hardware(16, "data=2,fsdp=8", 16),  # nodes of eight, whose links are faster than those between nodes
+    "gpu32": _hardware(32, "data=4,fsdp=8", 32),
+    "v5e-8": _hardware(8, "fsdp=8", 8),
     "v5e-16": _hardware(16, "fsdp=16", 16),
     "v5e-256": _hardware(256, "data=16,fsdp=16", 256),
     "v6e-8": _hardware(8, "fsdp=8", 16),

@@ -101,6 +101,8 @@ def start(environment: Mapping[str, str] | None = None) -> Cluster | None:
         jax.distributed.initialize(
             cluster.coordinator, cluster.processes, cluster.process, initialization_timeout=PATIENCE
         )
+        if cluster.kind == "slurm":
+            _use_all_gpus_of_a_node(os.environ if environment is None else environment)
     except Exception as error:  # the client raises whatever its layers raise
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise StartupError(
@@ -115,3 +117,12 @@ def start(environment: Mapping[str, str] | None = None) -> Cluster | None:
         jax.device_count(),
     )
     return cluster
+
+
+def _use_all_gpus_of_a_node(environment: Mapping[str, str]) -> None:
+    """JAX gives a task of SLURM one GPU, whose number is the task's on its node; a task that is alone gets all."""
+    import jax
+
+    if environment.get("SLURM_STEP_NUM_TASKS") == environment.get("SLURM_STEP_NUM_NODES"):
+        for name in ("jax_cuda_visible_devices", "jax_rocm_visible_devices"):
+            jax.config.update(name, "all")

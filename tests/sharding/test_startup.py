@@ -1,5 +1,9 @@
 """Which processes take part, from the environment that a launcher makes."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from mem0_jax.distributed.startup import Cluster, StartupError, find_cluster, start
@@ -48,3 +52,36 @@ def test_unknown_cluster():
 
 def test_one_process_starts_nothing():
     assert start({}) is None
+
+
+@pytest.mark.parametrize(("nodes", "gpus"), [("2", "all"), ("1", "0")])
+def test_tasks_of_slurm_meet_and_one_that_is_alone_on_its_node_has_all_gpus(nodes, gpus):
+    """Two processes told what srun tells, on two nodes whose first is this machine, or on one."""
+    code = """if True:
+        from mem0_jax.distributed.startup import start
+        cluster = start()
+        import jax
+        print(cluster.kind, jax.process_index(), jax.device_count(), jax.config.read("jax_cuda_visible_devices"))
+    """
+    job = {
+        "JAX_PLATFORMS": "cpu",
+        "SLURM_JOB_ID": str(os.getpid() + int(nodes)),
+        "SLURM_STEP_NODELIST": "localhost,other",
+    }
+    job |= {"SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": nodes, "SLURM_LOCALID": "0"}
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            env=os.environ | job | {"SLURM_PROCID": number},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in "01"
+    ]
+    try:
+        said = [process.communicate(timeout=200) for process in both]
+    finally:
+        for process in both:
+            process.kill()
+    assert [out.splitlines()[-1:] for out, _ in said] == [[f"slurm {i} 2 {gpus}"] for i in range(2)], said
