@@ -218,7 +218,9 @@ def _flat(state: TrainState) -> dict[str, Any]:
 
 
 def _fingerprints(leaves: Sequence[jax.Array]) -> list[int]:
-    return [int(value) for value in jax.device_get([_fingerprint(leaf) for leaf in leaves])]
+    # One at a time: on CPU devices of several processes, hundreds of small collectives under way can wait for each
+    # other for ever.
+    return [int(_fingerprint(leaf)) for leaf in leaves]
 
 
 @jax.jit
