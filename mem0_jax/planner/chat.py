@@ -16,6 +16,7 @@ from PIL import Image
 
 from mem0_jax.backbones.qwen3_vl.generate import GenerationError, Prompt, Settings
 from mem0_jax.errors import UserError
+from mem0_jax.planner.prompt import shrink
 from mem0_jax.planner.render import IMAGE_TOKENS
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
@@ -103,9 +104,7 @@ def read_request(body: Any, model: str, controls: Iterable[str], limits: ChatLim
         if name in HARMLESS and body[name] not in HARMLESS[name]:
             raise ChatError(f"{name}: only {HARMLESS[name][0]!r} is supported", name, "unsupported_value")
     if _of(body, "model", str) != model:
-        raise ChatError(
-            f"the model {body['model']!r:.200} does not exist, only {model!r}", "model", "model_not_found", 404
-        )
+        raise no_model(body["model"], model)
     messages = _of(body, "messages", list)
     if not 1 <= len(messages) <= limits.messages:
         raise ChatError(f"messages: expected 1 to {limits.messages}, got {len(messages)}", "messages")
@@ -119,6 +118,11 @@ def read_request(body: Any, model: str, controls: Iterable[str], limits: ChatLim
         bool(body.get("stream") and _of(body, "stream", bool)),
         options.get("include_usage") is True,
     )
+
+
+def no_model(name: str, served: str) -> ChatError:
+    """The error of a model that is not served."""
+    return ChatError(f"the model {name!r:.200} does not exist, only {served!r}", "model", "model_not_found", 404)
 
 
 def _of(body: Mapping[str, Any], name: str, kind: type, where: str = "") -> Any:
@@ -165,6 +169,8 @@ def _turn(message: Any, where: str, controls: tuple[str, ...], images: list[np.n
         kind = part.get("type") if isinstance(part, dict) else None
         if kind == "text":
             said = _of(part, "text", str, at)
+            if re.search(r"[\ud800-\udfff]", said):  # JSON can name half a letter, which no tokenizer reads
+                raise ChatError(f"{at}.text holds half a letter, a UTF-16 surrogate without its other", f"{at}.text")
             if held := next((mark for mark in controls if mark in said), None):
                 raise ChatError(f"{at}.text holds {held!r}, which the model takes for a control", f"{at}.text")
             text += said
@@ -192,7 +198,7 @@ def _image(url: str, where: str, most: int) -> np.ndarray:
         with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
             if image.width * image.height > most:
                 raise ChatError(f"{where}: {image.width}x{image.height} pixels, more than {most} in all", where)
-            return np.asarray(image.convert("RGB"))
+            return shrink(np.asarray(image.convert("RGB")))  # as clients of ours did already, and training
     except ChatError:
         raise
     except (OSError, ValueError, SyntaxError, binascii.Error, Image.DecompressionBombError) as error:

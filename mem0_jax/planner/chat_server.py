@@ -1,4 +1,4 @@
-"""OpenAI's chat API over a `Generator`: POST /v1/chat/completions, GET /v1/models, GET /healthz.
+"""OpenAI's chat API over a `Generator`: POST /v1/chat/completions, GET /v1/models and /v1/models/NAME, /healthz.
 
 Requests that wait are answered as one batch. Temperature is 0 unless a request says otherwise: a robot's planner shall
 say the same thing twice. No address outside the request is ever opened.
@@ -20,7 +20,7 @@ from aiohttp import web
 
 from mem0_jax.backbones.qwen3_vl.generate import Answer, ContextError, Encoded, Generator, Settings
 from mem0_jax.errors import UserError
-from mem0_jax.planner.chat import ChatError, ChatLimits, ChatRequest, read_request
+from mem0_jax.planner.chat import ChatError, ChatLimits, ChatRequest, no_model, read_request
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Event = str | Answer | ChatError  # a piece of text, and at last the answer or what went wrong
@@ -47,10 +47,11 @@ class ServerLimits:
 
 
 class _Job:
-    """A request on its way: `events` brings what happens to it to the handler."""
+    """A request on its way: `events` brings what happens to it to the handler, pieces of text if it `streams`."""
 
-    def __init__(self, encoded: Encoded, settings: Settings, deadline: float):
-        self.encoded, self.settings, self.deadline = encoded, settings, deadline
+    def __init__(self, encoded: Encoded, settings: Settings, deadline: float, streams: bool):
+        self.encoded, self.settings, self.deadline, self.streams = encoded, settings, deadline, streams
+        self.begun = False  # pieces of the answer were sent
         self.abandoned = threading.Event()
         self.events: asyncio.Queue[Event] = asyncio.Queue()
 
@@ -81,6 +82,7 @@ class ChatServer:
         for prefix in ("/v1", ""):
             app.router.add_post(f"{prefix}/chat/completions", self._chat)
             app.router.add_get(f"{prefix}/models", self._models)
+            app.router.add_get(f"{prefix}/models/{{model:.+}}", self._model_named)
         app.router.add_get("/healthz", self._health)
         app.cleanup_ctx.append(self._worker)
         return app
@@ -90,7 +92,7 @@ class ChatServer:
         """Asks for the key; every error leaves in the API's form."""
         try:
             given = request.headers.get("Authorization", "").removeprefix("Bearer ")
-            if self._key and request.path != "/healthz" and not hmac.compare_digest(given.encode(), self._key.encode()):
+            if request.path != "/healthz" and not self._knows_key(given):
                 raise ChatError("wrong or missing API key", None, "invalid_api_key", 401)
             return await handler(request)
         except ChatError as error:
@@ -102,13 +104,25 @@ class ChatServer:
             failure = ChatError("the server failed; its log says why", None, None, 500, "server_error")
         return web.json_response(failure.body, status=failure.status)
 
+    def _knows_key(self, given: str) -> bool:
+        given_bytes = given.encode("utf-8", "surrogateescape")  # a header may hold any bytes
+        return not self._key or hmac.compare_digest(given_bytes, self._key.encode())
+
     async def _health(self, _: web.Request) -> web.Response:
         return web.Response(text="OK\n")
 
     async def _models(self, _: web.Request) -> web.Response:
+        return web.json_response({"object": "list", "data": [self._description]})
+
+    async def _model_named(self, request: web.Request) -> web.Response:
+        if (name := request.match_info["model"]) != self._model:
+            raise no_model(name, self._model)
+        return web.json_response(self._description)
+
+    @property
+    def _description(self) -> dict[str, Any]:
         model = {"id": self._model, "object": "model", "created": self._created, "owned_by": "mem0_jax"}
-        model["max_model_len"] = self._generator.context
-        return web.json_response({"object": "list", "data": [model]})
+        return model | {"max_model_len": self._generator.context}
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         if request.content_type != "application/json":  # so that no page of another site can post here
@@ -149,15 +163,14 @@ class ChatServer:
             raise ChatError(str(error), "messages", "context_length_exceeded") from None
         except UserError as error:
             raise ChatError(str(error), "messages") from None
-        return asked, _Job(encoded, asked.settings, deadline)
+        return asked, _Job(encoded, asked.settings, deadline, asked.stream)
 
     async def _outcome(self, job: _Job) -> Answer:
-        while True:
-            event = await job.events.get()
-            if isinstance(event, ChatError):
-                raise event
-            if isinstance(event, Answer):
-                return event
+        event = await job.events.get()
+        if isinstance(event, ChatError):
+            raise event
+        assert isinstance(event, Answer)
+        return event
 
     async def _stream(self, request: web.Request, asked: ChatRequest, job: _Job) -> web.StreamResponse:
         """Server-sent events: pieces of the answer as they come."""
@@ -218,7 +231,9 @@ class ChatServer:
 
         def tell(number: int, piece: str) -> bool:
             job = jobs[number]
-            loop.call_soon_threadsafe(job.events.put_nowait, piece)
+            if job.streams:
+                job.begun = True
+                loop.call_soon_threadsafe(job.events.put_nowait, piece)
             return not job.abandoned.is_set() and time.monotonic() <= job.deadline
 
         try:
@@ -227,11 +242,13 @@ class ChatServer:
             answers = await asyncio.to_thread(generate, encoded, settings, tell)
         except Exception:
             _log.exception("a batch of %d failed", len(jobs))
-            if len(jobs) > 1:  # such as one that needs more memory than there is: the others can do without it
-                for job in jobs:
-                    await self._answer([job])
-                return
-            jobs[0].events.put_nowait(ChatError("generation failed", None, None, 500, "server_error"))
+            # One may need more memory than there is: the others can do without it, but nothing is sent twice.
+            again = [job for job in jobs if len(jobs) > 1 and not job.begun]
+            for job in jobs:
+                if job not in again:
+                    job.events.put_nowait(ChatError("generation failed", None, None, 500, "server_error"))
+            for job in again:
+                await self._answer([job])
             return
         for job, answer in zip(jobs, answers):
             late = time.monotonic() > job.deadline

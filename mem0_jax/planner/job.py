@@ -9,6 +9,7 @@ from mem0_jax.backbones.qwen3_vl.images import PixelBounds
 from mem0_jax.config import to_dict
 from mem0_jax.configs.hardware import HARDWARE
 from mem0_jax.planner.policy import GROUP, PlannerConfig
+from mem0_jax.planner.prompt import MAX_PIXELS
 from mem0_jax.train.config import OptimizerConfig, SettingsError, TrainConfig
 from mem0_jax.train.job import FACTORS
 from mem0_jax.train.lora import LoraConfig
@@ -46,6 +47,8 @@ class PlannerData:
             )
         if self.cutoff < 1 or self.cache_gib < 0:
             raise SettingsError("cutoff must be at least 1, cache_gib at least 0")
+        if self.images.max_pixels > MAX_PIXELS:
+            raise SettingsError(f"images.max_pixels: planners are shown no image of more than {MAX_PIXELS} pixels")
 
 
 @dataclass(frozen=True)

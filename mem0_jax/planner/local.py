@@ -108,7 +108,7 @@ class LocalPlanner:
         for number, settings in enumerate(self._attempts, 1):
             answer = self._generator.generate([encoded], settings)[0]
             try:
-                return parse_answer(answer.text, self._summary)
+                return parse_answer(answer.text, self._summary, answer.finished)
             except PlannerError as error:
                 if number == len(self._attempts):
                     raise PlannerError(f"{error} ({number} answers were tried)") from error

@@ -107,10 +107,8 @@ class RemotePlanner:
                 raise TypeError
         except (KeyError, IndexError, TypeError, AttributeError):
             raise _UnusableError(f"the planner at {self.base_url} gave no text: {_quote(json.dumps(answer))}") from None
-        if not whole:
-            raise _UnusableError(f"the planner's answer was cut off after {MAX_TOKENS} tokens: {_quote(text)}")
         try:
-            return parse_answer(text, self.summary)
+            return parse_answer(text, self.summary, whole)
         except PlannerError as error:
             raise _UnusableError(str(error)) from error
 

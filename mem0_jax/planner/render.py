@@ -1,28 +1,24 @@
-"""Prompts in the forms that others read: OpenAI chat messages, sharegpt rows, Qwen's chat text.
-
-Axes: h, w image height and width.
-"""
+"""Prompts in the forms that others read: OpenAI chat messages, sharegpt rows, Qwen's chat text."""
 
 import base64
 import io
-import math
 from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from mem0_jax.planner.prompt import Prompt
 
-MAX_PIXELS = 262_144  # of an image that a planner sees; what released planners were fine-tuned with
 IMAGE_TOKENS = "<|vision_start|><|image_pad|><|vision_end|>"  # one image; its processor repeats the middle one
 
 
 def chat_messages(prompt: Prompt[np.ndarray]) -> list[dict[str, Any]]:
-    """Messages of the OpenAI chat API; images as PNG data URLs, at most `MAX_PIXELS` each."""
+    """Messages of the OpenAI chat API; images as PNG data URLs."""
     content = [
         {"type": "text", "text": part}
         if isinstance(part, str)
-        else {"type": "image_url", "image_url": {"url": data_url(shrink(part))}}
+        else {"type": "image_url", "image_url": {"url": data_url(part)}}
         for part in prompt.parts
     ]
     return [{"role": "system", "content": prompt.system}, {"role": "user", "content": content}]
@@ -47,21 +43,8 @@ def chat_text(prompt: Prompt[Any]) -> str:
     return f"<|im_start|>system\n{prompt.system}<|im_end|>\n<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n"
 
 
-def shrink(image: np.ndarray, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Shrinks uint8 [h, w, 3] to at most `max_pixels`, keeping the aspect, as LLaMA-Factory does in training."""
-    height, width = image.shape[:2]
-    if height * width <= max_pixels:
-        return image
-    from PIL import Image
-
-    factor = math.sqrt(max_pixels / (height * width))
-    return np.asarray(Image.fromarray(image).resize((max(1, int(width * factor)), max(1, int(height * factor)))))
-
-
 def data_url(image: np.ndarray) -> str:
-    """A PNG data URL of uint8 [h, w, 3]."""
-    from PIL import Image
-
+    """A PNG data URL of uint8 [height, width, 3]."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, format="PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -24,6 +24,7 @@ from mem0_jax.backbones.qwen3_vl.images import PixelBounds, fitted_size, image_p
 from mem0_jax.backbones.qwen3_vl.positions import Grid, image_slots, token_positions
 from mem0_jax.backbones.qwen3_vl.processor import SPECIAL_TOKENS, UNKNOWN
 from mem0_jax.errors import UserError
+from mem0_jax.planner.prompt import shrink, shrunk_size
 from mem0_jax.planner.questions import Question
 from mem0_jax.planner.render import chat_text
 
@@ -97,7 +98,7 @@ class Encoder:
                 width, height = image.size
             patch = self._config.vision.patch_size
             side = patch * self._config.vision.spatial_merge_size
-            height, width = fitted_size(height, width, side, self._bounds)
+            height, width = fitted_size(*shrunk_size(height, width), side, self._bounds)
             self._grids[path] = (1, height // patch, width // patch)
         return self._grids[path]
 
@@ -232,7 +233,7 @@ class RowSource:
         if path in self._cache:
             return self._cache[path]
         with _opened(path) as image:
-            pixels = np.asarray(image.convert("RGB"))
+            pixels = shrink(np.asarray(image.convert("RGB")))
         patches, found = image_patches(pixels, self._config.vision, self._bounds)
         if found != grid:
             raise UserError(f"{path}: changed while it was trained on: it had {grid} patches, now it has {found}")

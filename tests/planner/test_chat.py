@@ -3,16 +3,22 @@
 import base64
 import contextlib
 import io
+from pathlib import PurePosixPath
 
 import numpy as np
 import pytest
+import random_models
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from mem0_jax.backbones.qwen3_vl.images import PixelBounds, image_patches
+from mem0_jax.planner.base import Plan, Situation
 from mem0_jax.planner.chat import ChatError, ChatLimits, ChatRequest, read_request
-from mem0_jax.planner.prompt import build
+from mem0_jax.planner.prompt import ask, build
+from mem0_jax.planner.questions import Question
 from mem0_jax.planner.render import chat_messages, chat_text
+from mem0_jax.planner.rows import Encoder, RowSource
 
 CONTROLS = ("<|im_start|>", "<|im_end|>", "<|image_pad|>")
 
@@ -61,6 +67,24 @@ def test_other_kinds_of_pictures_become_rgb():
     assert [image.shape for image in images] == [(4, 6, 3), (8, 8, 3)]
 
 
+def test_large_pictures_are_seen_as_training_sees_them(tmp_path):
+    """Through this process, over the wire, and in the rows of a dataset: the same patches. 640x480 is large."""
+    pixels, url = picture(480, 640)
+    config = random_models.CONFIGS["tied"]
+    prompt = ask(Situation("count", pixels, pixels))
+    local, _ = image_patches(prompt.images[0], config.vision, PixelBounds())
+    wire = read({"model": "planner", "messages": chat_messages(prompt)}).prompt.images
+    other_client = read(request(image_part(url))).prompt.images
+    Image.fromarray(pixels).save(tmp_path / "first.png")
+    question = Question(0, 0, "count", PurePosixPath("first.png"), (), None, Plan("press."))
+    rows = Encoder(random_models.tokenizer(), config, PixelBounds(), 2048).rows(tmp_path, [question])
+    (trained,) = RowSource(rows, config, PixelBounds(), lanes=1)[0]["patches"][0]
+    assert rows[0].grids == ((1, 448 // 16, 576 // 16),)  # as LLaMA-Factory and then Qwen3-VL's processor have it
+    for images in (wire, other_client):
+        np.testing.assert_array_equal(image_patches(images[0], config.vision, PixelBounds())[0], local)
+    np.testing.assert_array_equal(trained, local)
+
+
 PNG = picture()[1]
 REFUSED = {
     "no object": ([], "JSON object"),
@@ -71,6 +95,7 @@ REFUSED = {
     "a role": ({"model": "planner", "messages": [{"role": "tool", "content": "x"}]}, "role: expected one of"),
     "no content": ({"model": "planner", "messages": [{"role": "user"}]}, r"messages\[0\].content is missing"),
     "a part": (request([{"type": "video_url"}]), r"content\[0\]: expected an object of type text or image_url"),
+    "half a letter": (request("a \ud800"), "half a letter"),
     "a control": (request("a <|im_end|> b"), r"holds '<\|im_end\|>'"),
     "a web address": (request(image_part("http://10.0.0.1/a.png")), "not followed"),
     "a file": (request(image_part("file:///etc/passwd")), "not followed"),

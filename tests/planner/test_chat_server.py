@@ -104,6 +104,9 @@ def test_without_v1_in_the_address(client, address, expected):
     answer = bare.chat.completions.create(model=NAME, messages=reference_messages(), max_tokens=2048)
     assert answer.choices[0].message.content == expected.text
     assert [model.id for model in client.models.list()] == [NAME]
+    assert client.models.retrieve(NAME).id == NAME
+    with pytest.raises(openai.NotFoundError, match="does not exist, only 'planner'"):
+        client.models.retrieve("gpt")
 
 
 def test_streaming_gives_the_same_in_pieces(client, expected):
@@ -157,8 +160,8 @@ def test_errors_are_those_that_the_package_knows(client, address):
         openai.OpenAI(api_key="wrong", base_url=address).models.list()
 
 
-def post(url: str, body: bytes, kind: str = "application/json") -> tuple[int, dict]:
-    headers = {"Content-Type": kind, "Authorization": f"Bearer {KEY}"}
+def post(url: str, body: bytes, kind: str = "application/json", key: str = KEY) -> tuple[int, dict]:
+    headers = {"Content-Type": kind, "Authorization": f"Bearer {key}"}
     try:
         with urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=100) as answer:
             return answer.status, json.load(answer)
@@ -171,6 +174,9 @@ def test_malformed_requests_leave_it_running(address):
     assert post(url, b"{")[0] == 400
     assert post(url, b"[" * 200_000)[0] == 400
     assert post(url, b"\xff\xfe")[0] == 400
+    half = {"model": NAME, "messages": [{"role": "user", "content": "\ud800"}]}
+    assert post(url, json.dumps(half).encode())[0] == 400
+    assert post(url, b"{}", key="\u00ff")[0] == 401
     status, body = post(url, b"{}", "text/plain")
     assert (status, body["error"]["type"]) == (415, "invalid_request_error")
     assert post(f"{address}/nothing", b"{}")[0] == 404
@@ -201,9 +207,9 @@ def test_a_signal_lets_it_finish_what_runs(bundle):
         client.models.list()
 
 
-def ask_in_process(limits: ServerLimits, requests: int) -> list[tuple[int, dict]]:
-    generator = Generator(CONFIG, take_apart(parameters()), random_models.tokenizer())
-    body = {"model": NAME, "messages": [{"role": "user", "content": "w1 w2"}], "max_tokens": 30}
+def ask_in_process(limits: ServerLimits, requests: int, stream: bool = False, kind=Generator) -> list[tuple[int, str]]:
+    generator = kind(CONFIG, take_apart(parameters()), random_models.tokenizer())
+    body = {"model": NAME, "messages": [{"role": "user", "content": "w1 w2"}], "max_tokens": 30, "stream": stream}
 
     async def run():
         application = ChatServer(generator, NAME, limits=limits).application()
@@ -211,7 +217,7 @@ def ask_in_process(limits: ServerLimits, requests: int) -> list[tuple[int, dict]
 
             async def one():
                 async with client.post("/v1/chat/completions", json=body) as answer:
-                    return answer.status, await answer.json()
+                    return answer.status, await answer.text()
 
             return await asyncio.gather(*(one() for _ in range(requests)))
 
@@ -224,12 +230,36 @@ def test_a_full_queue_says_so():
     assert set(statuses) == {200, 429}
     assert statuses.count(200) >= 3
     refused = next(body for status, body in answers if status == 429)
-    assert refused["error"]["type"] == "rate_limit_error"
+    assert json.loads(refused)["error"]["type"] == "rate_limit_error"
+
+
+class Cramped(Generator):
+    """Breaks down in the middle of every batch of several answers, as for want of memory."""
+
+    def generate(self, prompts, settings, on_text=None):  # pyright: ignore[reportIncompatibleMethodOverride]
+        answers = super().generate(prompts, settings, on_text)
+        if len(prompts) > 1:
+            raise MemoryError
+        return answers
+
+
+def test_a_batch_that_breaks_down_is_answered_one_by_one_and_nothing_is_said_twice():
+    whole = ask_in_process(ServerLimits(), 1)[0]
+    said = json.loads(whole[1])["choices"][0]["message"]["content"]
+    for status, body in ask_in_process(ServerLimits(), 3, kind=Cramped):
+        assert (status, json.loads(body)["choices"][0]["message"]["content"]) == (200, said)
+    broken = 0
+    for _, body in ask_in_process(ServerLimits(), 3, stream=True, kind=Cramped):
+        events = [json.loads(line[6:]) for line in body.splitlines() if line.startswith("data: {")]
+        pieces = [event["choices"][0]["delta"].get("content", "") for event in events if "choices" in event]
+        assert "".join(pieces) == said
+        broken += "error" in events[-1]
+    assert broken >= 2  # a first one may have been alone
 
 
 def test_late_answers_and_large_requests_say_so():
     (late,) = ask_in_process(ServerLimits(seconds=0.2), 1)
     assert late[0] == 504
-    assert "not answered within 0.2 s" in late[1]["error"]["message"]
+    assert "not answered within 0.2 s" in json.loads(late[1])["error"]["message"]
     (large,) = ask_in_process(ServerLimits(body_bytes=50), 1)
     assert large[0] == 413

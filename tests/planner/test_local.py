@@ -47,6 +47,12 @@ def test_nonsense_is_quoted_after_a_bounded_number_of_answers():
         LocalPlanner(generator(range(0)), max_tokens=5, retries=2).next_subtask(SITUATION)
 
 
+def test_summaries_that_were_cut_off_are_drawn_again():
+    planner = LocalPlanner(generator(range(290)), max_tokens=5, retries=1, summary=True)
+    with pytest.raises(PlannerError, match=r"summary.*\(2 answers were tried\)"):
+        planner.next_subtask(SITUATION)
+
+
 def test_questions_longer_than_the_context_are_refused():
     planner = LocalPlanner(generator(range(290), context=100))
     with pytest.raises(PlannerError, match=r"the planner cannot be asked: .* context of 100 tokens"):

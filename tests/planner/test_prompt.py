@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mem0_jax.planner.base import Finished, Plan, PlannerError, Situation
-from mem0_jax.planner.prompt import MAX_SUBTASK, ask, build, parse_answer, summarize
+from mem0_jax.planner.prompt import MAX_PIXELS, MAX_SUBTASK, ask, build, parse_answer, shrink, summarize
 from mem0_jax.planner.prompt import answer as answer_of
-from mem0_jax.planner.render import MAX_PIXELS, chat_messages, chat_text, data_url, sharegpt_row, shrink
+from mem0_jax.planner.render import chat_messages, chat_text, data_url, sharegpt_row
 from mem0_jax.planner.system_prompt import KEY_FRAMES, SUMMARY
 
 FIRST, ONE, TWO = (PurePosixPath(f"{name}.png") for name in ("first", "one", "two"))
@@ -135,6 +135,20 @@ def test_nonsense_is_quoted(text):
 def test_a_missing_summary_is_told():
     with pytest.raises(PlannerError, match="expected 'summary: '"):
         parse_answer("next_subtask: press.", summary=True)
+
+
+@pytest.mark.parametrize("text", ["next_subtask: press", "press", "next_subtask: press.\nsummary: lid op"])
+def test_cut_off_answers_lack_something(text):
+    with pytest.raises(PlannerError, match=r"cut off after|expected 'next_subtask"):
+        parse_answer(text, summary="summary" in text, whole=False)
+    assert parse_answer("next_subtask: press. Then I wou", whole=False) == Plan("press.")
+    assert parse_answer("next_subtask: press\nThen I wou", whole=False) == Plan("press")
+
+
+@pytest.mark.parametrize("answer", ["next_subtask: see <image>.\nsummary: a", "next_subtask: b.\nsummary: a<|im_end|>"])
+def test_answers_that_no_question_could_repeat_are_refused(answer):
+    with pytest.raises(PlannerError, match="cannot be part of another question"):
+        parse_answer(answer, summary=True)
 
 
 @pytest.mark.parametrize("text", ["see <image>", "a<|im_end|>b"])

@@ -184,7 +184,8 @@ class Generator:
         """
         each = [settings] * len(prompts) if isinstance(settings, Settings) else list(settings)
         encoded = [
-            prompt if isinstance(prompt, Encoded) else self.encode(prompt, own) for prompt, own in zip(prompts, each)
+            prompt if isinstance(prompt, Encoded) else self.encode(prompt, own)
+            for prompt, own in zip(prompts, each, strict=True)
         ]
         if not encoded:
             return []
