@@ -242,10 +242,12 @@ class Exported:
 
     @property
     def dtype(self) -> np.dtype:
+        """Of the leaves it is made of."""
         return np.dtype(self.leaves[self.entry.targets[0]].dtype)
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """Of the source tensor: the leaves' own by the entry's operation undone."""
         probes = [np.broadcast_to(np.int8(0), self._shape_of(target)) for target in self.entry.targets]
         return _joined([self.entry.op.inverse(probe) for probe in probes]).shape
 

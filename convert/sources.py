@@ -50,6 +50,7 @@ class Source:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each tensor by its PyTorch name."""
         return {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
 
     @property

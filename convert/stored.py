@@ -16,10 +16,18 @@ class Tensor(Protocol):
     """
 
     @property
-    def shape(self) -> tuple[int, ...]: ...
+    def shape(self) -> tuple[int, ...]:
+        """Of the tensor."""
+        ...
+
     @property
-    def dtype(self) -> np.dtype: ...
-    def read(self) -> np.ndarray: ...
+    def dtype(self) -> np.dtype:
+        """Of an element."""
+        ...
+
+    def read(self) -> np.ndarray:
+        """The values; raises OSError or PartsError where the file does not give them."""
+        ...
 
 
 def array_of(tensor: Any) -> np.ndarray:

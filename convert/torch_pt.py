@@ -170,6 +170,7 @@ class _Interpreter:
         }
 
     def run(self, pickle: bytes) -> Any:
+        """The object that a pickle describes; raises PtError."""
         try:
             self.check_instructions(pickle)
             for opcode, arg, _ in pickletools.genops(pickle):
@@ -202,6 +203,7 @@ class _Interpreter:
             )
 
     def pop(self, count: int) -> list[Any]:
+        """Takes the top `count` operands, lowest first; none may be a mark."""
         if len(self.stack) < count or any(item is _MARK for item in self.stack[-count:]):
             raise PtError("data.pkl is damaged: an instruction lacks its operands")
         items = self.stack[-count:]
@@ -209,6 +211,7 @@ class _Interpreter:
         return items
 
     def pop_mark(self) -> list[Any]:
+        """Takes everything above the topmost mark, lowest first, and the mark."""
         items = []
         while self.stack:
             item = self.stack.pop()
@@ -218,24 +221,29 @@ class _Interpreter:
         raise PtError("data.pkl is damaged: a mark is missing")
 
     def top(self, kind: type) -> Any:
+        """The container on top of the stack, which stays there."""
         if not self.stack or not isinstance(self.stack[-1], kind):
             raise PtError(f"data.pkl is damaged: expected a {kind.__name__} to fill")
         return self.stack[-1]
 
     def put(self, index: int) -> None:
+        """Remembers the top of the stack as object `index`."""
         if not self.stack or self.stack[-1] is _MARK:
             raise PtError("data.pkl is damaged: nothing to remember")
         self.memo[index] = self.stack[-1]
 
     def get(self, index: int) -> None:
+        """Pushes object `index`."""
         if index not in self.memo:
             raise PtError(f"data.pkl is damaged: object {index} is used before it is made")
         self.stack.append(self.memo[index])
 
     def append(self, items: list[Any]) -> None:
+        """Fills the list on top."""
         self.top(list).extend(items)
 
     def set_items(self, items: list[Any]) -> None:
+        """Fills the dict on top from keys and values in turn."""
         if len(items) % 2:
             raise PtError("data.pkl is damaged: a dict key lacks its value")
         target = self.top(dict)
@@ -247,6 +255,7 @@ class _Interpreter:
             target[key] = value
 
     def build(self, state: Any) -> None:
+        """Checks the state that an object is given; none of it is kept."""
         if self.stack and isinstance(self.stack[-1], np.dtype):
             if not (isinstance(state, tuple) and len(state) == 8 and _is(state[1], "<", "|") and state[3] is None):
                 raise PtError("refused, a NumPy scalar is big-endian or structured")
@@ -257,6 +266,7 @@ class _Interpreter:
             raise PtError("refused, an object other than a state_dict sets its own attributes")
 
     def call(self, function: Any, args: Any) -> None:
+        """Pushes what one of `KNOWN_GLOBALS` makes of its arguments; nothing is called that the file names."""
         name = function.name if isinstance(function, _Global) else type(function).__name__
         if name == ORDERED_DICT and isinstance(args, tuple) and not args:
             self.stack.append({})
@@ -307,6 +317,7 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, metadata: Any) 
 
 
 def _number(dtype: Any, raw: Any) -> int | float | bool:
+    """A NumPy scalar as a Python number."""
     if not (isinstance(dtype, np.dtype) and isinstance(raw, bytes) and len(raw) == dtype.itemsize):
         raise PtError("data.pkl is damaged: a NumPy scalar does not match its type")
     return np.frombuffer(raw, dtype)[0].item()

@@ -166,6 +166,7 @@ class CommandParser(argparse.ArgumentParser):
         )
 
     def parse_args(self, args=None, namespace=None):  # pyright: ignore[reportIncompatibleMethodOverride]
+        """As argparse does; an unknown argument is an error that suggests the flag that was meant."""
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
             word = unknown[0].split("=")[0]
@@ -174,6 +175,7 @@ class CommandParser(argparse.ArgumentParser):
         return parsed
 
     def error(self, message: str) -> NoReturn:
+        """Says what is wrong in one line and ends the program with `BAD_USAGE`."""
         self.exit(_complain(self.prog, f"{message}; '{self.prog} --help' explains the flags", BAD_USAGE))
 
 

@@ -49,6 +49,7 @@ class Check:
 
     @property
     def passed(self) -> bool:
+        """Whether the error is within the gate."""
         return self.error <= self.gate
 
 

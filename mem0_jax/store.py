@@ -43,6 +43,7 @@ class LeafSpec:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of the whole array, uncompressed."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     @property
@@ -120,14 +121,17 @@ class StoredLeaf:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """Of the whole array."""
         return tuple(self.store.shape)
 
     @property
     def dtype(self) -> np.dtype:
+        """Of an element."""
         return np.dtype(self.store.dtype.numpy_dtype)
 
     @property
     def nbytes(self) -> int:
+        """Bytes of the whole array, uncompressed."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     def read(self, layer: int | None = None) -> np.ndarray:

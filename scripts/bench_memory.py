@@ -20,6 +20,7 @@ from mem0_jax.nn import module
 
 
 def main() -> None:
+    """Measures and prints."""
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, value in (("width", 2048), ("frames", 56), ("lanes", 1), ("rounds", 5)):
         flags.add_argument(f"--{name}", type=int, default=value)

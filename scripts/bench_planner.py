@@ -47,6 +47,7 @@ Answer = Callable[[int], list[list[int]]]  # (tokens) -> the answers
 
 
 def main() -> None:
+    """Measures and prints."""
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("--size", choices=SIZES, default="2b")
     flags.add_argument("--layers", type=int, default=4, help="of the text stack and the tower; 0: all")

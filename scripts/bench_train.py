@@ -43,6 +43,7 @@ MODULES = {"qwen_model": "backbone", "action_model": "action", "classifier": "cl
 
 
 def main() -> int:
+    """Measures and prints."""
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("--size", choices=SIZES, default="middle")
     flags.add_argument("--full", action="store_const", const="full", dest="size", help="short for --size full")

@@ -32,6 +32,7 @@ class Unchanged(nn.Module):
         self.weight = weight
 
     def forward(self, x: Tensor) -> Tensor:
+        """Any shape, as it is."""
         return x
 
 
@@ -65,6 +66,7 @@ class RankEncoder(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width // 4, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, rank: Tensor) -> Tensor:
+        """[frames] counted back from now, 1 the newest -> [frames, H]."""
         half = self.mlp[0].in_features // 2
         frequency = torch.exp(-math.log(30.0) * torch.arange(half, device=rank.device) / half)
         angle = rank[:, None] * frequency
@@ -114,10 +116,12 @@ class Attention(nn.Module):
         self.to_out, self.heads = nn.ModuleList([nn.Linear(width, width)]), heads
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """x [B, S, D] attends to context [B, K, key_width] -> [B, S, D]."""
         q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in self.projected(x, context))
         return self.to_out[0](functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
     def projected(self, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [B, S, D], keys and values [B, K, D], before they are cut into heads."""
         return self.to_q(x), self.to_k(context), self.to_v(context)
 
 
@@ -129,6 +133,7 @@ class Modulation(nn.Module):
         self.linear = nn.Linear(width, 2 * width)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        """x [B, S, D] and the time embedding [B, D] -> [B, S, D]."""
         scale, shift = self.linear(functional.silu(time))[:, None].chunk(2, -1)
         return functional.layer_norm(x, x.shape[-1:]) * (1 + scale) + shift
 
@@ -143,6 +148,7 @@ class FeedForward(nn.Module):
         self.net = nn.ModuleList([inner, nn.Identity(), nn.Linear(4 * width, width)])
 
     def forward(self, x: Tensor) -> Tensor:
+        """[..., D] -> [..., D]."""
         return self.net[2](functional.gelu(self.net[0].proj(x), approximate="tanh"))
 
 
@@ -154,6 +160,7 @@ class Block(nn.Module):
         self.norm1, self.attn1, self.ff = Modulation(width), Attention(width, key_width, heads), FeedForward(width)
 
     def forward(self, x: Tensor, time: Tensor, context: Tensor | None) -> Tensor:
+        """x [B, S, D], time [B, D]; without a context [B, K, key_width] x attends to itself."""
         h = self.norm1(x, time)
         x = x + self.attn1(h, h if context is None else context)
         return x + self.ff(functional.layer_norm(x, x.shape[-1:]))
@@ -172,6 +179,7 @@ class MLP(Layers):
     """Two layers with ReLU between."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """[..., inputs] -> [..., outputs]."""
         return self.layer2(functional.relu(self.layer1(x)))
 
 
@@ -198,6 +206,7 @@ class Transformer(nn.Module):
         self.proj_out_2 = nn.Linear(config.width, config.output_dim)
 
     def forward(self, x: Tensor, context: Tensor, timestep: Tensor) -> Tensor:
+        """x [B, S, D], context [B, K, context_width], timestep [B] -> [B, S, output_dim]."""
         embedder = self.timestep_encoder.timestep_embedder
         time = embedder.linear_2(functional.silu(embedder.linear_1(sinusoid(timestep, 256, 1, True))))
         for number, block in enumerate(self.transformer_blocks):
@@ -219,6 +228,7 @@ class ActionHead(nn.Module):
         self.position_embedding = nn.Embedding(config.max_positions, width)
 
     def forward(self, context: Tensor, state: Tensor, actions: Tensor, timestep: Tensor) -> Tensor:
+        """Velocity [B, C, action_dim] of noisy `actions` of that shape; context [B, K, H], state [B, state_dim]."""
         encoder, horizon = self.action_encoder, actions.shape[1]
         tokens = encoder.layer1(actions)
         tau = sinusoid(timestep, tokens.shape[-1], 0, False)[:, None].expand_as(tokens)
@@ -237,6 +247,7 @@ class ResidualBlock(nn.Module):
         self.skip = nn.Linear(inputs, outputs) if inputs != outputs else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, inputs] -> [B, outputs]."""
         return self.fc2(functional.gelu(self.fc1(self.norm(x)))) + self.skip(x)
 
 
@@ -250,6 +261,7 @@ class Classifier(nn.Module):
         self.final_norm, self.head = nn.LayerNorm(sizes[-1]), nn.Linear(sizes[-1], 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Features [B, sizes[0]] -> logits [B]."""
         for block in self.blocks:
             x = block(x)
         return self.head(self.final_norm(x))[:, 0]

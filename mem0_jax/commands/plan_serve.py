@@ -42,6 +42,7 @@ def parser() -> CommandParser:
 
 
 def positive(text: str) -> int:
+    """A flag's whole number of at least 1, or argparse.ArgumentTypeError."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected at least 1, got {value}")

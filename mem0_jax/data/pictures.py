@@ -25,33 +25,54 @@ _log = logging.getLogger(__name__)
 class FrameReader(Protocol):
     """Pictures of one camera. A lane owns its reader: calls never overlap, and mostly ask for the next frames in order.
 
-    `read_frames` gives uint8 [n, H, W, 3] RGB for `frames`, int64 [n] ascending numbers within `episode`, which is one
-    of the dataset's `episodes`. Pictures that are missing, damaged or unreadable raise an OSError or a ValueError that
-    names the episode and the file; the reader stays usable for other episodes. Reading must not depend on what was read
-    before. Opening a reader must be cheap: files are opened by the first read.
+    Opening a reader must be cheap: files are opened by the first read.
     """
 
-    def read_frames(self, episode: Any, frames: np.ndarray) -> np.ndarray: ...
-    def close(self) -> None: ...
+    def read_frames(self, episode: Any, frames: np.ndarray) -> np.ndarray:
+        """Return uint8 [n, H, W, 3] RGB, whatever was read before.
+
+        Args:
+            episode: one of the dataset's `episodes`.
+            frames: int64 [n], ascending numbers within the episode.
+
+        Raises:
+            OSError, ValueError: pictures are missing, damaged or unreadable; names the episode and the file. The reader
+                stays usable for other episodes.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release the files."""
+        ...
 
 
 class Episode(Protocol):
     """One episode: its frames are rows `start` to `start + length - 1` of every column."""
 
     @property
-    def index(self) -> int: ...
+    def index(self) -> int:
+        """Number in the dataset."""
+        ...
+
     @property
-    def start(self) -> int: ...
+    def start(self) -> int:
+        """Row of its first frame."""
+        ...
+
     @property
-    def length(self) -> int: ...
+    def length(self) -> int:
+        """Number of its frames."""
+        ...
+
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """What messages call it."""
+        ...
 
 
 class EpisodeDataset(Protocol):
     """What lanes play: `LeRobotDataset` and everything shaped like it.
 
-    `column(key)` gives the numbers of all frames, `texts(key)` ids and distinct texts, `image_shape(camera)` (H, W).
     A dataset also has `open_frames(camera) -> FrameReader`, or `open_video(episode, camera)`, which opens one episode
     and whose `read(start, count)` walks forward through it.
     """
@@ -61,10 +82,21 @@ class EpisodeDataset(Protocol):
     features: Any
 
     @property
-    def episodes(self) -> Sequence[Any]: ...
-    def column(self, key: str) -> np.ndarray: ...
-    def texts(self, key: str) -> tuple[np.ndarray, list[str]]: ...
-    def image_shape(self, camera: str) -> tuple[int, int]: ...
+    def episodes(self) -> Sequence[Any]:
+        """Of the whole dataset, each an `Episode`."""
+        ...
+
+    def column(self, key: str) -> np.ndarray:
+        """Return a feature's numbers in all F frames, [F, ...]."""
+        ...
+
+    def texts(self, key: str) -> tuple[np.ndarray, list[str]]:
+        """Return the ids [F] of a text feature, and the distinct texts that they count."""
+        ...
+
+    def image_shape(self, camera: str) -> tuple[int, int]:
+        """Return (H, W) of a camera's pictures."""
+        ...
 
 
 def open_frames(dataset: Any, camera: str) -> FrameReader:

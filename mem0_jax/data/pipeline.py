@@ -17,14 +17,20 @@ STATE_VERSION = 1
 
 class Source(Protocol):
     """What batches are made of, such as a `LaneSource`: element k is lane k % `num_local_lanes` of batch
-    k // `num_local_lanes`, a dict of arrays; `fingerprint` says in JSON values what they depend on.
+    k // `num_local_lanes`, a dict of arrays.
     """
 
     num_local_lanes: int
 
     @property
-    def damaged(self) -> Collection[Any]: ...
-    def fingerprint(self) -> dict[str, Any]: ...
+    def damaged(self) -> Collection[Any]:
+        """The damaged episodes met so far."""
+        ...
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What the elements depend on, in JSON values."""
+        ...
+
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> dict[str, np.ndarray]: ...
 

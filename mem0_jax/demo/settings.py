@@ -45,6 +45,7 @@ class Demo:
 
     @property
     def dataset(self) -> Path:
+        """Folder of the recorded episodes."""
         return self.out / "dataset"
 
     def seeds(self, base: int, count: int) -> list[int]:

@@ -61,6 +61,7 @@ def collectives(text: str) -> dict[str, Collective]:
 
 
 def _computations(text: str) -> tuple[dict[str, list[str]], str]:
+    """The lines of each computation by its name, and the name of the entry. Raises ValueError where there is none."""
     bodies: dict[str, list[str]] = {}
     current, entry = "", ""
     for line in text.splitlines():
@@ -82,6 +83,7 @@ def _turns(bodies: Mapping[str, list[str]], entry: str) -> dict[str, int]:
     turns: dict[str, int] = {}
 
     def walk(name: str, times: int) -> None:
+        """Adds `times` turns of a computation and what follows for the bodies, branches and functions it calls."""
         turns[name] = turns.get(name, 0) + times
         for line in bodies[name]:
             if loop := _WHILE.search(line):
@@ -98,6 +100,7 @@ def _turns(bodies: Mapping[str, list[str]], entry: str) -> dict[str, int]:
 
 
 def _trips(condition: list[str]) -> int:
+    """Turns of a loop that counts from 0 up to a constant; 1 where its condition is another."""
     bounds = [int(match[1]) for line in condition if (match := re.search(r" [su]32\[\]\S* constant\((\d+)\)", line))]
     counts_up = any("direction=LT" in line for line in condition)
     return bounds[0] if counts_up and len(bounds) == 1 else 1
@@ -118,6 +121,7 @@ def _group_size(line: str) -> int:
 
 
 def _sent(kind: str, result: str, started: bool, group: int) -> float:
+    """Bytes that one device sends in a collective with this `result` type among `group` devices; see `Collective`."""
     sizes = [
         math.prod(int(n) for n in shape.split(",") if n) * BITS.get(dtype, 32) / 8
         for dtype, shape in _ARRAY.findall(result)

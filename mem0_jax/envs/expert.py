@@ -83,9 +83,11 @@ class FrameOracle(Expert):
     """
 
     def reset(self) -> None:
+        """Forget the guess."""
         self._guess = None
 
     def belief(self) -> Any:
+        """The guess, made anew whenever the scene is at rest."""
         if self._guess is None or self.env.at_rest():
             self._guess = (self.env.guess(self.rng),)
         return self._guess[0]

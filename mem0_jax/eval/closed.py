@@ -66,7 +66,9 @@ class Player(Protocol):
 
     def play(
         self, task: str, variant: Variant, seeds: Sequence[int], parallel: int, films: Films
-    ) -> Generator[Outcome]: ...
+    ) -> Generator[Outcome]:
+        """Plays one episode a seed, `parallel` at once; gives each outcome as soon as its episode is over."""
+        ...
 
 
 class LocalPlayer:
@@ -142,7 +144,7 @@ class RemotePlayer:
         about = server_metadata(address, token)
         if "options" not in about:
             raise UserError(f"{address} speaks openpi's protocol but is no 'mem0-jax serve': it has no sessions")
-        self.policy = {"server": address, "metadata": about}
+        self.policy = {"server": address, "metadata": about, "provenance": about["provenance"]}
         self.name = address.partition("://")[2].replace(":", "_").replace("/", "_")
 
     def settings(self, task: str, variant: Variant) -> dict[str, Any]:

@@ -49,6 +49,7 @@ def bar_chart(summary: dict[str, Any]) -> str:
 
 
 def draw_bars(axes: Axes, summary: dict[str, Any]) -> None:
+    """Draws the bars of `bar_chart` into `axes`; where no choice was made (None), a word."""
     for side, (arm, label, color) in zip((-1, 1), ARMS):
         for place, (measure, _) in enumerate(MEASURES):
             rate = summary[f"{measure}_{arm}"]
@@ -165,6 +166,7 @@ def thumbnail(picture: np.ndarray, width: int = 160) -> str:
 
 
 def data_uri(content: bytes, kind: str) -> str:
+    """A file of media type `kind` as a data: address, so that a page needs no other file."""
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 

@@ -76,6 +76,7 @@ class OptimizerConfig:
 
     @property
     def warmup_steps(self) -> int:
+        """Steps over which the learning rates rise to their full value."""
         return int(self.total_steps * self.warmup_ratio)
 
 

@@ -50,10 +50,12 @@ class LowRank:
         self.kernel, self.a, self.b, self.scale = kernel, a, b, scale
 
     def tree_flatten(self) -> tuple[tuple[Any, ...], float]:
+        """Arrays to trace and the scale, for JAX."""
         return (self.kernel, self.a, self.b), self.scale
 
     @classmethod
     def tree_unflatten(cls, scale: float, children: tuple[Any, ...]) -> LowRank:
+        """The inverse of `tree_flatten`."""
         kernel, a, b = children
         return cls(kernel, a, b, scale)
 
@@ -68,6 +70,7 @@ class LowRank:
         return self
 
     def astype(self, dtype: Any) -> LowRank:
+        """Kernel and factors cast to `dtype`."""
         return LowRank(self.kernel.astype(dtype), self.a.astype(dtype), self.b.astype(dtype), self.scale)
 
     def __rmul__(self, rows: jax.Array) -> LowRank:

@@ -49,6 +49,7 @@ class ClassifierWindow:
         return classifier_metrics(dict(zip(COUNTS, map(sum, zip(*self._rows)))))
 
     def rows(self) -> list[list[float]]:
+        """The rows it holds, oldest first, each in the order of `COUNTS`: JSON values for a checkpoint."""
         return list(self._rows)
 
 
