@@ -1,12 +1,12 @@
 """`mem0-jax eval closed`: episodes of a built-in task, results in RMBench's layout."""
 
 import argparse
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mem0_jax.cli import CommandParser
+from mem0_jax.commands.acting import add_acting, add_planner, options_of, planner_of, secret
 from mem0_jax.commands.output import write_json
 from mem0_jax.envs import TASKS
 from mem0_jax.errors import UserError
@@ -37,16 +37,16 @@ def parser() -> CommandParser:
     policy.add_argument("--bundle", type=Path, metavar="DIR", help="the policy, computed in this process")
     policy.add_argument("--server", metavar="URL", help="the policy, on a server: ws://HOST:PORT")
     flags.add_argument(
-        "--token-env", metavar="NAME", default="MEM0_TOKEN", help="environment variable with the server's token"
+        "--token-file", type=Path, metavar="FILE", help="the server's token (default: the environment's MEM0_TOKEN)"
     )
     flags.add_argument("--episodes", type=int, metavar="N", default=100, help="episodes to play")
     flags.add_argument(
         "--first-seed", type=int, metavar="S", default=300_000_000, help="episodes have the seeds S, S + 1, ..."
     )
     flags.add_argument("--parallel", type=int, metavar="N", default=16, help="episodes side by side")
-    add_options(flags)
-    flags.add_argument("--flow-steps", type=int, metavar="N", help="solver steps of a chunk (default: the policy's)")
-    add_planner(flags)
+    add_acting(flags)
+    who = "oracle (the environment, faultlessly), none (the policy is told the whole task), server (that of --server), "
+    add_planner(flags, f"{who}a planner's bundle, or the address of an OpenAI-compatible API", "oracle")
     variants = flags.add_mutually_exclusive_group()
     variants.add_argument("--sweep-horizon", type=numbers, metavar="K,K,...", help="play once for each action horizon")
     variants.add_argument(
@@ -57,39 +57,6 @@ def parser() -> CommandParser:
     flags.add_argument("--setting", metavar="NAME", help="name of the policy's setting (default: the bundle's folder)")
     flags.add_argument("--json", type=Path, metavar="FILE", help="write results.json to this file as well")
     return flags
-
-
-def add_options(flags: argparse.ArgumentParser) -> None:
-    """The flags of `inference.session.Options`."""
-    flags.add_argument("--action-horizon", type=int, metavar="K", help="actions executed of a chunk (default: all)")
-    flags.add_argument("--average", action="store_true", help="average what overlapping chunks predict")
-    flags.add_argument("--threshold", type=float, metavar="P", help="end-of-subtask probability (default: its own)")
-    flags.add_argument("--patience", type=int, metavar="N", default=2, help="frames above it that end a subtask")
-    flags.add_argument(
-        "--rearm", action="store_true", help="a subtask ends only after a frame of it that was below the threshold"
-    )
-
-
-def add_planner(flags: argparse.ArgumentParser) -> None:
-    """Who names the subtasks of staged tasks."""
-    flags.add_argument(
-        "--planner",
-        metavar="WHO",
-        default="oracle",
-        help="who names the subtasks of a staged task: oracle (the environment, faultlessly), none (the policy is told "
-        "the whole task), server (that of --server), a planner's bundle, or the URL of an OpenAI-compatible API",
-    )
-    flags.add_argument("--planner-model", metavar="NAME", help="model of the planner's API (default: its first)")
-    flags.add_argument(
-        "--planner-key-env",
-        metavar="NAME",
-        default="MEM0_API_KEY",
-        help="environment variable with the key of the planner's API",
-    )
-    flags.add_argument("--planner-timeout", type=float, metavar="S", default=60.0, help="for an answer of its API")
-    flags.add_argument(
-        "--summaries", action="store_true", help="the planner carries a running summary in place of key frames"
-    )
 
 
 def numbers(text: str) -> list[int]:
@@ -110,9 +77,8 @@ def main(argv: Sequence[str]) -> int:
     from tqdm import tqdm
 
     from mem0_jax.eval.closed import Variant, begin, horizon_sweep, memory_ablation, play_all
-    from mem0_jax.inference.session import Options
 
-    options = Options(flags.action_horizon, flags.average, flags.threshold, flags.patience, rearm=flags.rearm)
+    options = options_of(flags)
     variants = [Variant("", options)]
     if flags.sweep_horizon:
         variants = horizon_sweep(options, flags.sweep_horizon)
@@ -142,7 +108,7 @@ def make_player(flags: argparse.Namespace) -> "Player":
         who = {"oracle": "client", "server": "server", "none": "none"}.get(flags.planner)
         if who is None or flags.flow_steps:
             raise UserError("with --server, --planner is oracle, none or server, and the flow steps are the server's")
-        return RemotePlayer(flags.server, who, os.environ.get(flags.token_env))
+        return RemotePlayer(flags.server, who, secret("MEM0_TOKEN", "--token-file", flags.token_file))
     return LocalPlayer(flags.bundle, (flags.planner, make_planner(flags)), flags.flow_steps)
 
 
@@ -155,18 +121,7 @@ def make_planner(flags: argparse.Namespace) -> "Planners | None":
         return Oracle if who == "oracle" else None
     if who == "server":
         raise UserError("--planner server is that of --server; with --bundle give another")
-    if "://" in who:
-        from mem0_jax.planner.remote import RemotePlanner
-
-        key = os.environ.get(flags.planner_key_env) or "EMPTY"
-        answering = {"timeout": flags.planner_timeout, "summary": flags.summaries}
-        planner = RemotePlanner(who, flags.planner_model, api_key=key, **answering)
-    elif Path(who).is_dir():
-        from mem0_jax.planner.local import LocalPlanner, load_generator
-
-        planner = LocalPlanner(load_generator(who), summary=flags.summaries)
-    else:
-        raise UserError(f"--planner is {who!r}; expected oracle, none, server, a bundle's folder, or http://...")
+    planner = planner_of(flags, "oracle", "none", "server")
     return lambda env: planner
 
 

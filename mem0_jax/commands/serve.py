@@ -1,6 +1,5 @@
 """`mem0-jax serve`: a bundle that drives robots and simulators over the network."""
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
@@ -8,11 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mem0_jax.cli import CommandParser
+from mem0_jax.commands.acting import add_acting, add_planner, options_of, planner_of, secret
 from mem0_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from mem0_jax.planner.base import Planner
-    from mem0_jax.policies.bundle import Bundle
     from mem0_jax.serve.server import Server, Settings
 
 SUMMARY = (
@@ -38,25 +36,8 @@ def parser() -> CommandParser:
     )
     flags.add_argument("--message-mb", type=float, default=32.0, metavar="MB", help="greatest message")
     flags.add_argument("--grace-seconds", type=float, default=10.0, metavar="S", help="for what runs, when stopped")
-    acting = flags.add_argument_group("acting; a session's reset may choose its own, but for the flow steps")
-    acting.add_argument("--action-horizon", type=int, metavar="K", help="actions of a chunk to execute (default: all)")
-    acting.add_argument("--average", action="store_true", help="average overlapping chunks")
-    acting.add_argument("--threshold", type=float, metavar="P", help="end-of-subtask probability (default: trained)")
-    acting.add_argument("--patience", type=int, default=2, metavar="N", help="positive frames that end a subtask")
-    acting.add_argument(
-        "--rearm", action="store_true", help="a subtask ends only after a frame of it that was not positive"
-    )
-    acting.add_argument("--flow-steps", type=int, metavar="N", help="steps of the flow solver (default: trained)")
-    planner = flags.add_argument_group(
-        "staged tasks", "The environment variable OPENAI_API_KEY holds the key of the planner's server, if it has one."
-    )
-    planner.add_argument("--planner", metavar="URL", help="OpenAI-compatible planner, such as http://localhost:8001/v1")
-    planner.add_argument("--planner-model", metavar="NAME", help="its model (default: the first it has)")
-    planner.add_argument("--planner-key-file", type=Path, metavar="FILE", help="the key, in a file")
-    planner.add_argument("--planner-timeout", type=float, default=60.0, metavar="S", help="for one of 4 attempts")
-    planner.add_argument(
-        "--planner-summary", action="store_true", help="it carries a running summary in place of key frames"
-    )
+    add_acting(flags, "A session's reset may choose its own, but for the flow steps.")
+    add_planner(flags, "a planner's bundle, or an OpenAI-compatible address such as http://localhost:8001/v1")
     return flags
 
 
@@ -71,28 +52,28 @@ def main(argv: Sequence[str]) -> int:
     import asyncio
 
     from mem0_jax.inference.compiled import keep_compiled
-    from mem0_jax.inference.session import Options
     from mem0_jax.policies.bundle import load_bundle
     from mem0_jax.serve.protocol import Limits
     from mem0_jax.serve.server import Settings, run
     from mem0_jax.serve.service import Service
 
-    token = _secret("MEM0_TOKEN", "--token-file", flags.token_file)
+    token = secret("MEM0_TOKEN", "--token-file", flags.token_file)
     settings = Settings(flags.host, flags.port, token, grace_seconds=flags.grace_seconds)
     if not settings.local and not settings.token:
         print(f"warning: anybody who reaches {flags.host} can use this server: set a token", file=sys.stderr)
-    planner = _planner(flags)
     try:
         keep_compiled()
     except UserError as error:
         print(f"warning: {error}", file=sys.stderr)
-    bundle = _with_flow_steps(load_bundle(flags.bundle, dtype="serving"), flags.flow_steps)
-    options = Options(flags.action_horizon, flags.average, flags.threshold, flags.patience, rearm=flags.rearm)
+    if flags.planner is None and (flags.planner_model or flags.planner_key_file or flags.planner_summary):
+        raise UserError("--planner-model, --planner-key-file and --planner-summary need --planner")
+    planner = None if flags.planner is None else planner_of(flags)
+    bundle = load_bundle(flags.bundle, dtype="serving").with_flow_steps(flags.flow_steps)
     limits = Limits(message=int(flags.message_mb * 2**20))
 
     async def serve() -> bool:
         bounds = {"slots": flags.sessions, "idle_seconds": flags.idle_seconds, "queue": flags.queue, "limits": limits}
-        service = Service(bundle, options, planner, rows=flags.rows, **bounds)
+        service = Service(bundle, options_of(flags), planner, rows=flags.rows, **bounds)
         print(f"{flags.bundle}: warming up", flush=True)
         return await run(service, settings, lambda server: print(_greeting(server, settings), flush=True))
 
@@ -112,40 +93,3 @@ def _greeting(server: "Server", settings: "Settings") -> str:
         f"ready: ws://{place}, page http://{place}/{hint}\n"
         f"try: curl{token} -F text='put the block back' -F image=@frame.png http://{place}/process_frame"
     )
-
-
-def _secret(variable: str, flag: str, file: Path | None) -> str | None:
-    """A token or a key, from the flag's file or else from the environment."""
-    try:
-        secret = os.environ.get(variable, "") if file is None else file.read_text()
-    except (OSError, ValueError) as error:
-        raise UserError(f"{flag} {file}: {error}") from None
-    secret = secret.strip()
-    if file is not None and not secret:
-        raise UserError(f"{flag} {file} is empty")
-    if not (secret.isascii() and secret.isprintable()) or " " in secret:
-        raise UserError(f"{flag}, {variable}: it must be of printable ASCII characters, without spaces")
-    return secret or None
-
-
-def _planner(flags: argparse.Namespace) -> "Planner | None":
-    if flags.planner is None:
-        if flags.planner_model or flags.planner_key_file or flags.planner_summary:
-            raise UserError("--planner-model, --planner-key-file and --planner-summary need --planner URL")
-        return None
-    from mem0_jax.planner.remote import RemotePlanner
-
-    key = _secret("OPENAI_API_KEY", "--planner-key-file", flags.planner_key_file)
-    timeout, summary = flags.planner_timeout, flags.planner_summary
-    return RemotePlanner(flags.planner, flags.planner_model, api_key=key or "EMPTY", timeout=timeout, summary=summary)
-
-
-def _with_flow_steps(bundle: "Bundle", steps: int | None) -> "Bundle":
-    from dataclasses import replace
-
-    if steps is None:
-        return bundle
-    if steps < 1:
-        raise UserError(f"--flow-steps must be at least 1, got {steps}")
-    config = bundle.config
-    return replace(bundle, config=replace(config, flow=replace(config.flow, solver_steps=steps)))

@@ -13,7 +13,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -93,6 +93,15 @@ class Bundle:
             raise BundleError("this bundle has no norm_stats.json: convert it again with --norm-stats FILE")
         normalizer = Normalizer(self.stats, self.inputs.normalization)
         return ObservationTransform(normalizer, self.inputs.camera_size, self.inputs.resample)
+
+    def with_flow_steps(self, steps: int | None) -> "Bundle":
+        """The same policy with so many Euler steps of the flow; None: its own. Raises UserError: fewer than one."""
+        if steps is None:
+            return self
+        if steps < 1:
+            raise UserError(f"flow steps must be at least 1, got {steps}")
+        flow = replace(self.config.flow, solver_steps=steps)
+        return replace(self, config=replace(self.config, flow=flow))
 
 
 @dataclass(frozen=True)

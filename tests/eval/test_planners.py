@@ -59,8 +59,8 @@ def chat():
 def test_a_planner_behind_an_address_is_told_key_model_and_summary(bundle_folder, tmp_path, chat, monkeypatch):
     pytest.importorskip("openai")
     address, asked = chat
-    monkeypatch.setenv("PLANNER_KEY", "secret")
-    flags = ["--planner", address, "--planner-model", "teacher", "--planner-key-env", "PLANNER_KEY", "--summaries"]
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    flags = ["--planner", address, "--planner-model", "teacher", "--planner-summary"]
     code, variant = run(bundle_folder, tmp_path, *flags)
     assert code == 0
     assert [body["model"] for body in asked] == ["teacher"] * 3
@@ -71,7 +71,7 @@ def test_a_planner_behind_an_address_is_told_key_model_and_summary(bundle_folder
 
 def test_a_planner_that_refuses_the_key_makes_no_result(bundle_folder, tmp_path, chat, monkeypatch, capsys):
     pytest.importorskip("openai")
-    monkeypatch.setenv("MEM0_API_KEY", "wrong")
+    monkeypatch.setenv("OPENAI_API_KEY", "wrong")
     code, variant = run(bundle_folder, tmp_path, "--planner", chat[0], "--planner-model", "teacher")
     assert code == 1
     assert "refuses the key" in variant["episodes"][0]["error"]
@@ -92,7 +92,7 @@ def test_without_a_planner_the_policy_is_told_the_whole_task(bundle_folder, tmp_
         ("policy", (), "holds a policy: a planner is a Qwen3-VL alone"),
         ("ftp://127.0.0.1", (), "expected one such as http://"),
         ("http://127.0.0.1:1/v1", ("--planner-timeout", "0"), "timeout is 0.0 s"),
-        ("somebody", (), "expected oracle, none, server, a bundle's folder"),
+        ("somebody", (), "expected oracle, none, server, a planner's folder"),
     ],
 )
 def test_what_is_no_planner_is_refused_before_anything_is_written(
