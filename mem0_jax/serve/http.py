@@ -85,7 +85,10 @@ async def _process_frame(request: web.Request, service: Service) -> dict[str, An
         raise RequestError("bad_message", "the form has no file 'image'")
     begin = any(fields.get(name, "").lower() in ("true", "1") for name in ("episode_first_frame", "reset"))
     message = {"frames": frames, "prompt": fields.get("text"), "session": fields.get("session") or None}
-    message |= {"reset": True, "seed": _json(fields, "seed") or 0} if begin or not message["session"] else {}
+    if begin or not message["session"]:
+        if not message["prompt"]:
+            raise RequestError("bad_message", "the form's field 'text' is missing: what the policy is to do")
+        message |= {"reset": True, "seed": _json(fields, "seed") or 0}
     caller = object()
     try:
         answer = await service.answer(message, caller)

@@ -81,6 +81,7 @@ class Service:
         return {
             "server": f"mem0-jax {__version__}",
             "policy": "mem0",
+            "provenance": dict(self.bundle.provenance),
             "camera": self.camera,
             "horizon": action.horizon,
             "flow_steps": self.bundle.config.flow.solver_steps,

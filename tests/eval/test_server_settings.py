@@ -44,8 +44,10 @@ def address(bundle):
 
 
 @pytest.mark.parametrize(("task", "staged"), [("put_back_block", False), ("press_button", True)])
-def test_all_that_decides_how_it_acts_is_recorded(address, bundle_folder, task, staged):
-    far = RemotePlayer(address).settings(task, Variant("", Options(action_horizon=2)))
+def test_all_that_decides_how_it_acts_is_recorded(address, bundle, bundle_folder, task, staged):
+    player = RemotePlayer(address)
+    assert player.policy["provenance"] == bundle.provenance != {}
+    far = player.settings(task, Variant("", Options(action_horizon=2)))
     options = Options(action_horizon=2, average=True, threshold=0.25)
     near = LocalPlayer(bundle_folder).settings(task, Variant("", options))
     assert far.pop("planner") == ("client" if staged else None)
