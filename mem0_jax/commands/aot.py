@@ -63,7 +63,8 @@ def report(step: "Compiled") -> str:
         f"{'memory of a chip':<28}{'GiB':>9}",
     ]
     parts = ("params", "optimizer", "carry", "batch", "temporary", "code", "total", "hbm")
-    lines += [f"  {name:<26}{getattr(step, name) / gib:>9.3f}" for name in parts]
+    meaning = {"temporary": "activations, temporary", "hbm": "HBM"}
+    lines += [f"  {meaning.get(name, name):<26}{getattr(step, name) / gib:>9.3f}" for name in parts]
     lines += ["", "largest leaves that every chip holds whole"]
     lines += [f"  {path:<60}{size / 2**20:>9.2f} MiB" for path, size in step.whole] or ["  none"]
     lines += ["", f"{'collectives of a step':<28}{'count':>9}{'MiB sent':>12}"]

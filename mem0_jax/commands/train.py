@@ -54,14 +54,17 @@ def main(argv: Sequence[str]) -> int:
     from mem0_jax.train.job import Job
     from mem0_jax.train.launch import train
     from mem0_jax.train.loop import TrainingInterrupted
+    from mem0_jax.train.terminal import duration, number, told
 
+    job = from_dict(Job, config)
     try:
-        result, bundle = train(from_dict(Job, config), flags.workdir)
+        with told(job.train.steps) as progress:
+            result, bundle = train(job, flags.workdir, progress)
     except TrainingInterrupted as stopped:
         print(f"mem0-jax train: {stopped}", file=sys.stderr)
         return 130
     last = result.rows[-1] if result.rows else {}
-    print(f"{bundle}: {int(result.state.step)} steps, loss {last.get('loss')}, {result.seconds:.0f} s")
+    print(f"{bundle}: {int(result.state.step)} steps, loss {number(last.get('loss'))}, {duration(result.seconds)}")
     if flags.json:
         figures = {"bundle": str(bundle), "steps": int(result.state.step), "seconds": result.seconds, "last_row": last}
         write_json(flags.json, figures)

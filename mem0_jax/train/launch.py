@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,7 @@ from mem0_jax.train.sinks import open_sinks
 from mem0_jax.train.validation import Validation
 
 BACKBONE = "backbone"
+_log = logging.getLogger(__name__)
 
 
 def train(job: Job, workdir: Path, progress: Sink | None = None) -> tuple[FitResult, Path]:
@@ -42,6 +44,11 @@ def train(job: Job, workdir: Path, progress: Sink | None = None) -> tuple[FitRes
     layout = make_run_layout(prepared)
     source = lane_source(prepared, layout)
     workdir.mkdir(parents=True, exist_ok=True)
+    trained_on, held_out = len(prepared.training.episodes), sum(len(part.episodes) for part in prepared.held_out)
+    _log.info(
+        "%d episodes to train on, %d held out; steps of %d lanes x %d frames; hardware %s",
+        *(trained_on, held_out, job.lanes, job.frames, job.hardware),
+    )
     with open_sinks(job, workdir) as sinks:
         extras = Extras(
             initial=initial_params(prepared, layout) if job.init_from else None,

@@ -5,6 +5,7 @@ What validation finds goes to `validation.jsonl` in the same form, one line a va
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import math
@@ -37,10 +38,11 @@ class MetricsLog:
 
     A row holds `step`; the mean over its steps of every metric of the policy, `loss` and `grad_norm` (null where never
     finite); the classifier's metrics over the newest `metrics_window` rows, if the policy counts; `learning_rate/GROUP`
-    of the latest update; `skipped`, updates left out since the run began; of this process: `frames_per_second`, the
-    same `_per_device`, `data_wait_ms` a step, `seconds` since it started and `eta_seconds` (all but `seconds` null for
-    the first step, which compiles); `mfu`, the operations done by formula over those the devices could do, where both
-    are known; and of the whole run `goodput` and `seconds/BUCKET`, see `Clock`.
+    of the latest update; `skipped`, updates left out since the run began; of this process: `frames_per_second` (without
+    the time of validations and checkpoints), the same `_per_device`, `data_wait_ms` a step, `seconds` since it started
+    and `eta_seconds` (all but `seconds` null for the first step, which compiles); `mfu`, the
+    operations done by formula over those the devices could do, where both are known; and of the whole run
+    `goodput` and `seconds/BUCKET`, see `Clock`.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class MetricsLog:
         self._opened = self._mark = time.perf_counter()
         self._warm = self._opened
         self.clock = Clock(restored["clock"], _last_clock(self._path), self._opened if began is None else began)
+        self._paused = self._pauses()
         for path in (self._path, self._validation):
             _truncate(path, step)
 
@@ -90,6 +93,7 @@ class MetricsLog:
     def warmed_up(self, step: int) -> float:
         """Leave what came before (compilation) out of the speed; returns the seconds it took."""
         self._warm = self._mark = time.perf_counter()
+        self._paused = self._pauses()
         self._first_step, self._frames, self._steps, self._waited = step, 0, 0, 0.0
         return self._warm - self._opened
 
@@ -143,8 +147,10 @@ class MetricsLog:
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
         if jax.process_index():  # process 0 writes for all
             return finite
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(finite) + "\n")
+        try:
+            _append_line(path, json.dumps(finite))
+        except OSError as error:  # a full disk must not end the run: a later checkpoint may find room again
+            _log.warning("the row of step %d is not written: %s", row["step"], error)
         for sink in self._sinks:
             sink(finite)
         return finite
@@ -159,8 +165,8 @@ class MetricsLog:
         self._pending = []
 
     def _speed(self, step: int) -> dict[str, float]:
-        now = time.perf_counter()
-        seconds, done = max(now - self._mark, 1e-9), step - self._first_step
+        now, paused = time.perf_counter(), self._pauses()
+        seconds, done = max(now - self._mark - (paused - self._paused), 1e-9), step - self._first_step
         rate = self._frames / seconds if self._frames else math.nan
         devices = jax.devices()
         peak = peak_flops(devices[0].device_kind)
@@ -172,8 +178,12 @@ class MetricsLog:
             "seconds": now - self._opened,
             "eta_seconds": (self._config.steps - step) * (now - self._warm) / done if done else math.nan,
         }
-        self._mark, self._frames, self._steps, self._waited = now, 0, 0, 0.0
+        self._mark, self._paused, self._frames, self._steps, self._waited = now, paused, 0, 0, 0.0
         return speed
+
+    def _pauses(self) -> float:
+        seconds = self.clock.seconds()
+        return seconds["checkpoint"] + seconds["validation"]
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -196,6 +206,16 @@ def _last_clock(path: Path) -> dict[str, float]:
     """What the last row says of the clock."""
     last = next(reversed(read_rows(path)), {})
     return {k.removeprefix("seconds/"): float(v) for k, v in last.items() if k.startswith("seconds/")}
+
+
+def _append_line(path: Path, line: str) -> None:
+    """All of it or, where the disk is full, nothing."""
+    data = f"{line}\n".encode()
+    with path.open("ab", buffering=0) as file:
+        end = file.tell()
+        if file.write(data) != len(data):
+            file.truncate(end)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
 def _truncate(path: Path, step: int) -> None:

@@ -7,7 +7,8 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -51,14 +52,16 @@ _log = logging.getLogger(__name__)
 
 
 class BatchIterator(Protocol):
-    """What a loader must be: an iterator over dicts of NumPy arrays [L, T, ...] that can tell and take its place.
-
-    `get_state` returns JSON values for the batch that `next` would give; after `set_state` another iterator gives it.
-    """
+    """What a loader must be: an iterator over dicts of NumPy arrays [L, T, ...] that can tell and take its place."""
 
     def __next__(self) -> dict[str, np.ndarray]: ...
-    def get_state(self) -> Any: ...
-    def set_state(self, state: Any) -> None: ...
+    def get_state(self) -> Any:
+        """JSON values for the batch that `next` would give."""
+        ...
+
+    def set_state(self, state: Any) -> None:
+        """Makes the batch of another iterator's `get_state` the next one."""
+        ...
 
 
 class DataError(UserError):
@@ -179,7 +182,9 @@ class _Run:
         self._validate, self._settings = extras.validate, _as_json(config) | dict(extras.settings)
         self._layout = extras.layout
         began = time.perf_counter()
-        restored, optimizer = self._start(policy, workdir, extras)
+        self._plan: dict[str, int] = {}
+        with self._memory_explained():
+            restored, optimizer = self._start(policy, workdir, extras)
         self.step = int(self.state.step)
         self.compile_seconds = 0.0
         step = make_train_step(policy, optimizer, config.accumulate, config.ema_decay)
@@ -198,7 +203,6 @@ class _Run:
         self._in_flight: deque[jax.Array] = deque()
         self._row_due: int | None = None
         self._first = self.step
-        self._plan: dict[str, int] = {}
 
     def _start(self, policy: Policy, workdir: Path, extras: Extras) -> tuple[Restored | None, Any]:
         """Make or restore the state; returns what was restored, and the optimizer."""
@@ -214,6 +218,8 @@ class _Run:
         template = jax.eval_shape(state, abstract)
         if self._layout is not None:
             template = self._layout.with_shardings(template)
+        self._plan = memory_plan(template, {})
+        _log.info("%s parameters, %s of them trained", *(_millions(t) for t in (abstract, template.opt_state.mu)))
         restored = self._checkpoints.restore(template)
         self.resumed_from: int | None = None
         if restored is None:
@@ -251,19 +257,25 @@ class _Run:
         self._profiler.before_step(self.step)
         batch, waited = self._next_batch()
         self._metrics.clock.switch("compile" if self.step == self._first else "steps")
-        try:
+        with self._memory_explained():
             self._take_step(batch, waited)
+            self.bar.update()
+            if self.step % self._config.log_every == 0:
+                self._row_due = self.step
+            validated = self._validated()
+            if validated is not None or self.step % self._config.save_every == 0:
+                self._save_if_there_is_room(validated)
+        self.watchdog.step()
+
+    @contextmanager
+    def _memory_explained(self) -> Iterator[None]:
+        """Turns an error of exhausted memory into one that says what the run needs."""
+        try:
+            yield
         except jax.errors.JaxRuntimeError as error:
             if (clear := out_of_memory(error, self._plan)) is not None:
                 raise clear from error
             raise
-        self.bar.update()
-        if self.step % self._config.log_every == 0:
-            self._row_due = self.step
-        validated = self._validated()
-        if validated is not None or self.step % self._config.save_every == 0:
-            self._save_if_there_is_room(validated)
-        self.watchdog.step()
 
     def _next_batch(self) -> tuple[dict[str, np.ndarray], float]:
         asked = time.perf_counter()
@@ -296,9 +308,12 @@ class _Run:
         if self._validate is None or not self._config.validate_every or self.step % self._config.validate_every:
             return None
         self.watchdog.pause()
+        self._settle()
         with self._metrics.clock.during("validation"):
             found = self._validate(self.state)
         self._metrics.write_validation(self.step, found)
+        figures = ", ".join(f"{name} {value:.4g}" for name, value in found.items() if name != "score")
+        _log.info("validation after step %d: %s", self.step, figures)
         return found
 
     def _save_if_there_is_room(self, validated: dict[str, float] | None) -> None:
@@ -311,6 +326,7 @@ class _Run:
     def save(self, validated: Mapping[str, float] | None = None) -> None:
         """Write the row that is due, if any, then checkpoint the present step."""
         self.watchdog.pause()
+        self._settle()
         self._write_due_row()
         score = (validated or {}).get("score", math.nan)
         with self._metrics.clock.during("checkpoint"):
@@ -342,6 +358,11 @@ class _Run:
         if len(self._in_flight) > MAX_IN_FLIGHT:
             self._in_flight.popleft().block_until_ready()
 
+    def _settle(self) -> None:
+        """Wait for the steps handed to the device, so that their time does not count for what comes next."""
+        while self._in_flight:
+            self._in_flight.popleft().block_until_ready()
+
 
 def _check_params(params: dict[str, Any], abstract: dict[str, Any]) -> None:
     found, expected = tree.flatten(params), tree.flatten(abstract)
@@ -353,6 +374,10 @@ def _check_params(params: dict[str, Any], abstract: dict[str, Any]) -> None:
     ]
     if problems:
         raise SettingsError("the parameters to start from are not those of the model:\n  " + "\n  ".join(problems))
+
+
+def _millions(parameters: Any) -> str:
+    return f"{sum(leaf.size for leaf in jax.tree.leaves(parameters)) / 1e6:.4g} M"
 
 
 def _as_json(config: TrainConfig) -> dict[str, Any]:
@@ -367,10 +392,12 @@ def _check_settings(workdir: Path, saved: Mapping[str, Any], now: Mapping[str, A
         if before.get(name) != after.get(name) and name not in FREE_SETTINGS
     ]
     if changed:
+        longer = any(line.startswith("optimizer.total_steps:") for line in changed)
         raise CheckpointError(
             f"{workdir} holds a run with other settings:\n  "
             + "\n  ".join(changed)
             + "\nGive it the saved settings to continue, or start in a new folder."
+            + (" A schedule of another length is another run, which may begin from this one's bundle." * longer)
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import faulthandler
 import logging
+import math
 import os
 import shutil
 import signal
@@ -93,12 +94,13 @@ class Watchdog:
         """Stop the clock until the next `step`: what follows may take long."""
         if self._file is not None:
             faulthandler.cancel_dump_traceback_later()
+            self._tell()
+            self._began = math.inf
 
     def __exit__(self, *_: object) -> None:
         if self._file is None:
             return
         self.pause()
-        self._tell()
         self._file.close()
         if not self._path.stat().st_size:
             self._path.unlink()

@@ -41,6 +41,7 @@ def test_figures_of_a_small_step(tmp_path, capsys):
     assert found["step_seconds"] == max(found["compute_seconds"], found["network_seconds"])
     assert 0 < found["mfu"] <= 1
     assert "roofline" in text
+    assert f"activations, temporary {found['temporary'] / 2**30:>12.3f}" in text
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -47,7 +48,16 @@ def finished(config, tmp_path_factory) -> Path:
     process = start(config, workdir, f"--json={workdir.parent / 'figures.json'}")
     out, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
-    assert "12 steps" in out
+    assert re.fullmatch(r".*/bundle: 12 steps, loss \d\.\d{1,4}, (\d+ min )?\d+ s\n", out), out
+    said = [line.split(" ", 1)[1] for line in err.splitlines()]  # behind the time of day
+    assert said[0] == "3 episodes to train on, 1 held out; steps of 2 lanes x 4 frames; hardware cpu"
+    assert re.fullmatch(r"0\.\d+ M parameters, 0\.\d+ M of them trained", said[1])
+    steps = [line.split(",")[0] for line in said if line.startswith("step ")]
+    assert steps == [f"step {step} of 12" for step in (3, 6, 9, 12)]
+    assert [line.split(",")[0].split(" 0.")[0] for line in said if line.startswith("validation")] == [
+        f"validation after step {step}: action_error" for step in (6, 12)
+    ]
+    assert len(said) == 2 + 4 + 2, err
     return workdir
 
 

@@ -45,6 +45,19 @@ def test_a_hanging_step_has_its_stacks_written_and_the_run_goes_on(tmp_path, cap
     assert "what every thread was doing stands in" in caplog.text
 
 
+def test_a_long_validation_is_no_hanging_step(tmp_path, caplog):
+    """Though a step hung before, whose stacks the file holds."""
+
+    def validate(state):
+        time.sleep(0.8)
+        return {"score": 1.0}
+
+    config = make_config(8, watchdog_seconds=0.4, validate_every=6)
+    with caplog.at_level(logging.WARNING, "mem0_jax"):
+        fit(make_policy(), lambda: Slow(3, 1.0), config, tmp_path, extras=Extras(validate=validate))
+    assert caplog.text.count("what every thread was doing stands in") == 1
+
+
 def test_a_run_without_hangs_leaves_no_file(tmp_path):
     fit(make_policy(), make_loader, make_config(6, watchdog_seconds=60.0), tmp_path)
     assert not (tmp_path / "hang.txt").exists()
@@ -68,6 +81,14 @@ def test_exhausted_memory_shows_the_plan(tmp_path):
         "train.preset=lora",
     ):
         assert word in str(error.value)
+
+
+def test_memory_that_does_not_suffice_for_the_state_shows_the_plan_too(tmp_path):
+    def too_large(key):
+        return {"huge": jax.random.normal(key, (2**46,)).sort().block_until_ready()}
+
+    with pytest.raises(OutOfMemoryError, match=r"(?s)optimizer +0\.000 GiB.*train\.preset=lora"):
+        fit(make_policy(), make_loader, make_config(3), tmp_path, extras=Extras(initial=too_large))
 
 
 def test_a_disk_without_room_is_named(tmp_path):
@@ -97,6 +118,33 @@ def test_a_disk_that_fills_up_during_the_run_costs_a_checkpoint_not_the_run(tmp_
         assert "step 8 is not saved" in caplog.text
         assert int(result.state.step) == 16
         assert (folder / "run" / "checkpoints" / "16").is_dir()
+    finally:
+        os.system(f"umount {folder}")
+
+
+def test_rows_that_a_full_disk_has_no_room_for_are_left_out_whole(tmp_path, caplog):
+    folder = tmp_path / "small"
+    folder.mkdir()
+    if os.system(f"mount -t tmpfs -o size=2m tmpfs {folder} 2>/dev/null"):
+        pytest.skip("only root may mount a small file system")
+    try:
+
+        def fill(row):
+            if row["step"] == 3:
+                with (folder / "filler").open("wb") as filler:
+                    filler.write(bytes(os.statvfs(folder).f_bavail * os.statvfs(folder).f_bsize))
+            elif row["step"] == 20:
+                (folder / "filler").unlink()
+
+        config = make_config(30, log_every=1, keep=1)
+        with caplog.at_level(logging.WARNING, "mem0_jax"):
+            result = fit(make_policy(), make_loader, config, folder / "run", fill)
+        steps = [row["step"] for row in result.rows]
+        assert "the row of step 20 is not written" in caplog.text
+        assert set(range(1, 31)) - set(steps) >= {20}
+        assert steps == sorted(steps)
+        assert steps[-10:] == list(range(21, 31))
+        assert len(steps) == len((folder / "run" / "metrics.jsonl").read_text().splitlines())
     finally:
         os.system(f"umount {folder}")
 
@@ -135,6 +183,19 @@ def test_rows_tell_speed_and_where_the_time_went_and_reach_the_sinks(tmp_path):
     validations = read_rows(tmp_path / "validation.jsonl")
     assert validations == [{"step": s, "validation/action_error": 0.5, "validation/score": 0.5} for s in (5, 10)]
     assert sorted(json.dumps(row) for row in seen) == sorted(json.dumps(row) for row in rows + validations)
+
+
+def test_the_speed_leaves_validations_out(tmp_path):
+    def validate(state):
+        time.sleep(1.0)
+        return {"score": 1.0}
+
+    rows = fit(
+        make_policy(), make_loader, make_config(20, validate_every=5), tmp_path, extras=Extras(validate=validate)
+    ).rows
+    # Five steps of twelve frames and a second of validation would be at most 60 frames a second.
+    assert max(row["frames_per_second"] for row in rows[1:]) > 75
+    assert rows[-1]["seconds/validation"] >= 3.0
 
 
 def test_the_best_checkpoints_stay(tmp_path):
