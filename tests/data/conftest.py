@@ -8,10 +8,6 @@ from mem0_jax.data.lerobot import LeRobotDataset
 from mem0_jax.data.lerobot_writer import LeRobotWriter, mem0_features
 
 
-def pytest_configure(config):
-    config.addinivalue_line("markers", "lerobot: compares with the lerobot library; skipped where it is not installed")
-
-
 @pytest.fixture(scope="session")
 def truth() -> dict[str, np.ndarray]:
     with np.load(ASSETS / "ground_truth.npz") as file:
@@ -32,3 +28,17 @@ def recorded(tmp_path_factory) -> LeRobotDataset:
         for e, length in enumerate(LENGTHS):
             writer.add_episode(episode_frames(e, length, null_frames=NULLS.get(e, ())), f"task {e % 2}")
     return LeRobotDataset(root)
+
+
+@pytest.fixture(scope="session")
+def raw(tmp_path_factory):
+    """Three tasks of short episodes: (folder, what was recorded by task and number)."""
+    from rmbench_files import write_task  # needs h5py
+
+    root = tmp_path_factory.mktemp("raw")
+    recorded = {
+        "put_back_block": write_task(root, "put_back_block", {0: 12, 1: 9, 3: 5}),
+        "swap_blocks": write_task(root, "swap_blocks", {0: 11, 2: 10}, joints=7),
+        "press_button": write_task(root, "press_button", {0: 30}),
+    }
+    return root, recorded

@@ -8,8 +8,12 @@ from pathlib import Path
 import cv2
 import h5py
 import numpy as np
+from episodes import ASSETS
 
+from mem0_jax.cli import main
 from mem0_jax.envs import Episode, Expert, make, rollout
+
+RECORDINGS = ASSETS / "rmbench/recordings"
 
 
 def play(task: str, seed: int, frames: int) -> Episode:
@@ -89,3 +93,17 @@ def write_task(root: Path, task: str, lengths: dict[int, int], joints: int = 6) 
         annotations[f"episode_{number}"] = segments(episode)
     (setting / "language_annotation.json").write_text(json.dumps(annotations))
     return out
+
+
+def write_copy(source: Path, target: Path) -> Path:
+    """A copy of a folder, to be damaged."""
+    for path in source.rglob("*"):
+        if path.is_file():
+            (target / path.relative_to(source)).parent.mkdir(parents=True, exist_ok=True)
+            (target / path.relative_to(source)).write_bytes(path.read_bytes())
+    return target
+
+
+def run_import(*arguments: object) -> int:
+    """`mem0-jax data import rmbench` with these arguments; its exit status."""
+    return main(["data", "import", "rmbench", *map(str, arguments)])
