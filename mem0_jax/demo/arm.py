@@ -23,6 +23,7 @@ from mem0_jax.policies.bundle import Bundle, Inputs, load_bundle, save_bundle
 from mem0_jax.policies.mem0 import Mem0, Mem0Config
 from mem0_jax.train.config import OptimizerConfig, TrainConfig
 from mem0_jax.train.loop import fit
+from mem0_jax.train.prepare import model_inputs
 
 LOG_EVERY = 50
 Tell = Callable[[dict[str, Any]], None]
@@ -60,12 +61,6 @@ def train_arm(demo: Demo, arm: str, tell: Tell) -> Path:
     provenance = {"made_by": "mem0-jax demo", "task": demo.task, "seed": demo.seed, "steps": train.steps}
     bundle = Bundle(config, result.state.params, stats, tokenizer, inputs, provenance)
     return save_bundle(bundle, folder / "bundle")
-
-
-def model_inputs(element: dict[str, np.ndarray], texts: list[str], processor: Processor) -> dict[str, np.ndarray]:
-    """One window of a lane as the policy's batch entries, each with a leading T."""
-    prepared = processor.prepare(element["image"], [texts[i] for i in element["text_id"]])
-    return prepared | {key: element[key] for key in ("state", "action", "episode", "subtask_end")}
 
 
 def policy_config(config: dict[str, Any], tokens: TokenIds, vocabulary: int, branches: tuple[str, ...]) -> Mem0Config:
