@@ -199,14 +199,14 @@ def pieces(entry: Entry, tensors: Mapping[str, Any]) -> Iterator[tuple[str, np.n
         yield target, entry.op.forward(part)
 
 
-def load(plan: Plan, tensors: Mapping[str, Any], dtype: Any = np.float32) -> dict[str, Any]:
-    """Reads every tensor of the plan into a nested dict of arrays of `dtype`.
+def load(plan: Plan, tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Reads every tensor of the plan into a nested dict of float32 arrays.
 
     Raises:
         ConversionError: a tied tensor differs from its twin, or a constant from the setting.
     """
     verify(plan, tensors)
-    tree = {path: np.empty(leaf.shape, dtype) for path, leaf in plan.abstract.items()}
+    tree = {path: np.empty(leaf.shape, np.float32) for path, leaf in plan.abstract.items()}
     for entry in plan.entries:
         for target, value in pieces(entry, tensors):
             tree[target][... if entry.layer is None else entry.layer] = value

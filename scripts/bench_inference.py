@@ -53,11 +53,11 @@ def make_bundle(text_layers: int, vision_layers: int, head_layers: int, dtype: s
     return Bundle(config, unflatten(leaves), None, tokenizer, Inputs((256, 256)))
 
 
-def requests(bundle: Bundle, sessions: int, frames: int, *, decide: bool = True, fresh: bool = False) -> list[Request]:
+def requests(bundle: Bundle, sessions: int, frames: int, *, fresh: bool = False) -> list[Request]:
     """One request a session with random contents."""
     rng, action = np.random.default_rng(0), bundle.config.action
-    state = rng.normal(size=action.state_dim).astype(np.float32) if decide else None
-    noise = rng.normal(size=(action.horizon, action.action_dim)).astype(np.float32) if decide else None
+    state = rng.normal(size=action.state_dim).astype(np.float32)
+    noise = rng.normal(size=(action.horizon, action.action_dim)).astype(np.float32)
     images = rng.integers(0, 256, (sessions, frames, *bundle.inputs.camera_size, 3), np.uint8)
     return [Request(slot, images[slot], TEXT, fresh, state, noise) for slot in range(sessions)]
 

@@ -35,17 +35,6 @@ _SUBSTITUTE_PASS = 2**30  # added to the number of a pass that stands in for ano
 Element = dict[str, np.ndarray]
 
 
-def host_lanes(lanes: int, host: int, hosts: int) -> tuple[int, int]:
-    """Return (first lane, number of lanes) of one of `hosts` machines: contiguous blocks, in the order of the hosts.
-
-    Raises:
-        ValueError: the lanes do not divide among the hosts.
-    """
-    if hosts < 1 or lanes % hosts or not 0 <= host < hosts:
-        raise ValueError(f"{lanes} lanes cannot be dealt to host {host} of {hosts}; lanes must be a multiple of hosts")
-    return host * (lanes // hosts), lanes // hosts
-
-
 class LaneSource:
     """Windows of all lanes: element i is step `i // num_local_lanes` of lane `first_lane + i % num_local_lanes`.
 
@@ -75,7 +64,7 @@ class LaneSource:
         cache_bytes: the most that cache may grow to.
         jitter: random light, drawn anew for each picture from (seed, step, lane).
         normalizer: of state and action; None leaves them raw.
-        first_lane, num_local_lanes: the contiguous block of lanes that this host plays (see `host_lanes`); default all.
+        first_lane, num_local_lanes: the contiguous block of lanes that this host plays; default all.
         transform: the policy's own preparation, in the loader's threads.
         text: the feature with the instruction: "subtask", "global_task", or "task" for the dataset's task texts.
         schedule: "interleaved", see `LaneSchedule`, or "reference", see `ReferenceSchedule`: Mem-0's own batches, one

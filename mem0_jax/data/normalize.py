@@ -52,22 +52,20 @@ class NormStats:
             raise ValueError("bad normalisation statistics: " + "; ".join(problems))
 
     @classmethod
-    def from_dataset(
-        cls, dataset: LeRobotDataset, *, state: str = "observation.state", action: str = "action"
-    ) -> NormStats:
+    def from_dataset(cls, dataset: LeRobotDataset) -> NormStats:
         """Compute all statistics over all frames of a dataset; no video is opened."""
-        return cls.from_datasets([dataset], state=state, action=action)
+        return cls.from_datasets([dataset])
 
     @classmethod
-    def from_datasets(
-        cls, datasets: Sequence[LeRobotDataset], *, state: str = "observation.state", action: str = "action"
-    ) -> NormStats:
+    def from_datasets(cls, datasets: Sequence[LeRobotDataset]) -> NormStats:
         """Compute the statistics of several datasets as if they were one, from all their values.
 
         Raises:
             ValueError: a feature is missing, has another shape than [F, D], or NaN; names the dataset.
         """
-        return cls(*(_measure([_vectors(dataset, key) for dataset in datasets]) for key in (state, action)))
+        return cls(
+            *(_measure([_vectors(dataset, key) for dataset in datasets]) for key in ("observation.state", "action"))
+        )
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], where: str = "norm_stats") -> NormStats:

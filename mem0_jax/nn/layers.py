@@ -9,14 +9,14 @@ import jax.numpy as jnp
 from flax import nnx
 
 Array = jax.Array
-default_init = nnx.initializers.variance_scaling(1.0, "fan_in", "uniform")
+_kernel_init = nnx.initializers.variance_scaling(1.0, "fan_in", "uniform")
 
 
 class Linear(nnx.Module):
     """`x @ kernel + bias`, kernel [I, O]."""
 
-    def __init__(self, inputs: int, outputs: int, rngs: nnx.Rngs, *, bias: bool = True, kernel_init=default_init):
-        self.kernel = nnx.Param(kernel_init(rngs.params(), (inputs, outputs), jnp.float32))
+    def __init__(self, inputs: int, outputs: int, rngs: nnx.Rngs, *, bias: bool = True):
+        self.kernel = nnx.Param(_kernel_init(rngs.params(), (inputs, outputs), jnp.float32))
         self.bias = nnx.Param(jnp.zeros((outputs,))) if bias else None
 
     def __call__(self, x: Array) -> Array:
@@ -27,8 +27,8 @@ class Linear(nnx.Module):
 class Embedding(nnx.Module):
     """Table [rows, O] looked up by integer ids; gives float32 unless `dtype` says otherwise."""
 
-    def __init__(self, rows: int, width: int, rngs: nnx.Rngs, *, std: float = 0.02):
-        self.embedding = nnx.Param(std * jax.random.normal(rngs.params(), (rows, width)))
+    def __init__(self, rows: int, width: int, rngs: nnx.Rngs):
+        self.embedding = nnx.Param(0.02 * jax.random.normal(rngs.params(), (rows, width)))
 
     def __call__(self, ids: Array, dtype=jnp.float32) -> Array:
         return self.embedding[...].astype(dtype)[ids]

@@ -14,7 +14,7 @@ from episodes import ASSETS, CAMERA, LENGTHS, NULLS, episode_frames, read_code
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mem0_jax.data.lanes import LaneSource, host_lanes
+from mem0_jax.data.lanes import LaneSource
 from mem0_jax.data.lerobot import LeRobotDataset
 from mem0_jax.data.lerobot_writer import LeRobotWriter, mem0_features
 from mem0_jax.data.normalize import Normalizer, NormStats
@@ -294,13 +294,6 @@ def test_hosts_with_lane_blocks_make_up_the_global_batch(recorded, split):
     parts = [batches(make(first_lane=f, num_local_lanes=n), 6) for f, n in zip(firsts, split)]
     for step, batch in enumerate(whole):
         equal({key: np.concatenate([part[step][key] for part in parts]) for key in batch}, batch)
-
-
-def test_lanes_are_dealt_to_hosts_in_blocks():
-    assert [host_lanes(12, host, 3) for host in range(3)] == [(0, 4), (4, 4), (8, 4)]
-    for host, hosts in ((0, 5), (3, 3), (0, 0), (-1, 3)):
-        with pytest.raises(ValueError, match=f"12 lanes cannot be dealt to host {host} of {hosts}"):
-            host_lanes(12, host, hosts)
 
 
 def test_a_state_moves_to_another_number_of_hosts(recorded):

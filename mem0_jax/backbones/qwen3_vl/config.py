@@ -93,8 +93,12 @@ class Qwen3VLConfig:
             raise ValueError("more deepstack taps than text layers")
 
     @classmethod
-    def from_hf(cls, config: dict[str, Any], im_start: int = 151644, im_end: int = 151645, pad: int = 151643):
-        """Reads a Hugging Face `config.json` of a dense Qwen3-VL."""
+    def from_hf(cls, config: dict[str, Any]) -> "Qwen3VLConfig":
+        """Reads a Hugging Face `config.json` of a dense Qwen3-VL; the ids of text tokens are those of Qwen's tokenizer.
+
+        Raises:
+            ValueError, KeyError: it is of another model, or lacks an entry.
+        """
         if config.get("model_type") != "qwen3_vl":
             raise ValueError(f"expected model_type 'qwen3_vl', got {config.get('model_type')!r}")
         text, vision = config["text_config"], config["vision_config"]
@@ -113,8 +117,5 @@ class Qwen3VLConfig:
                 vision_end=config["vision_end_token_id"],
                 image=config["image_token_id"],
                 video=config["video_token_id"],
-                im_start=im_start,
-                im_end=im_end,
-                pad=pad,
             ),
         )
