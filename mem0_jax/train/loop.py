@@ -354,6 +354,7 @@ class _Run:
         if self.step == self._first + 1:  # the first step compiles
             loss.block_until_ready()
             self.compile_seconds = self._metrics.warmed_up(self.step)
+            _log.info("the first step, which compiles, took %.0f s", self.compile_seconds)
         self._in_flight.append(loss)
         if len(self._in_flight) > MAX_IN_FLIGHT:
             self._in_flight.popleft().block_until_ready()

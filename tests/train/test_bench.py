@@ -1,6 +1,7 @@
 """The benchmark of a training step: its table and figures here, and with torch that both sides compute the same."""
 
 import json
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -57,3 +58,14 @@ def test_wrong_flags_are_refused():
     run = subprocess.run([sys.executable, str(SCRIPT), "--layers=3"], capture_output=True, text=True, timeout=60)
     assert run.returncode == 2
     assert "--layers even and at least 4" in run.stderr
+
+
+@pytest.mark.slow
+def test_the_memory_over_a_run_is_far_faster_than_frame_by_frame_and_equal():
+    script = SCRIPT.with_name("bench_memory.py")
+    command = [sys.executable, str(script), "--width=256", "--rounds=3"]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr[-2000:]
+    ratio, apart = re.search(r"ratio +([\d.]+) .* differ by ([\d.e+-]+) \(relative\)", run.stdout).groups()  # pyright: ignore[reportOptionalMemberAccess]
+    assert float(apart) < 1e-5
+    assert float(ratio) > 3  # a narrow memory on a busy machine; at full width it is more than ten
