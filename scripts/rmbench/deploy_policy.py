@@ -36,6 +36,18 @@ class Model:
         else:
             self.policy, self.camera, self._options = _served(settings)
 
+    @property
+    def acting(self) -> dict[str, Any]:
+        """All that decides how the policy acts, with what the settings leave to it."""
+        if self.settings.server:
+            about = self.policy.metadata
+            own = {name: value for name, value in self._options.items() if name != "planner"}
+            options, flow_steps = {**about["options"], **own}, about["flow_steps"]
+            options["classify"] |= self.settings.staged  # staged sessions judge every frame
+        else:
+            options, flow_steps = asdict(self.policy.pilot.options), self.policy.pilot.bundle.config.flow.solver_steps
+        return {**options, "flow_steps": flow_steps}
+
     def reset(self) -> None:
         """Begins the next episode, with an empty memory."""
         self.episode, self.fresh, self._said = self.episode + 1, True, ""
@@ -68,6 +80,7 @@ def get_model(usr_args: Mapping[str, Any]) -> Model:
     """The policy that `deploy_policy.yml` and the overrides describe. Raises SettingsError."""
     model = Model(read(usr_args))
     print(f"[mem0_jax] {json.dumps(asdict(model.settings))}", flush=True)
+    print(f"[mem0_jax] acts by {json.dumps(model.acting, sort_keys=True)}", flush=True)
     if model.settings.vllm_url and not model.settings.staged:
         print(f"[mem0_jax] {model.settings.task_name} is M(1): no planner is asked, vllm_url stays unused", flush=True)
     return model

@@ -103,7 +103,11 @@ def test_both_roads_act_alike(policies, bundle, planner, server, overrides, caps
     assert not np.allclose(actions[0][:7], actions[0][7:], atol=1e-3)  # episodes differ
     assert of_harness(traces[0]) == traces[1]
     assert asked[0] == asked[1]
-    stages = [line for line in capsys.readouterr().out.splitlines() if line.startswith("[mem0_jax] stage")]
+    lines = capsys.readouterr().out.splitlines()
+    here_acts, there_acts = (json.loads(line.partition("acts by ")[2]) for line in lines if "acts by" in line)
+    assert here_acts == there_acts
+    assert (here_acts["flow_steps"], here_acts["classify"], here_acts["threshold"]) == (2, overrides is MN, 1e-6)
+    stages = [line for line in lines if line.startswith("[mem0_jax] stage")]
     assert stages[: len(stages) // 2] == stages[len(stages) // 2 :]
     assert stages[:2] == (["[mem0_jax] stage 0: A.", "[mem0_jax] stage 1: B."] if overrides is MN else [])
 
