@@ -142,8 +142,8 @@ class RemotePlayer:
 
         self.address, self._planner, self._token = address, planner, token
         about = server_metadata(address, token)
-        if "options" not in about:
-            raise UserError(f"{address} speaks openpi's protocol but is no 'mem0-jax serve': it has no sessions")
+        if not {"options", "flow_steps", "provenance"} <= about.keys():
+            raise UserError(f"{address} speaks openpi's protocol but is no 'mem0-jax serve' of this version")
         self.policy = {"server": address, "metadata": about, "provenance": about["provenance"]}
         self.name = address.partition("://")[2].replace(":", "_").replace("/", "_")
 
