@@ -37,6 +37,10 @@ from mem0_jax.convert.exporter import hugging_face_config
 from mem0_jax.nn import module
 
 SIZES = {
+    "tiny": Qwen3VLConfig(
+        TextConfig(32, 2, 2, 1, 16, 32, mrope_section=(4, 2, 2)),
+        VisionConfig(2, 32, 32, 2, 16, (0,), out_hidden_size=32),
+    ),
     "2b": Qwen3VLConfig(),
     "8b": Qwen3VLConfig(
         TextConfig(4096, 36, 32, 8, 128, 12288, tie_word_embeddings=False),

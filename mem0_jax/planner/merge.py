@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from mem0_jax.backbones.qwen3_vl.config import Qwen3VLConfig
+from mem0_jax.backbones.qwen3_vl.processor import SPECIAL_TOKENS
 from mem0_jax.config import from_dict, to_dict
 from mem0_jax.convert.exporter import to_safetensors
 from mem0_jax.convert.importer import PROCESSOR_FILES
@@ -17,6 +17,7 @@ from mem0_jax.convert.sources import open_source
 from mem0_jax.errors import UserError
 from mem0_jax.planner.job import PlannerJob
 from mem0_jax.planner.local import IMAGES
+from mem0_jax.planner.render import CHAT_TEMPLATE
 from mem0_jax.planner.training import JOB, TOKENIZER, make_policy
 from mem0_jax.policies.base import Params
 from mem0_jax.policies.bundle import new_folder, save_params, write_description
@@ -25,7 +26,13 @@ from mem0_jax.train.lora import LoraPolicy
 from mem0_jax.train.optim import make_optimizer
 from mem0_jax.train.state import TrainState, create_params, create_state
 
-PREPROCESSOR = "preprocessor_config.json"
+# Of tokenizers that come as tokenizer.json alone: without a class, transformers would read them as Qwen's byte pairs.
+TOKENIZER_CONFIG = {
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    "eos_token": SPECIAL_TOKENS["im_end"],
+    "pad_token": SPECIAL_TOKENS["pad"],
+    "clean_up_tokenization_spaces": False,
+}
 
 
 def merge(run: Path, out: Path, hugging_face: Path | None = None) -> dict[str, Any]:
@@ -93,20 +100,31 @@ def _save(run: Path, out: Path, job: PlannerJob, params: Params, step: int) -> N
     with new_folder(out) as folder:
         write_description(folder, config, **entries)
         shutil.copyfile(run / TOKENIZER, folder / TOKENIZER)
-        begun = Path(job.init_from) / "processor"
         (folder / "processor").mkdir()
-        for name in PROCESSOR_FILES:
-            if job.init_from and (begun / name).is_file():
-                shutil.copyfile(begun / name, folder / "processor" / name)
-        path = folder / "processor" / PREPROCESSOR
-        described = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-        path.write_text(json.dumps(described | _preprocessor(config, job), indent=1))
+        _write_processor(folder / "processor", job)
         save_params(folder, params)
 
 
-def _preprocessor(config: Qwen3VLConfig, job: PlannerJob) -> dict[str, Any]:
+def _write_processor(folder: Path, job: PlannerJob) -> None:
+    """The processor files of the model that training began from, and what they lack; images of the trained sizes."""
+    for name in PROCESSOR_FILES:
+        begun = Path(job.init_from) / "processor" / name
+        if job.init_from and begun.is_file():
+            shutil.copyfile(begun, folder / name)
+    images = folder / "preprocessor_config.json"
+    described = json.loads(images.read_text("utf-8")) if images.is_file() else {}
+    images.write_text(json.dumps(described | _preprocessor(job), indent=1))
+    if (folder / "tokenizer_config.json").is_file():
+        return
+    (folder / "tokenizer_config.json").write_text(json.dumps(TOKENIZER_CONFIG, indent=1))
+    (folder / "video_preprocessor_config.json").write_text(json.dumps(_video_preprocessor(job), indent=1))
+    if not (folder / "chat_template.json").is_file():
+        (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+
+
+def _preprocessor(job: PlannerJob) -> dict[str, Any]:
     """What the Hugging Face image processor must know to show the planner what it was trained on."""
-    bounds, vision = job.data.images, config.vision
+    bounds, vision = job.data.images, job.model.backbone.vision
     return {
         "image_processor_type": "Qwen2VLImageProcessorFast",
         "processor_class": "Qwen3VLProcessor",
@@ -117,3 +135,10 @@ def _preprocessor(config: Qwen3VLConfig, job: PlannerJob) -> dict[str, Any]:
         "image_std": [0.5, 0.5, 0.5],
         "size": {"shortest_edge": bounds.min_pixels, "longest_edge": bounds.max_pixels},
     }
+
+
+def _video_preprocessor(job: PlannerJob) -> dict[str, Any]:
+    """The processor is not loaded without one, though planners are shown no videos."""
+    described = _preprocessor(job) | {"video_processor_type": "Qwen3VLVideoProcessor"}
+    del described["image_processor_type"]
+    return described

@@ -10,6 +10,23 @@ from PIL import Image
 
 from mem0_jax.planner.prompt import Prompt
 
+# `chat_text` as a template of Hugging Face's, for folders that bring none of their own.
+CHAT_TEMPLATE = """\
+{%- for message in messages %}
+    {{- '<|im_start|>' + message.role + '\\n' }}
+    {%- if message.content is string %}
+        {{- message.content }}
+    {%- else %}
+        {%- for part in message.content %}
+            {{- part.text if part.type == 'text' else '<|vision_start|><|image_pad|><|vision_end|>' }}
+        {%- endfor %}
+    {%- endif %}
+    {{- '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+{%- endif %}
+"""
 IMAGE_TOKENS = "<|vision_start|><|image_pad|><|vision_end|>"  # one image; its processor repeats the middle one
 
 

@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 from random_models import BOUNDS, CONFIGS, prompts
 
 from mem0_jax.backbones.qwen3_vl import decode
-from mem0_jax.backbones.qwen3_vl.generate import ContextError, GenerationError, Prompt, Settings, rounded
+from mem0_jax.backbones.qwen3_vl.decode import take_apart
+from mem0_jax.backbones.qwen3_vl.generate import ContextError, GenerationError, Generator, Prompt, Settings, rounded
 from mem0_jax.backbones.qwen3_vl.images import PixelBounds, fitted_size, image_patches
 from mem0_jax.errors import UserError
 from mem0_jax.nn.int8 import quantized
+from mem0_jax.tree import flatten, unflatten
 
 SEED, NEW = 1, 40
 GOLDEN = dict(np.load(Path(__file__).parent / "assets" / "generation.npz"))
@@ -158,8 +160,23 @@ def test_eight_bit_weights_are_near_the_others():
     assert product.dtype == x.dtype
     np.testing.assert_allclose(product, x @ (small.values * small.scale), rtol=1e-4, atol=1e-4)
     assert quantized(jnp.zeros((3, 2))).scale.tolist() == [1, 1]
-    answers = random_models.generator("tied", SEED, int8=True).generate(ASKED[:1], Settings(max_tokens=8))
-    assert len(answers[0].tokens) == 8
+
+
+def test_eight_bit_models_answer_as_their_rounded_weights_do():
+    """Rounded in `take_apart`, or rounded and widened again beforehand: the same tokens, and not those of before."""
+    params = random_models.params(CONFIGS["tied"], SEED)
+    layers, rounded_too = flatten(params["language_model"]["layers"]), {}
+    for path, leaf in layers.items():
+        if path.endswith("/kernel"):
+            small = [quantized(layer) for layer in leaf]
+            leaf = np.stack([one.values * one.scale for one in small])
+        rounded_too[path] = leaf
+    params["language_model"]["layers"] = unflatten(rounded_too)
+    widened = Generator(CONFIGS["tied"], take_apart(params), random_models.tokenizer(), bounds=BOUNDS["tied"])
+    small = random_models.generator("tied", SEED, int8=True)
+    answers = [each.generate(ASKED, Settings(max_tokens=20)) for each in (small, widened)]
+    assert answers[0] == answers[1]
+    assert [answer.tokens for answer in answers[0]] != [tokens[:20] for tokens in expected("tied")]
 
 
 def test_bfloat16_answers(generators):

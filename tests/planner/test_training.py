@@ -35,6 +35,7 @@ from mem0_jax.planner.local import LocalPlanner, load_generator
 from mem0_jax.planner.merge import merge
 from mem0_jax.planner.prompt import parse_answer
 from mem0_jax.planner.questions import read_questions
+from mem0_jax.planner.render import chat_text
 from mem0_jax.planner.rows import RowSource
 from mem0_jax.planner.training import make_policy, prepare, train_planner
 from mem0_jax.policies.bundle import load_backbone
@@ -166,7 +167,7 @@ def test_a_bundle_plans_as_it_was_taught(bundle):
 def test_low_rank_factors_alone_are_trained_and_resume_exactly(questions, bundle, tmp_path):
     """In mixed precision: what is frozen is kept in bfloat16, and so is the bundle that comes of it."""
     begun = shutil.copytree(bundle, tmp_path / "begun")
-    (begun / "processor" / "chat_template.json").write_text('{"chat_template": "as it came"}')
+    (begun / "processor" / "chat_template.jinja").write_text("as it came")
     (begun / "processor" / "preprocessor_config.json").write_text('{"resample": 3, "size": {"shortest_edge": 65536}}')
     bundle = begun
     job = partial(lessons.job, questions, init_from=str(bundle), preset="lora", precision="mixed", learning_rate=0.02)
@@ -195,7 +196,7 @@ def test_low_rank_factors_alone_are_trained_and_resume_exactly(questions, bundle
     assert all(np.any(np.asarray(after[path]) != 0) for path in factors)
 
     merge(tmp_path / "resumed", tmp_path / "bundle", tmp_path / "hugging_face")
-    assert "as it came" in (tmp_path / "hugging_face" / "chat_template.json").read_text()
+    assert (tmp_path / "hugging_face" / "chat_template.jinja").read_text() == "as it came"
     pictures = json.loads((tmp_path / "hugging_face" / "preprocessor_config.json").read_text())
     assert (pictures["resample"], pictures["size"]) == (3, {"shortest_edge": 1024, "longest_edge": 2048})
     policy = make_policy(prepare(job()).job)
@@ -313,9 +314,20 @@ def test_transformers_gives_the_same_answers(bundle, questions):
     folder = bundle.with_name("hugging_face")
     model, notes = transformers.Qwen3VLForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
     assert not any(notes[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     prepared = prepare(lessons.job(questions))
     config = prepared.job.model.backbone
     source = RowSource(prepared.rows, config, prepared.job.data.images, lanes=1)
+    for row, question in zip(prepared.rows, read_questions(questions)):
+        parts = [
+            {"type": "text", "text": p} if isinstance(p, str) else {"type": "image"} for p in question.prompt.parts
+        ]
+        messages = [{"role": "system", "content": question.prompt.system}, {"role": "user", "content": parts}]
+        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        assert text == chat_text(question.prompt)
+        image, said = config.tokens.image, tokenizer(text).input_ids
+        assert [t for t in said if t != image] == [t for t in row.question.tolist() if t != image]
+    assert tokenizer.eos_token_id == config.tokens.im_end
     newer = "mm_token_type_ids" in inspect.signature(model.forward).parameters  # transformers 5 asks for it
     for row in prepared.rows:
         patches = np.concatenate([source._patches(*image) for image in zip(row.images, row.grids)])
