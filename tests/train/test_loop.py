@@ -198,7 +198,7 @@ def test_another_run_s_folder_is_refused(tmp_path):
     assert "seed: 0 saved, 9 now" in str(error.value)
     assert "schedule" not in str(error.value)
     longer = replace(make_config(5), optimizer=replace(make_config(5).optimizer, total_steps=300))
-    with pytest.raises(CheckpointError, match="(?s)total_steps: 200 saved, 300 now.*may begin from this one's bundle"):
+    with pytest.raises(CheckpointError, match=r"(?s)total_steps: 200 saved, 300 now.*may begin from this one's bundle"):
         fit(make_policy(), make_loader, longer, tmp_path)
     with pytest.raises(CheckpointError, match="carry/feature: float32"):
         fit(make_policy(), make_loader, make_config(5, lanes=2), tmp_path)
