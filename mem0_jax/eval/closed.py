@@ -90,12 +90,7 @@ class LocalPlayer:
     ):
         from mem0_jax.policies.bundle import load_bundle
 
-        bundle = load_bundle(folder)
-        if solver_steps is not None:
-            if solver_steps < 1:
-                raise UserError(f"flow steps must be at least 1, got {solver_steps}")
-            flow = dataclasses.replace(bundle.config.flow, solver_steps=solver_steps)
-            bundle = dataclasses.replace(bundle, config=dataclasses.replace(bundle.config, flow=flow))
+        bundle = load_bundle(folder).with_flow_steps(solver_steps)
         self.bundle, self.name, self._planner, self._rows = bundle, folder.absolute().name, planner, rows
         self.policy = {
             "bundle": str(folder),
