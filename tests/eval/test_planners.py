@@ -4,10 +4,13 @@ import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import numpy as np
 import pytest
 
 from mem0_jax.cli import main
 from mem0_jax.envs.press_button import PressButton
+from mem0_jax.policies.bundle import abstract_params, new_folder, save_params, write_description
+from mem0_jax.tree import flatten, unflatten
 
 
 @pytest.fixture(autouse=True)
@@ -76,6 +79,22 @@ def test_a_planner_that_refuses_the_key_makes_no_result(bundle_folder, tmp_path,
     assert code == 1
     assert "refuses the key" in variant["episodes"][0]["error"]
     assert "is no result" in capsys.readouterr().out
+
+
+def test_a_planner_s_bundle_answers_in_this_process(bundle, bundle_folder, tmp_path):
+    """An untrained one says nothing that could be used, four times."""
+    config, rng = bundle.config.backbone, np.random.default_rng(0)
+    with new_folder(tmp_path / "planner") as unfinished:
+        write_description(unfinished, config)
+        bundle.tokenizer.save(str(unfinished / "tokenizer.json"))
+        random = {
+            path: rng.normal(size=leaf.shape).astype("f") for path, leaf in flatten(abstract_params(config)).items()
+        }
+        save_params(unfinished, unflatten(random))
+    code, variant = run(bundle_folder, tmp_path / "out", "--planner", str(tmp_path / "planner"))
+    assert code == 1
+    assert variant["episodes"][0]["error"].startswith("planner: ")
+    assert "(4 answers were tried)" in variant["episodes"][0]["error"]
 
 
 def test_without_a_planner_the_policy_is_told_the_whole_task(bundle_folder, tmp_path):
