@@ -22,8 +22,10 @@ def main(folder: Path, mesh: str) -> None:
     generator = load_generator(folder, mesh=parse_mesh(mesh))
     kernel = generator.weights["language_model"]["layers"][0]["mlp"]["up_proj"]["kernel"]
     answers = generator.generate(random_models.prompts(1), Settings(max_tokens=40))
+    small = load_generator(folder, mesh=parse_mesh(mesh), int8=True)
+    rounded = small.generate(random_models.prompts(1)[2:3], Settings(max_tokens=8))[0].tokens
     shard = list(kernel.sharding.shard_shape(kernel.shape))
-    print(json.dumps({"shard": shard, "answers": [answer.tokens for answer in answers]}))
+    print(json.dumps({"shard": shard, "answers": [answer.tokens for answer in answers], "int8": rounded}))
 
 
 if __name__ == "__main__":
