@@ -47,16 +47,19 @@ def main(argv: Sequence[str]) -> int:
     from mem0_jax.planner.job import PlannerJob
     from mem0_jax.planner.training import train_planner
     from mem0_jax.train.loop import TrainingInterrupted
+    from mem0_jax.train.terminal import duration, told
 
+    job = from_dict(PlannerJob, config)
     try:
-        result = train_planner(from_dict(PlannerJob, config), flags.workdir)
+        with told(job.train.steps) as progress:
+            result = train_planner(job, flags.workdir, progress)
     except TrainingInterrupted as stopped:
         print(f"mem0-jax plan train: {stopped}", file=sys.stderr)
         return 130
     last = result.rows[-1] if result.rows else {}
     figures = {"steps": int(result.state.step), "seconds": result.seconds, "last_row": last}
     ending = f", loss {last['loss']:.4g}, right answers {last['answer_accuracy']:.0%}" if last else ""
-    print(f"{flags.workdir}: {figures['steps']} steps{ending}, {result.seconds:.0f} s")
+    print(f"{flags.workdir}: {figures['steps']} steps{ending}, {duration(result.seconds)}")
     if flags.json:
         write_json(flags.json, figures)
     return 0

@@ -1,5 +1,6 @@
 """A planner in this process: a Qwen3-VL bundle that answers `planner.prompt`'s questions."""
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def load_generator(
 
 
 class LocalPlanner:
-    """Plans with a generator of this process.
+    """Plans with a generator of this process. Threads may ask at once; they are answered one after another.
 
     The likeliest answer is tried first; where it cannot be used, others are drawn, `retries` at most.
 
@@ -92,6 +93,7 @@ class LocalPlanner:
         if retries < 0 or temperature <= 0:
             raise PlannerError(f"retries must be at least 0 and temperature above 0, got {retries} and {temperature}")
         self._generator, self._summary, self._max_tokens = generator, summary, max_tokens
+        self._turn = threading.Lock()  # the device need not hold the caches of several answers
         self._attempts = [Settings(max_tokens)] + [
             Settings(max_tokens, temperature, seed=seed + i) for i in range(retries)
         ]
@@ -106,7 +108,8 @@ class LocalPlanner:
         except GenerationError as error:
             raise PlannerError(f"the planner cannot be asked: {error}") from error
         for number, settings in enumerate(self._attempts, 1):
-            answer = self._generator.generate([encoded], settings)[0]
+            with self._turn:
+                answer = self._generator.generate([encoded], settings)[0]
             try:
                 return parse_answer(answer.text, self._summary, answer.finished)
             except PlannerError as error:

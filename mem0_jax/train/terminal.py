@@ -23,8 +23,8 @@ class _AboveTheBar(logging.Handler):
 def told(steps: int) -> Iterator[Callable[[dict[str, Any]], None]]:
     """While open, what this package logs goes to stderr: everything of process 0, warnings of the others.
 
-    Gives the function to call with each row of the metrics log of a run of `steps`: where stderr is no terminal, and so
-    no bar is shown, it writes a line.
+    Gives the function to call with each row of the metrics log of a run of `steps` (0: not known): where stderr is no
+    terminal, and so no bar is shown, it writes a line.
     """
     logger, handler = logging.getLogger("mem0_jax"), _AboveTheBar()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
@@ -47,7 +47,7 @@ def told(steps: int) -> Iterator[Callable[[dict[str, Any]], None]]:
 
 def row_line(row: dict[str, Any], steps: int) -> str:
     """A row of the metrics log for a person: `"step 300 of 17000, loss 0.4081, 564 frames/s, 12 min 3 s left"`."""
-    parts = [f"step {row['step']} of {steps}", f"loss {number(row.get('loss'))}"]
+    parts = [f"step {row['step']}" + (f" of {steps}" if steps else ""), f"loss {number(row.get('loss'))}"]
     if row.get("skipped"):
         parts.append(f"{row['skipped']} updates skipped")
     if row.get("frames_per_second"):

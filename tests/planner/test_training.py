@@ -300,6 +300,7 @@ def test_commands(questions, tmp_path, capsys):
     words = ["plan", "train", f"--config={config}", f"--workdir={run}"]
     assert main([*words, "--config.train.steps=1", "--json", str(tmp_path / "a.json")]) == 0
     assert json.loads((tmp_path / "a.json").read_text())["steps"] == 1
+    assert "step 1 of 1, loss " in capsys.readouterr().err
     assert main(["plan", "merge", str(run), str(out), "--json", str(tmp_path / "b.json")]) == 0
     assert json.loads((tmp_path / "b.json").read_text())["step"] == 1
     assert load_generator(out).bounds == PixelBounds(1024, 2048)
