@@ -22,8 +22,8 @@ from PIL import Image
 from mem0_jax.data.files import DatasetError
 from mem0_jax.data.pictures import open_frames
 from mem0_jax.errors import UserError
-from mem0_jax.planner.base import Plan
-from mem0_jax.planner.prompt import answer, parse_answer, summarize
+from mem0_jax.planner.base import Plan, PlannerError
+from mem0_jax.planner.prompt import MAX_SUBTASK, answer, parse_answer, summarize
 from mem0_jax.planner.questions import ROWS, Question
 from mem0_jax.planner.render import sharegpt_row
 
@@ -171,11 +171,15 @@ def _check(dataset: Any, questions: Sequence[Question]) -> None:
         )
     for question in questions:
         summary = question.summary is not None
-        if parse_answer(answer(question.plan, summary), summary) != question.plan:
+        try:
+            read = parse_answer(answer(question.plan, summary), summary)
+        except PlannerError:
+            read = None
+        if read != question.plan:
             raise DatasetError(
                 f"{dataset.root}, episode {question.episode}, frame {question.frame}: the subtask "
-                f"{question.plan.subtask!r} cannot be read back from an answer; a subtask is one line without spaces "
-                "around it, and has no full stop but at its end"
+                f"{question.plan.subtask!r} cannot be read back from an answer; a subtask is one line of at most "
+                f"{MAX_SUBTASK} letters without spaces around it, has no full stop but at its end, and no <image> or <|"
             )
 
 
