@@ -1,6 +1,7 @@
 """The remote planner against a server that speaks the OpenAI chat API, well and badly."""
 
 import json
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -49,6 +50,10 @@ class Server(ThreadingHTTPServer):
         self.models: Any = {"object": "list", "data": [{"id": "planner", "object": "model"}, {"id": "other"}]}
         self.asked: list[dict[str, Any]] = []
         self.headers: list[Any] = []
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError):  # clients that time out hang up
+            super().handle_error(request, client_address)
 
     @property
     def url(self) -> str:
