@@ -6,6 +6,7 @@ so that ``mem0-jax --help`` answers at once. Commands with a fixed set of flags 
 
 import argparse
 import difflib
+import glob
 import importlib
 import os
 import sys
@@ -19,6 +20,9 @@ from mem0_jax import __version__
 from mem0_jax.errors import UserError
 
 OK, FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
+TPU_DEVICES = ("/dev/accel*", "/dev/vfio/*")
+# Where libtpu is installed, for `aot`, and has no chips, it would complain at every start that nobody tells it these.
+NO_TPU = {"TPU_ACCELERATOR_TYPE": "v5litepod-1", "TPU_WORKER_HOSTNAMES": "localhost"}
 
 
 @dataclass(frozen=True)
@@ -187,6 +191,8 @@ class _Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaults
 
 
 def _run(title: str, command: Command, argv: list[str]) -> int:
+    if not any(map(glob.glob, TPU_DEVICES)):
+        os.environ.update(NO_TPU | os.environ)
     try:
         code = importlib.import_module(command.module).main(argv) or OK
         sys.stdout.flush()

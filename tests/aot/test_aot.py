@@ -1,12 +1,16 @@
 """The training step of a small Mem-0, compiled for real TPU slices without one."""
 
+import glob
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
 pytest.importorskip("libtpu", reason="compiling for TPUs needs libtpu (extra 'aot')")
 
-from mem0_jax.cli import main
+from mem0_jax.cli import NO_TPU, TPU_DEVICES, main
 
 SMALL = [
     "--config=small",
@@ -59,3 +63,12 @@ def test_figures_of_a_small_step(tmp_path, capsys):
 def test_bad_input_is_named(flags, message, capsys):
     assert main(["aot", *SMALL, *flags]) == 1
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.skipif(any(map(glob.glob, TPU_DEVICES)), reason="this machine has TPUs")
+def test_libtpu_is_silent_where_there_are_no_chips():
+    environment = {name: value for name, value in os.environ.items() if name not in NO_TPU}
+    words = [sys.executable, "-m", "mem0_jax.cli", "aot", *SMALL, "--topology=v6e:2x2", "--mesh=fsdp=3"]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("mem0-jax aot: mesh: ")
