@@ -100,8 +100,8 @@ class Checkpoints:
     def save(self, state: TrainState, extra: Mapping[str, Any], score: float | None = None) -> None:
         """Save under `state.step`, unless that step is there already; returns once `state` may be donated.
 
-        `extra` must be JSON values (TypeError otherwise). `score`, finite, is what validation found, the lower the
-        better. A failure of the write before is raised here.
+        `extra` must be JSON values (TypeError otherwise), which may change afterwards. `score`, finite, is what
+        validation found, the lower the better. A failure of the write before is raised here.
 
         Raises:
             DiskFullError: the disk has too little space for it. What is there stays.
@@ -116,7 +116,8 @@ class Checkpoints:
         if score is not None:
             self._kept.scores[step] = score
         meta = {"format_version": FORMAT_VERSION, "leaves": leaves, "score": score, "extra": extra}
-        sealed = {"crc32": _crc32(meta), "content": meta}
+        # A copy: training goes on, and changes the log's lists, while this is written.
+        sealed = {"crc32": _crc32(meta), "content": json.loads(json.dumps(meta))}
         args = ocp.args.Composite(state=ocp.args.StandardSave(tree.unflatten(flat)), meta=ocp.args.JsonSave(sealed))
         self._manager.save(step, args=args, force=True)
 

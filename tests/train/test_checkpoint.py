@@ -93,6 +93,20 @@ def test_saved_values_survive_donation_of_the_state(tmp_path):
     assert_equal(restored.state, expected)
 
 
+def test_what_is_saved_beside_the_state_may_change_afterwards(tmp_path):
+    """As the log's lists do, while the checkpoint is written."""
+    with Checkpoints(tmp_path / "c", 1) as checkpoints:
+        for step in range(1, 6):
+            values = list(range(step))
+            checkpoints.save(make_state(step), {"log": {"values": values}})
+            values.append(-1)
+            checkpoints.wait()
+            restored = checkpoints.restore(make_state(0))
+            assert restored is not None
+            assert restored.extra == {"log": {"values": list(range(step))}}
+            assert int(restored.state.step) == step
+
+
 def damage(path, how):
     data = bytearray(path.read_bytes())
     if how == "delete":
