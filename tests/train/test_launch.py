@@ -99,6 +99,7 @@ def test_runs_killed_at_random_moments_end_as_the_uninterrupted_one(config, fini
             break
     out, err = start(config, workdir).communicate(timeout=600)
     assert "12 steps" in out, err
+    assert not list(workdir.glob("damaged_checkpoint_*"))
     for name in ("metrics.jsonl", "validation.jsonl"):
         assert numbers(read_rows(workdir / name)) == numbers(read_rows(finished / name))
     mine, theirs = (tree.flatten(load_bundle(run / "bundle").params) for run in (workdir, finished))
