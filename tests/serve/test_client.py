@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TASK, TEXTS, address, answer_of, assert_close, frame, serving
+from live import TASK, TEXTS, address, answer_of, assert_close, frame, serving
 from websockets.sync.client import connect
 
 import mem0_jax.serve.client as client_file

@@ -7,7 +7,7 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from conftest import TASK, TEXTS, address, assert_close, frame, serving
+from live import TASK, TEXTS, address, assert_close, frame, serving
 
 from mem0_jax.inference.session import Session
 from mem0_jax.planner.base import Plan

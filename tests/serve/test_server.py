@@ -20,9 +20,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TASK, address, answer_of, assert_close, frame, serving
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from live import TASK, address, answer_of, assert_close, frame, serving
 from PIL import Image
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect

@@ -16,7 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from conftest import TASK, TEXTS, address, assert_close, frame, serving
+from live import TASK, TEXTS, address, assert_close, frame, serving
 from websockets.sync.client import connect
 
 from mem0_jax.inference.engine import Engine
