@@ -35,7 +35,8 @@ def test_snapshot(full_size, mesh):
     """A changed placement must be wanted: then replace the snapshot's text by what this test prints."""
     placed = full_size(mesh)
     lines = [
-        f"{path} {list(leaf.shape)} {leaf.spec} {' '.join(leaf.undivided)}".strip() for path, leaf in placed.items()
+        f"{path} {list(leaf.shape)} P{tuple(leaf.spec)} {' '.join(leaf.undivided)}".strip()
+        for path, leaf in placed.items()
     ]
     lines.append(f"{sum(leaf.bytes_per_device for leaf in placed.values())} bytes a device")
     name = mesh.replace("=", "").replace(",", "_")
