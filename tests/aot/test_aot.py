@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("libtpu", reason="compiling for TPUs needs libtpu (extra 'aot')")
 
-from mem0_jax.cli import NO_TPU, TPU_DEVICES, main
+from mem0_jax.cli import NO_TPU, TPU_DEVICES
 
 SMALL = [
     "--config=small",
@@ -20,23 +20,32 @@ SMALL = [
 ]
 
 
+def aot(*flags):
+    """A process of its own: once libtpu is loaded, JAX's profiler takes the process down, and with it other tests."""
+    environment = {name: value for name, value in os.environ.items() if name not in NO_TPU}
+    words = [sys.executable, "-m", "mem0_jax.cli", "aot", *SMALL, *map(str, flags)]
+    return subprocess.run(words, env=environment, capture_output=True, text=True)
+
+
 @pytest.mark.slow
 def test_a_generation_with_sparse_cores_sends_the_same(tmp_path):
     """Its program holds operations that jaxlib's own parser refuses, and modules beside the step's."""
     sent = []
     for topology in ("v5e:2x2", "v6e:2x2"):
         path = tmp_path / "aot.json"
-        assert main(["aot", *SMALL, f"--topology={topology}", "--mesh=fsdp=4", "--json", str(path)]) == 0
+        done = aot(f"--topology={topology}", "--mesh=fsdp=4", "--json", path)
+        assert done.returncode == 0, done.stderr
         sent.append(json.loads(path.read_text())["collectives"])
     assert sent[0].keys() == sent[1].keys()
     assert sent[0]["all-gather"] == sent[1]["all-gather"]
 
 
 @pytest.mark.slow
-def test_figures_of_a_small_step(tmp_path, capsys):
+def test_figures_of_a_small_step(tmp_path):
     path = tmp_path / "aot.json"
-    assert main(["aot", *SMALL, "--topology=v5e:2x2", "--mesh=fsdp=4", "--json", str(path)]) == 0
-    found, text = json.loads(path.read_text()), capsys.readouterr().out
+    done = aot("--topology=v5e:2x2", "--mesh=fsdp=4", "--json", path)
+    assert done.returncode == 0, done.stderr
+    found, text = json.loads(path.read_text()), done.stdout
     assert (found["chips"], found["mesh"], found["lanes"], found["frames"]) == (4, "fsdp=4", 4, 2)
     assert found["optimizer"] == pytest.approx(2 * found["params"], rel=0.02)
     assert 0 < found["temporary"] < found["hbm"]
@@ -60,15 +69,14 @@ def test_figures_of_a_small_step(tmp_path, capsys):
         (["--topology=v5e:2x2", "--mesh=fsdp=4", "--config.train.lane=3"], "did you mean 'lanes'?"),
     ],
 )
-def test_bad_input_is_named(flags, message, capsys):
-    assert main(["aot", *SMALL, *flags]) == 1
-    assert message in capsys.readouterr().err
+def test_bad_input_is_named(flags, message):
+    done = aot(*flags)
+    assert done.returncode == 1
+    assert message in done.stderr
 
 
 @pytest.mark.skipif(any(map(glob.glob, TPU_DEVICES)), reason="this machine has TPUs")
 def test_libtpu_is_silent_where_there_are_no_chips():
-    environment = {name: value for name, value in os.environ.items() if name not in NO_TPU}
-    words = [sys.executable, "-m", "mem0_jax.cli", "aot", *SMALL, "--topology=v6e:2x2", "--mesh=fsdp=3"]
-    done = subprocess.run(words, env=environment, capture_output=True, text=True)
+    done = aot("--topology=v6e:2x2", "--mesh=fsdp=3")
     assert done.returncode == 1
     assert done.stderr.startswith("mem0-jax aot: mesh: ")
