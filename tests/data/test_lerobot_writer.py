@@ -1,9 +1,11 @@
 """Recording LeRobot datasets: what is written is what is read, and nothing appears half-written."""
 
 import json
+import os
 import shutil
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import av
 import numpy as np
@@ -198,6 +200,17 @@ def test_writing_is_fast(tmp_path):
         for _ in range(3):
             writer.add_episode(frames, "task")
     assert (time.process_time() - start) / 180 < 5.7e-3
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted as Linux shows them")
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one core gets one thread a stage anyway")
+def test_the_encoder_has_one_thread_a_stage(tmp_path):
+    """With more, pictures overtake each other, and SVT-AV1 loses those that 42 others overtook."""
+    threads = Path("/proc/self/task")
+    before = len(list(threads.iterdir()))
+    with LeRobotWriter(tmp_path / "dataset", 10, SMALL, "planar") as writer:
+        writer.add_episode(episode_frames(0, 60), "task")
+        assert 10 < len(list(threads.iterdir())) - before < 25
 
 
 @pytest.mark.parametrize("video_mb", [200, 0.002])
