@@ -5,9 +5,15 @@ import os
 import shutil
 import tempfile
 
+from hypothesis import settings
+
 # Before jax is first imported: the tests run on the CPU even where an accelerator is installed.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 # What servers compile is kept for the next one, of this run only.
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="mem0-jax-tests-")
 atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
+
+# Examples have no time limit: a machine that is busy with something else is not a fault.
+settings.register_profile("mem0_jax", deadline=None)
+settings.load_profile("mem0_jax")

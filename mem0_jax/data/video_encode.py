@@ -6,7 +6,10 @@ Axes: N frames, H height, W width.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, cast
@@ -50,6 +53,8 @@ class VideoFile:
         self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, PIXEL_FORMAT
         self._stream.codec_context.time_base = Fraction(1, fps)
         self._reformatter = VideoReformatter()
+        with same_scheduling():
+            self._stream.codec_context.open()
 
     def append(self, pictures: Iterable[np.ndarray]) -> int:
         """Encode an episode, uint8 [N, H, W, 3] RGB (or its pictures one by one): returns its first frame's number."""
@@ -73,6 +78,26 @@ class VideoFile:
         # Counted here because the file itself lags behind: the encoder looks ahead and the muxer buffers.
         self.bytes += sum(packet.size for packet in packets)
         self._container.mux(packets)
+
+
+@contextmanager
+def same_scheduling() -> Iterator[None]:
+    """Undo that SVT-AV1, run by root on Linux, makes its threads and the one that opens it real-time (FIFO, 99).
+
+    They, and all threads and processes which that thread starts later, would starve everything else on the machine.
+    """
+    if sys.platform != "linux":
+        yield
+        return
+    tasks, policy, parameters = Path("/proc/self/task"), os.sched_getscheduler(0), os.sched_getparam(0)
+    others = {task.name for task in tasks.iterdir()} - {str(threading.get_native_id())}
+    try:
+        yield
+    finally:
+        for task in tasks.iterdir():
+            with suppress(ProcessLookupError):  # a thread that ended meanwhile
+                if task.name not in others and os.sched_getscheduler(int(task.name)) != policy:
+                    os.sched_setscheduler(int(task.name), policy, parameters)
 
 
 def lerobot_video_info(fps: int, height: int, width: int) -> dict[str, Any]:

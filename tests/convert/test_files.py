@@ -62,7 +62,7 @@ def test_names_with_pattern_letters_are_names(tmp_path):
     assert Parts.open(tmp_path / "b[2].pt").size == 1
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), content=st.binary(min_size=1, max_size=60))
 def test_reads_equal_slices_of_the_whole(tmp_path_factory, data, content):
     folder = tmp_path_factory.mktemp("parts")

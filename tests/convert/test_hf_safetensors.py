@@ -49,7 +49,7 @@ def test_one_file(tmp_path):
         assert all(tensor.read().flags.aligned for tensor in open_safetensors(source).values())
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(limit=st.integers(1, 1200))
 def test_shards(tmp_path_factory, limit):
     folder = tmp_path_factory.mktemp("shards")
@@ -215,7 +215,7 @@ def test_every_truncation_is_refused(tmp_path):
             open_safetensors(path)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_flipped_bytes_give_tensors_or_the_one_error(tmp_path, data):
     path = write(tmp_path / "a.safetensors", {"a": entry(), "bb": entry("BF16", (2, 2), 16, 24)}, bytes(24))

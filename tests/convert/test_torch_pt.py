@@ -254,7 +254,7 @@ def read_all(path: Path) -> None:
             array.copy()
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), name=st.sampled_from(["checkpoint", "dtypes", "views"]), size=st.sampled_from([500, 10**6]))
 def test_flipped_bytes_give_arrays_or_the_one_error(tmp_path, data, name, size):
     """In one file, or in parts."""
@@ -267,7 +267,7 @@ def test_flipped_bytes_give_arrays_or_the_one_error(tmp_path, data, name, size):
 
 
 @pytest.mark.filterwarnings("ignore:invalid escape sequence:DeprecationWarning")
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), name=st.sampled_from(["checkpoint", "dtypes", "views"]))
 def test_flipped_pickles_with_good_checksums(tmp_path, data, name):
     with zipfile.ZipFile(ASSETS / f"{name}.pt") as archive:
@@ -276,7 +276,7 @@ def test_flipped_pickles_with_good_checksums(tmp_path, data, name):
 
 
 @pytest.mark.filterwarnings("ignore:invalid escape sequence:DeprecationWarning")
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(junk=st.binary(max_size=64), position=st.integers(0, 400))
 def test_pickles_with_spliced_instructions(tmp_path, junk, position):
     good = tensor_pickle(4)

@@ -125,7 +125,7 @@ def test_parts_within_the_pickle_are_told_by_its_checksum(tmp_path):
         open_pt(tmp_path / "parts")
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), size=st.integers(200, 900))
 def test_shuffled_parts_are_never_read_as_something_else(tmp_path_factory, data, size):
     folder = tmp_path_factory.mktemp("shuffled")

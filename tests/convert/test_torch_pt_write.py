@@ -93,7 +93,7 @@ def assert_same(got, want):
         assert (type(got), got) == (type(want), want)
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(tree=trees())
 def test_our_reader_reads_back_every_tree(tmp_path, tree):
     write_pt(tmp_path / "a.pt", tree)
@@ -206,7 +206,7 @@ def test_a_folder_that_is_not_there(tmp_path):
 
 
 @pytest.mark.torch
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(tree=trees())
 def test_torch_reads_back_every_tree(tmp_path, tree):
     torch = pytest.importorskip("torch")

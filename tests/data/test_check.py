@@ -372,7 +372,7 @@ def test_everything_is_found_at_once(tmp_path):
     assert ("missing-file", 1) not in kinds  # an episode whose entry cannot be read has no known files
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.booleans(), max_size=30))
 def test_runs_are_the_true_frames(wrong):
     frames = [i for a, b in runs(np.array(wrong, bool)) for i in range(a, b + 1)]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from episodes import ASSETS, CAMERA, LENGTHS, NULLS, episode_frames, read_code
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mem0_jax.data.lanes import LaneSource
@@ -39,7 +39,6 @@ def equal(a, b):
 # Schedule
 
 
-@settings(deadline=None)
 @given(lengths_of_episodes, st.integers(1, 7), st.integers(0, 2**64 - 1), st.integers(1, 3))
 def test_every_cycle_plays_every_episode_once_and_lanes_share_none(lengths, lanes, seed, cycles):
     schedule = LaneSchedule(np.array(lengths), lanes, seed)
@@ -64,7 +63,6 @@ def test_every_cycle_plays_every_episode_once_and_lanes_share_none(lengths, lane
         assert found == schedule.permutation(cycle).tolist()
 
 
-@settings(deadline=None)
 @given(lengths_of_episodes, st.integers(1, 5), st.integers(0, 10**6), st.integers(0, 3000))
 def test_a_far_position_is_found_without_playing_up_to_it(lengths, lanes, seed, tick):
     walked, jumped = (LaneSchedule(np.array(lengths), lanes, seed) for _ in range(2))

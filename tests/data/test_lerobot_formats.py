@@ -21,6 +21,7 @@ from layouts import edit_info, write_layout
 from mem0_jax.data.files import RemotePath
 from mem0_jax.data.lerobot import LeRobotDataset
 from mem0_jax.data.video import VideoError
+from mem0_jax.data.video_encode import ONE_THREAD_A_STAGE, same_scheduling
 from mem0_jax.errors import UserError
 
 FRONT, WRIST = "observation.images.front", "observation.images.wrist"
@@ -219,10 +220,13 @@ def test_a_remote_video_is_read_in_pieces(remote, monkeypatch):
 def encode(path: Path, codec: str, pictures: list[np.ndarray], *, rate: int = 30, gop: int = 250) -> None:
     height, width = pictures[0].shape[:2]
     with av.open(str(path), "w") as container:
-        quiet = {"x265-params": "log-level=none"} if codec == "libx265" else {}
-        stream: Any = container.add_stream(codec, rate=rate, options={"g": str(gop), "crf": "18", **quiet})
+        more = {"libx265": {"x265-params": "log-level=none"}, "libsvtav1": {"svtav1-params": ONE_THREAD_A_STAGE}}
+        options = {"g": str(gop), "crf": "18", **more.get(codec, {})}
+        stream: Any = container.add_stream(codec, rate=rate, options=options)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.codec_context.time_base = Fraction(1, rate)
+        with same_scheduling():
+            stream.codec_context.open()
         for i, image in enumerate(pictures):
             frame = av.VideoFrame.from_ndarray(image, format="rgb24")
             frame.pts, frame.time_base = i, stream.codec_context.time_base
@@ -314,7 +318,7 @@ def layouts(draw):
     }
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(layout=layouts(), data=st.data())
 def test_any_layout_of_episodes_gives_every_frame_its_row_and_picture(layout, data, tmp_path_factory):
     root = tmp_path_factory.mktemp("layout") / "set"

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -211,6 +212,15 @@ def test_the_encoder_has_one_thread_a_stage(tmp_path):
     with LeRobotWriter(tmp_path / "dataset", 10, SMALL, "planar") as writer:
         writer.add_episode(episode_frames(0, 60), "task")
         assert 10 < len(list(threads.iterdir())) - before < 25
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the encoder leaves scheduling alone")
+def test_recording_leaves_the_scheduling_of_all_threads_as_it_is(tmp_path):
+    """As root, SVT-AV1 makes them real-time: other programs and the training that follows would starve."""
+    before = os.sched_getscheduler(0)
+    with LeRobotWriter(tmp_path / "dataset", 10, SMALL, "planar") as writer:
+        writer.add_episode(episode_frames(0, 60), "task")
+        assert {os.sched_getscheduler(int(task.name)) for task in Path("/proc/self/task").iterdir()} == {before}
 
 
 @pytest.mark.parametrize("video_mb", [200, 0.002])

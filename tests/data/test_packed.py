@@ -120,7 +120,7 @@ def test_unknown_keys_are_named(original):
 # Bytes in a shard
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(1, 300_000), st.data())
 def test_logical_offsets_skip_the_block_headers(size, data):
     logical = np.random.default_rng(size).bytes(size)
@@ -132,7 +132,7 @@ def test_logical_offsets_skip_the_block_headers(size, data):
     assert packed_format.read_logical(file, start, size + 10 - start)[: size - start] == logical[start:]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.lists(st.integers(1, 150_000), min_size=1, max_size=40))
 def test_records_are_found_where_the_library_put_them(tmp_path_factory, sizes):
     from array_record.python.array_record_module import ArrayRecordWriter
@@ -148,7 +148,7 @@ def test_records_are_found_where_the_library_put_them(tmp_path_factory, sizes):
         assert [packed_format.read_logical(file, o, s) for o, s in zip(offsets, sizes)] == records
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.lists(st.sampled_from([0, 1, 127, 128, 129, 16383, 16384, 40_000]), min_size=2, max_size=2), st.integers(1, 200)
 )
@@ -239,7 +239,7 @@ def test_what_is_decoded_is_a_jpeg_of_the_declared_size(folder):
         assert time.process_time() - before < 0.3  # nobody decodes 600 million pixels to find out
 
 
-@settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_any_bytes_for_a_picture_end_in_our_error(folder, data):
     raw = bytearray(jpeg(64, 96))
@@ -311,7 +311,7 @@ JSON = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_any_description_ends_in_our_error(original, tmp_path, data):
     """One value anywhere in packed.json is replaced by any other."""

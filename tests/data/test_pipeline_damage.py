@@ -167,7 +167,7 @@ def break_pictures(root: Path, episode_frames: dict[int, int], starts: list[int]
     index.tofile(path)
 
 
-@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     harm=st.dictionaries(st.sampled_from(sorted(PLAYED)), st.integers(0, 15), max_size=4),
     lanes=st.integers(1, 4),

@@ -41,7 +41,7 @@ def source_of(dataset, **changes) -> LaneSource:
     return LaneSource(dataset, **settings)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     st.lists(
         st.tuples(st.lists(st.integers(1, 9), min_size=1, max_size=5), st.floats(0.05, 5)), min_size=1, max_size=4
@@ -69,7 +69,7 @@ def test_each_dataset_is_drawn_by_weight_and_played_in_permutations(groups, lane
             assert own[at : at + len(members)].tolist() == schedule.permutation(at // len(members), g).tolist()
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.integers(0, 10**6), st.integers(0, 4), st.integers(0, 30_000))
 def test_a_far_position_is_found_without_playing_up_to_it(seed, lane, tick):
     lengths, group = np.array([3, 1, 4, 1, 5]), np.array([0, 0, 1, 1, 1])

@@ -13,7 +13,7 @@ from mem0_jax.data.subset import Subset, hold_out
 
 
 @given(st.sets(st.integers(0, len(LENGTHS) - 1), min_size=1))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_rows_are_those_of_the_chosen_episodes(recorded, chosen):
     subset = Subset(recorded, sorted(chosen, reverse=True))
     assert [e.index for e in subset.episodes] == sorted(chosen)

@@ -51,7 +51,7 @@ def slow_jitter(picture, b, c, s):
     return np.clip(s * x + (1 - s) * (x @ LUMA)[..., None], 0, 255)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(0, 10**6), st.lists(st.floats(0.5, 1.5), min_size=3, max_size=3))
 def test_one_pass_jitter_equals_the_three_steps(seed, factors):
     picture = np.random.default_rng(seed).integers(0, 256, (12, 17, 3)).astype(np.uint8)

@@ -133,7 +133,7 @@ def test_press_button_at_rest_no_pixel_tells_the_count():
     assert_indistinguishable(rests)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(st.lists(st.floats(-12, 12), min_size=3, max_size=3), min_size=6, max_size=6))
 def test_no_stationary_policy_on_the_ring_swaps_more_often_than_chance(logits):
     """Solves the walk of an arbitrary random policy (press, on, back per arrangement) exactly."""

@@ -48,7 +48,7 @@ def conversations(draw):
     return steps
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(steps=conversations())
 def test_any_interleaving_equals_the_plain_way(engine, steps):
     for step in steps:

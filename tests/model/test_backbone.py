@@ -126,7 +126,7 @@ def test_positions_in_the_learned_table():
 # --- What features depend on -----------------------------------------------------------------------------------------
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(order=st.permutations(range(4)), left=st.sets(st.integers(0, 3)))
 def test_features_do_not_depend_on_place_neighbours_or_padding_side(order, left):
     image, text, _ = features(batch([0, 1, 2, 3]))

@@ -37,7 +37,7 @@ def normal(*shape, seed=0):
     return np.random.default_rng([seed, *shape]).normal(size=shape).astype(np.float32)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(steps=st.sampled_from([1, 4, 8, 10]), rate=st.floats(-2, 2), buckets=st.sampled_from([100, 1000]))
 def test_solver_takes_euler_steps_at_the_bucketed_times(steps, rate, buckets):
     noise = normal(2, 3, 4)
@@ -74,7 +74,6 @@ def test_time_law_is_the_reversed_beta():
         assert abs((b < at).mean() - at**1.5) < deviation
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(-0.25, 1.0, width=32, allow_subnormal=False), min_size=8, max_size=8))
 def test_buckets_truncate_towards_zero(times):
     scaled = np.array(times, np.float32) * np.float32(1000)
@@ -145,7 +144,7 @@ def test_dropout_of_the_classifier_needs_a_key():
     assert np.abs(np.asarray(plain) - classifier(x, jax.random.key(0))).max() > 1e-3
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(rate=st.floats(0.05, 0.9), seed=st.integers(0, 2**31))
 def test_dropout_keeps_the_mean(rate, seed):
     size = 40_000
@@ -164,7 +163,7 @@ def plain_focal_loss(logits, labels, pos_weight, gamma):
     return total / len(logits)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     rows=st.lists(st.tuples(st.floats(-12, 12, width=32), st.booleans()), min_size=1, max_size=6),
     pos_weight=st.sampled_from([1.0, 10.0, 0.3]),
@@ -187,7 +186,6 @@ def test_classifier_loss_stays_finite_far_out(gamma):
     np.testing.assert_allclose(gradient, [-2.5, 0.25, 0, 0], atol=1e-5)
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(-3, 3), st.booleans()), min_size=1, max_size=20))
 def test_confusion_counts(rows):
     logits, labels = np.array([x for x, _ in rows], np.float32), np.array([y for _, y in rows])

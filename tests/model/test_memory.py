@@ -54,7 +54,7 @@ def run(x, episode, end, pieces):
     return jax.tree.map(lambda *parts: np.concatenate(parts, 1), *outputs), state
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(streams())
 def test_sequence_equals_the_frame_by_frame_walk(stream):
     x, episode, end, pieces = stream
@@ -65,7 +65,7 @@ def test_sequence_equals_the_frame_by_frame_walk(stream):
             np.testing.assert_allclose(ours[lane], plain, rtol=2e-4, atol=2e-5)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(streams())
 def test_sequence_equals_repeated_step(stream):
     x, episode, end, pieces = stream
@@ -145,7 +145,7 @@ def test_attention_dropout_is_random_and_off_without_a_key():
     )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 2**32 - 1), st.lists(st.tuples(*[st.integers(0, 6)] * 2), min_size=1, max_size=3))
 def test_write_equals_sequence_for_ragged_counts(seed, calls):
     """Two lanes, other counts in each, none too, and more than the window holds."""

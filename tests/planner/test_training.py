@@ -117,7 +117,7 @@ def test_an_answer_ends_with_its_control_token_and_reads_back(questions, tmp_pat
             assert parse_answer(said, summary) == question.plan
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(lanes=st.integers(2, 4), parts=st.integers(1, 2), seed=st.integers(0, 100), data=st.data())
 def test_every_pass_takes_all_rows_once_whatever_the_hosts(prepared_rows, lanes, parts, seed, data):
     make = partial(RowSource, *prepared_rows, lanes=lanes, parts=parts, seed=seed)

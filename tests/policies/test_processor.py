@@ -40,7 +40,7 @@ def unpatchify(patches: np.ndarray, rows: int, columns: int, config: VisionConfi
     return image
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(1, 3), st.integers(1, 3), st.sampled_from([1, 2]), st.integers(0, 2**32 - 1))
 def test_patches_hold_the_whole_picture_in_merge_order(rows, columns, temporal, seed):
     config = VisionConfig(1, 32, 32, 2, 64, (), 16, temporal, 2, 32)

@@ -113,7 +113,7 @@ KEYS = st.sampled_from(
 )  # fmt: skip
 
 
-@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.dictionaries(KEYS, JUNK, max_size=4), st.booleans())
 def test_any_values_get_an_answer_and_spoil_nothing(server, junk, whole):
     with connect(address(server)) as ws:

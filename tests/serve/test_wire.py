@@ -28,14 +28,12 @@ ARRAYS = st.sampled_from(["?", "u1", "<i4", ">i2", "<f4", ">f8", "f2"]).flatmap(
 )
 
 
-@settings(deadline=None)
 @given(VALUES)
 def test_values_are_msgpacks(value):
     assert msgpack.unpackb(pack(value), strict_map_key=False) == value
     assert unpack(msgpack.packb(value)) == value
 
 
-@settings(deadline=None)
 @given(ARRAYS)
 def test_arrays_come_back_in_this_machines_byte_order(array):
     found = unpack(pack({"a": [array]}))["a"][0]
@@ -85,14 +83,14 @@ def test_damaged_and_outsized_messages_are_refused(data):
         unpack(data)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_a_value_or_refused(data):
     with suppress(WireError):
         unpack(data)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.integers(0, 250), st.integers(0, 255))
 def test_a_changed_byte_is_a_value_or_refused(at, byte):
     data = bytearray(pack({"image": np.zeros((4, 4, 3), np.uint8), "state": np.ones(14), "prompt": "pick"}))

@@ -48,7 +48,7 @@ def test_fresh_factors_change_nothing_and_merged_ones_compute_the_same():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), adapted[2], expected[2])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 5), st.integers(1, 5), st.integers(1, 3), st.floats(0.1, 8), st.integers(0, 2**31))
 def test_the_product_is_that_of_the_merged_kernel(inputs, outputs, rank, scale, seed):
     rng = np.random.default_rng(seed)
