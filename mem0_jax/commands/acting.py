@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from mem0_jax.errors import UserError
 
 if TYPE_CHECKING:
+    from mem0_jax.inference.planning import Planner
     from mem0_jax.inference.session import Options
-    from mem0_jax.planner.base import Planner
 
 
 def add_acting(flags: argparse.ArgumentParser, note: str = "") -> None:

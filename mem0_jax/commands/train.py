@@ -100,7 +100,7 @@ def _find(file: str) -> Path:
     path, installed = Path(file), Path(mem0_jax.configs.__path__[0])
     if path.is_file():
         return path
-    known = sorted(p.stem for p in installed.glob("*.py") if not p.stem.startswith("_") and p.stem != "hardware")
+    known = sorted(p.stem for p in installed.glob("*.py") if not p.stem.startswith("_"))
     if path.stem in known and str(path.parent) in (".", "configs"):
         return installed / f"{path.stem}.py"
     raise FlagError(

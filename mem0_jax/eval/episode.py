@@ -14,7 +14,7 @@ import numpy as np
 
 from mem0_jax.envs import Tabletop, make
 from mem0_jax.eval.film import Film
-from mem0_jax.planner.base import Plan, Situation
+from mem0_jax.inference.planning import Plan, Situation
 
 
 class Oracle:

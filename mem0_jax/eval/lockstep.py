@@ -13,8 +13,8 @@ from pathlib import Path
 from mem0_jax.envs import Tabletop, make
 from mem0_jax.eval.episode import Episode, Oracle, Outcome
 from mem0_jax.inference.engine import Engine
+from mem0_jax.inference.planning import Planner, PlannerError
 from mem0_jax.inference.session import Options, Pilot
-from mem0_jax.planner.base import Planner, PlannerError
 from mem0_jax.policies.bundle import Bundle
 
 ROWS = 16  # enough to keep a processor busy, few enough to wait for

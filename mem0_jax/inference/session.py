@@ -18,7 +18,7 @@ import numpy as np
 
 from mem0_jax.errors import UserError
 from mem0_jax.inference.engine import Engine, Reply, Request
-from mem0_jax.planner.base import Finished, Plan, Planner, Situation
+from mem0_jax.inference.planning import Finished, Plan, Planner, Situation
 from mem0_jax.policies.bundle import Bundle
 
 

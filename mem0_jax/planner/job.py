@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from mem0_jax.backbones.qwen3_vl.images import PixelBounds
 from mem0_jax.config import to_dict
-from mem0_jax.configs.hardware import HARDWARE
+from mem0_jax.distributed.hardware import HARDWARE
 from mem0_jax.planner.policy import GROUP, PlannerConfig
 from mem0_jax.planner.prompt import MAX_PIXELS
 from mem0_jax.train.config import OptimizerConfig, SettingsError, TrainConfig
@@ -110,7 +110,7 @@ class PlannerJob:
     Attributes:
         model: sizes, taken from `init_from` where there is one; how it is computed.
         init_from: a bundle to start from, of a backbone alone or of a policy; "" starts from random weights.
-        hardware: a name of `configs/hardware.py`: the mesh.
+        hardware: a name of `mem0_jax/distributed/hardware.py`: the mesh.
     """
 
     data: PlannerData

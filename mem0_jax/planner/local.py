@@ -15,7 +15,7 @@ from mem0_jax.backbones.qwen3_vl.images import PixelBounds
 from mem0_jax.config import from_dict
 from mem0_jax.distributed.mesh import make_mesh
 from mem0_jax.distributed.sharding import STANDARD, partition_specs
-from mem0_jax.planner.base import Plan, PlannerError, Situation
+from mem0_jax.inference.planning import Plan, PlannerError, Situation
 from mem0_jax.planner.prompt import ask, parse_answer
 from mem0_jax.planner.render import chat_text
 from mem0_jax.policies.bundle import BundleError, abstract_params, load_backbone, read_description

@@ -22,7 +22,7 @@ from PIL import Image
 from mem0_jax.data.files import DatasetError
 from mem0_jax.data.pictures import open_frames
 from mem0_jax.errors import UserError
-from mem0_jax.planner.base import Plan, PlannerError
+from mem0_jax.inference.planning import Plan, PlannerError
 from mem0_jax.planner.prompt import MAX_SUBTASK, answer, parse_answer, summarize
 from mem0_jax.planner.questions import ROWS, Question
 from mem0_jax.planner.render import sharegpt_row

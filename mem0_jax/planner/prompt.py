@@ -17,8 +17,8 @@ from typing import Generic, TypeVar
 import numpy as np
 from PIL import Image as Picture
 
+from mem0_jax.inference.planning import Plan, PlannerError, Situation
 from mem0_jax.planner import system_prompt
-from mem0_jax.planner.base import Plan, PlannerError, Situation
 
 MAX_PIXELS = 262_144  # of an image that a planner sees; what released planners were fine-tuned with
 MAX_SUBTASK, MAX_SUMMARY = 500, 4000  # letters; longer answers are runaway generations

@@ -19,7 +19,7 @@ from typing import Any
 
 from mem0_jax.data import files
 from mem0_jax.data.files import AnyPath, DatasetError, dataset_path
-from mem0_jax.planner.base import Plan
+from mem0_jax.inference.planning import Plan
 from mem0_jax.planner.prompt import Prompt, answer, build
 
 ROWS = "rows.jsonl"

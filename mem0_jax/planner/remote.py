@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from mem0_jax.errors import UserError
-from mem0_jax.planner.base import Plan, PlannerError, Situation
+from mem0_jax.inference.planning import Plan, PlannerError, Situation
 from mem0_jax.planner.prompt import ask, parse_answer
 from mem0_jax.planner.render import chat_messages
 

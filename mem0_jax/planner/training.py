@@ -16,8 +16,8 @@ from mem0_jax.backbones.qwen3_vl.config import Qwen3VLConfig
 from mem0_jax.backbones.qwen3_vl.positions import Grid
 from mem0_jax.backbones.qwen3_vl.processor import load_tokenizer, token_ids
 from mem0_jax.config import to_dict
-from mem0_jax.configs.hardware import HARDWARE
 from mem0_jax.data.pipeline import make_loader
+from mem0_jax.distributed.hardware import HARDWARE
 from mem0_jax.distributed.layout import Layout, make_layout
 from mem0_jax.distributed.mesh import make_mesh, parse_mesh
 from mem0_jax.errors import UserError

@@ -13,8 +13,8 @@ import numpy as np
 from mem0_jax import __version__
 from mem0_jax.errors import UserError
 from mem0_jax.inference.engine import Engine, LostMemoryError
+from mem0_jax.inference.planning import Plan, Planner, PlannerError
 from mem0_jax.inference.session import Options, Pilot
-from mem0_jax.planner.base import Plan, Planner, PlannerError
 from mem0_jax.policies.bundle import Bundle
 from mem0_jax.serve.batcher import Batcher
 from mem0_jax.serve.metrics import Metrics

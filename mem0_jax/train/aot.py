@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from mem0_jax import tree
-from mem0_jax.configs.hardware import HARDWARE
+from mem0_jax.distributed.hardware import HARDWARE
 from mem0_jax.distributed.hlo import Collective, collectives
 from mem0_jax.distributed.layout import make_layout, mesh_text
 from mem0_jax.distributed.mesh import make_mesh, parse_mesh

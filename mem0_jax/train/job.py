@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from mem0_jax.config import to_dict
-from mem0_jax.configs.hardware import HARDWARE
 from mem0_jax.data.normalize import MODES
+from mem0_jax.distributed.hardware import HARDWARE
 from mem0_jax.policies.mem0 import Mem0Config
 from mem0_jax.train.config import OptimizerConfig, SettingsError, TrainConfig
 from mem0_jax.train.lora import LoraConfig
@@ -137,7 +137,7 @@ class Job:
         init_from: a bundle to start from, of a policy or of a backbone alone; "" starts from random weights.
         init_optimizer: take over that bundle's optimizer as well, and its place in the schedule, whose whole length is
             `train.steps`: training goes on where the run that was converted stopped.
-        hardware: a name of `configs/hardware.py`: the mesh, and lanes a device.
+        hardware: a name of `mem0_jax/distributed/hardware.py`: the mesh, and lanes a device.
     """
 
     data: DataSettings

@@ -14,7 +14,6 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from mem0_jax.backbones.qwen3_vl.processor import Processor, load_tokenizer, token_ids, word_tokenizer
-from mem0_jax.configs.hardware import HARDWARE
 from mem0_jax.data.lanes import LaneSource
 from mem0_jax.data.mixture import Mixture
 from mem0_jax.data.normalize import Normalizer, NormStats
@@ -22,6 +21,7 @@ from mem0_jax.data.packed import open_dataset
 from mem0_jax.data.pictures import EpisodeDataset
 from mem0_jax.data.subset import hold_out
 from mem0_jax.data.transforms import ColorJitter
+from mem0_jax.distributed.hardware import HARDWARE
 from mem0_jax.distributed.layout import Layout, make_layout
 from mem0_jax.distributed.mesh import make_mesh, parse_mesh
 from mem0_jax.errors import UserError

@@ -13,8 +13,8 @@ from mem0_jax.envs import make
 from mem0_jax.envs.put_back_block import PutBackBlock
 from mem0_jax.eval.closed import LocalPlayer, Variant, begin, memory_ablation, play_all
 from mem0_jax.eval.lockstep import play
+from mem0_jax.inference.planning import PlannerError
 from mem0_jax.inference.session import Options
-from mem0_jax.planner.base import PlannerError
 
 SEEDS = (300, 301, 302)
 

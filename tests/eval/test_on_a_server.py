@@ -19,8 +19,8 @@ from mem0_jax.errors import UserError
 from mem0_jax.eval.clients import LostServerError, play_on_server, server_metadata
 from mem0_jax.eval.episode import Oracle
 from mem0_jax.eval.lockstep import ROWS, play
+from mem0_jax.inference.planning import Plan
 from mem0_jax.inference.session import Options
-from mem0_jax.planner.base import Plan
 from mem0_jax.serve.client import Client
 from mem0_jax.serve.server import Server, Settings
 from mem0_jax.serve.service import Service

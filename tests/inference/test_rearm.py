@@ -5,8 +5,8 @@ import pytest
 from plain import TEXTS, WINDOW, frames, tiny_bundle
 
 from mem0_jax.inference.engine import Reply
+from mem0_jax.inference.planning import Plan
 from mem0_jax.inference.session import Options, Pilot
-from mem0_jax.planner.base import Plan
 
 BUNDLE = tiny_bundle()
 # One end, seen in six frames, between frames that are none.

@@ -9,8 +9,8 @@ from plain import CAMERA, HORIZON, TEXTS, WINDOW, Plain, frames, tiny_bundle
 
 from mem0_jax.errors import UserError
 from mem0_jax.inference.engine import Engine, Reply
+from mem0_jax.inference.planning import Plan, Situation
 from mem0_jax.inference.session import Options, Pilot, Session, advance
-from mem0_jax.planner.base import Plan, Situation
 
 DEPLOY = Path(__file__).parents[1] / "data" / "assets" / "deploy" / "golden.npz"
 BUNDLE = tiny_bundle()

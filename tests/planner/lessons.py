@@ -8,7 +8,7 @@ from PIL import Image
 
 from mem0_jax.backbones.qwen3_vl.config import Qwen3VLConfig, TextConfig, VisionConfig
 from mem0_jax.backbones.qwen3_vl.images import PixelBounds
-from mem0_jax.planner.base import Finished, Plan, Situation
+from mem0_jax.inference.planning import Finished, Plan, Situation
 from mem0_jax.planner.job import PlannerData, PlannerJob, PlannerTraining
 from mem0_jax.planner.policy import PlannerConfig
 from mem0_jax.planner.prompt import summarize

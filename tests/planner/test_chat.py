@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mem0_jax.backbones.qwen3_vl.images import PixelBounds, image_patches
-from mem0_jax.planner.base import Plan, Situation
+from mem0_jax.inference.planning import Plan, Situation
 from mem0_jax.planner.chat import ChatError, ChatLimits, ChatRequest, read_request
 from mem0_jax.planner.prompt import ask, build
 from mem0_jax.planner.questions import Question

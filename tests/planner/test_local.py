@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from mem0_jax.backbones.qwen3_vl.decode import take_apart
 from mem0_jax.backbones.qwen3_vl.generate import Generator
 from mem0_jax.backbones.qwen3_vl.processor import SPECIAL_TOKENS
-from mem0_jax.planner.base import Finished, PlannerError, Situation
+from mem0_jax.inference.planning import Finished, PlannerError, Situation
 from mem0_jax.planner.local import LocalPlanner, load_generator
 from mem0_jax.policies.bundle import BundleError, new_folder, write_description
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from mem0_jax.planner.base import Finished, Plan, PlannerError, Situation
+from mem0_jax.inference.planning import Finished, Plan, PlannerError, Situation
 from mem0_jax.planner.prompt import MAX_PIXELS, MAX_SUBTASK, ask, build, parse_answer, shrink, summarize
 from mem0_jax.planner.prompt import answer as answer_of
 from mem0_jax.planner.render import chat_messages, chat_text, data_url, sharegpt_row

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from mem0_jax.errors import UserError
+from mem0_jax.inference.planning import Finished, Plan, PlannerError, Situation
 from mem0_jax.planner import remote
-from mem0_jax.planner.base import Finished, Plan, PlannerError, Situation
 from mem0_jax.planner.remote import RemotePlanner
 from mem0_jax.planner.system_prompt import KEY_FRAMES, SUMMARY
 

@@ -15,8 +15,8 @@ from live import TASK, TEXTS, address, answer_of, assert_close, frame, serving
 from websockets.sync.client import connect
 
 import mem0_jax.serve.client as client_file
+from mem0_jax.inference.planning import Plan, PlannerError
 from mem0_jax.inference.session import Options, Session
-from mem0_jax.planner.base import Plan, PlannerError
 from mem0_jax.serve.client import Client, ServerError, pack
 from mem0_jax.serve.protocol import Limits
 from mem0_jax.serve.service import Service

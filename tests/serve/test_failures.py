@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from live import TASK, TEXTS, address, assert_close, frame, serving
 
+from mem0_jax.inference.planning import Plan
 from mem0_jax.inference.session import Session
-from mem0_jax.planner.base import Plan
 from mem0_jax.serve.client import Client, ServerError
 from mem0_jax.serve.service import Service
 

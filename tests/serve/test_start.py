@@ -20,8 +20,8 @@ from live import TASK, TEXTS, address, assert_close, frame, serving
 from websockets.sync.client import connect
 
 from mem0_jax.inference.engine import Engine
+from mem0_jax.inference.planning import Plan
 from mem0_jax.inference.session import Options, Session
-from mem0_jax.planner.base import Plan
 from mem0_jax.policies.bundle import save_bundle
 from mem0_jax.serve.client import Client
 from mem0_jax.serve.service import Service

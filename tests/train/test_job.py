@@ -12,7 +12,7 @@ from mem0_jax import tree
 from mem0_jax.cli import main
 from mem0_jax.commands.train import read_config
 from mem0_jax.config import from_dict
-from mem0_jax.configs.hardware import HARDWARE
+from mem0_jax.distributed.hardware import HARDWARE
 from mem0_jax.distributed.mesh import lane_shards, parse_mesh
 from mem0_jax.policies.mem0 import Mem0, Mem0Config
 from mem0_jax.train.config import SettingsError
