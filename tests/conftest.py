@@ -10,6 +10,9 @@ from hypothesis import settings
 # Before jax is first imported: the tests run on the CPU even where an accelerator is installed.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+# Processes that tests start find what lies beside this file as well.
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.path.dirname(__file__), os.environ.get("PYTHONPATH")]))
+
 # What servers compile is kept for the next one, of this run only.
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="mem0-jax-tests-")
 atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)

@@ -6,42 +6,18 @@ import json
 import jax
 import numpy as np
 import pytest
+from tiny import mem0_bundle
 
-from mem0_jax.backbones.qwen3_vl.config import Qwen3VLConfig, TextConfig, VisionConfig
-from mem0_jax.backbones.qwen3_vl.processor import token_ids, word_tokenizer
-from mem0_jax.data.normalize import NormStats
 from mem0_jax.errors import UserError
 from mem0_jax.eval.rollout import evaluate
-from mem0_jax.heads.classifier import ClassifierConfig
-from mem0_jax.heads.dit import DiTConfig
-from mem0_jax.heads.flow import FlowConfig
-from mem0_jax.memory.bank import MemoryConfig
-from mem0_jax.policies.bundle import Bundle, BundleError, Inputs, load_bundle, save_bundle
-from mem0_jax.policies.mem0 import Mem0, Mem0Config
+from mem0_jax.policies.bundle import Bundle, BundleError, load_bundle, save_bundle
 
 TEXTS = ["put the block back where it was", "press the button", "press the confirm button"]
 
 
 @pytest.fixture(scope="module")
 def bundle() -> Bundle:
-    tokenizer = word_tokenizer(TEXTS)
-    config = Mem0Config(
-        Qwen3VLConfig(
-            TextConfig(32, 1, 2, 1, 16, 32, tokenizer.get_vocab_size(), 1e4, (4, 2, 2)),
-            VisionConfig(1, 32, 32, 2, 64, (0,), 16, 1, 2, 32),
-            token_ids(tokenizer),
-        ),
-        MemoryConfig(4, 2),
-        FlowConfig(solver_steps=2),
-        DiTConfig(32, 2, 2, 32, 32, 32, horizon=3),
-        ClassifierConfig((96, 16)),
-        image_size=(64, 64),
-        dtype="float32",
-    )
-    span = {"min": np.full(16, -1.5), "max": np.full(16, 1.5)}
-    inputs = Inputs((64, 64), "bilinear", 24)
-    params = Mem0(config).init(jax.random.key(0))
-    return Bundle(config, params, NormStats(span, span), tokenizer, inputs, {"by": "test"})
+    return mem0_bundle(TEXTS, provenance={"by": "test"})
 
 
 def test_a_bundle_comes_back_equal(bundle, tmp_path):

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from jobs import LENGTHS, write_config, write_dataset
 from test_loop import numbers
-from tiny import LENGTHS, write_config, write_dataset
 
 from mem0_jax import tree
 from mem0_jax.cli import main
@@ -21,11 +21,11 @@ from mem0_jax.eval.rollout import evaluate
 from mem0_jax.policies.bundle import load_bundle
 from mem0_jax.train.log import read_rows
 
-TINY = Path(__file__).parent / "tiny.py"
+PROGRAM = Path(__file__).parent / "jobs.py"
 
 
 def start(config: Path, workdir: Path, *flags: str) -> subprocess.Popen:
-    command = [sys.executable, str(TINY), "train", f"--config={config}", f"--workdir={workdir}", *flags]
+    command = [sys.executable, str(PROGRAM), "train", f"--config={config}", f"--workdir={workdir}", *flags]
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         # Programs are compiled once for all the processes, and fast.
