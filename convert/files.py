@@ -28,7 +28,7 @@ BLOCK_BYTES = 2**22
 
 
 class PartsError(UserError):
-    """A file, or a set of byte parts, that is missing, incomplete, or not the one its SHA-256 sums describe."""
+    """A file, or a set of byte parts, that is missing, incomplete, or not the one its sums describe."""
 
 
 class Parts:
@@ -97,6 +97,18 @@ class Parts:
     def part_at(self, position: int) -> Path:
         """The part that holds a byte; the first or last one for a position outside."""
         return self.paths[self._index(min(max(position, 0), self.size - 1))]
+
+    @property
+    def path(self) -> Path:
+        """Where the whole would lie."""
+        return self.paths[0].with_name(self.name)
+
+    def within(self, start: int, end: int) -> str:
+        """"in X.part03, " or "in X.part03 to X.part04, ": which parts hold these bytes; "" if there is but one."""
+        first, last = self.part_at(start).name, self.part_at(max(start, end - 1)).name
+        if len(self.paths) == 1:
+            return ""
+        return f"in {first} to {last}, " if first != last else f"in {first}, "
 
     def reader(self) -> io.BufferedReader:
         """A seekable binary file object over the whole."""

@@ -7,11 +7,11 @@ documented in PKWARE's APPNOTE.TXT: sections 4.3.7 (local header), 4.3.9 (data d
 import io
 import struct
 import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mem0_jax.convert.files import Parts
+from mem0_jax.convert.stored import Checksum
 from mem0_jax.errors import UserError
 
 MAX_PICKLE_BYTES = 32 * 2**20  # a policy of 2e9 parameters with its optimizer needs less than 1 MiB
@@ -30,7 +30,8 @@ class Archive:
 
     Attributes:
         parts: the file.
-        entries: (first byte, size, checksum) of the content, by name without the leading folder.
+        entries: (first byte, size, checksum) of the content, by name without the leading folder. A checksum of 0
+            was not computed: torch.serialization.set_crc32_options(False).
     """
 
     parts: Parts
@@ -74,12 +75,14 @@ class Archive:
         start, size = self.find(name)
         if size > limit:
             raise PtError(f"{name} has {size} bytes, at most {limit} are accepted")
-        content = self.parts.read(start, size).tobytes()
-        if zlib.crc32(content) != self.entries[name][2]:
-            first, last = self.parts.part_at(start).name, self.parts.part_at(start + size).name
-            where = f"in {first} to {last}, " if first != last else f"in {first}, " if len(self.parts.paths) > 1 else ""
-            raise PtError(f"{where}{name} does not match its checksum: damaged, copy it again")
-        return content
+        if (checksum := self.checksum(name)) and (problem := checksum.problem()):
+            raise PtError(problem)
+        return self.parts.read(start, size).tobytes()
+
+    def checksum(self, name: str) -> Checksum | None:
+        """That of an entry's content, to be compared when it is read; None if it was not computed."""
+        start, size, expected = self.entries[name]
+        return Checksum(self.parts, start, size, expected, name) if expected else None
 
 
 def _check_format(parts: Parts) -> None:
@@ -133,7 +136,7 @@ def _locate(parts: Parts, info: zipfile.ZipInfo, earliest: int) -> int:
     if not earliest <= position <= parts.size - LOCAL_HEADER.size:
         raise fail("has no header" if position >= earliest else "overlaps another one")
     header = LOCAL_HEADER.unpack(parts.read(position, LOCAL_HEADER.size).tobytes())
-    signature, _, flags, method, _, _, _, packed, size, name_bytes, extra_bytes = header
+    signature, _, flags, method, _, _, crc, packed, size, name_bytes, extra_bytes = header
     start = position + LOCAL_HEADER.size + name_bytes + extra_bytes
     if signature != b"PK\x03\x04" or flags != info.flag_bits or method != info.compress_type:
         raise fail("has no header")
@@ -142,6 +145,8 @@ def _locate(parts: Parts, info: zipfile.ZipInfo, earliest: int) -> int:
     tail = parts.read(position + LOCAL_HEADER.size, name_bytes + extra_bytes).tobytes()
     if tail[:name_bytes].decode("utf-8" if flags & UTF8 else "cp437", "replace") != name:
         raise fail(f"has the header of another entry, {tail[:name_bytes]!r:.100},")
+    if crc != info.CRC and not (crc == 0 and flags & STREAMED):
+        raise fail("has another checksum in its header")
     if flags & STREAMED:  # torch: checksum and sizes follow the content
         if not _descriptor_follows(parts, info, start):
             raise fail("does not end where it should, starting")
