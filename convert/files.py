@@ -99,6 +99,11 @@ class Parts:
         return self.paths[self._index(min(max(position, 0), self.size - 1))]
 
     @property
+    def cut(self) -> bool:
+        """Whether these are byte parts, be it the first alone."""
+        return self.paths[0].name != self.name
+
+    @property
     def path(self) -> Path:
         """Where the whole would lie."""
         return self.paths[0].with_name(self.name)

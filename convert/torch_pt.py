@@ -20,6 +20,7 @@ import ml_dtypes
 import numpy as np
 
 from mem0_jax.convert.files import Parts, PartsError
+from mem0_jax.convert.kinds import foreign
 from mem0_jax.convert.stored import Checksum, StoredTensor
 from mem0_jax.convert.torch_zip import MAX_PICKLE_BYTES, Archive, PtError
 
@@ -200,7 +201,7 @@ class _Interpreter:
         if strange_globals:
             raise PtError(
                 f"refused, the file names objects other than tensors and plain containers: {_few(strange_globals)}. "
-                "Save a file with only the state_dict, or turn these objects into plain Python values first"
+                + foreign(strange_globals)
             )
         if strange_opcodes:
             raise PtError(
