@@ -31,7 +31,10 @@ FOREIGN: dict[tuple[str, ...], str] = {
     ("torch._utils._rebuild_qtensor", "torchao.", "bitsandbytes."): "Its weights are quantized; convert the originals",
     ("torch._utils._rebuild_tensor_v3",): "Its tensors have a dtype such as float8; save them as float32 or bfloat16",
     ("torch._utils._rebuild_meta",): "Its tensors hold no numbers (device='meta')",
-    ("torch._utils._rebuild_device", "torch._utils._rebuild_xla"): "Its tensors are of a device; save them from the CPU",
+    (
+        "torch._utils._rebuild_device",
+        "torch._utils._rebuild_xla",
+    ): "Its tensors are of a device; save them from the CPU",
 }
 LEGACY_TAR = (b"sys_info", b"storages", b"tensors", b"pickle")
 
