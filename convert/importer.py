@@ -17,6 +17,7 @@ import numpy as np
 from mem0_jax.backbones.qwen3_vl.processor import load_tokenizer, token_ids
 from mem0_jax.config import to_dict
 from mem0_jax.convert.files import Digest, Parts
+from mem0_jax.convert.finite import not_finite, refusal
 from mem0_jax.convert.optimizer import Training, read_training
 from mem0_jax.convert.rules import ConversionError, Entry, Misfits, Plan, PlanError, make_plan, pieces, verify
 from mem0_jax.convert.settings import Settings, backbone_config, mem0_config, read_backbone_settings, read_settings
@@ -47,6 +48,7 @@ class Request:
         dtype: "keep", "float32" or "bfloat16".
         shards: (configuration, abstract tree) -> pieces of every axis by path, for a mesh; None cuts nothing.
         with_optimizer: take the optimizer's moments along.
+        allow_nonfinite: take weights that are NaN or infinite.
     """
 
     config: Path | None = None
@@ -55,6 +57,7 @@ class Request:
     dtype: str = "keep"
     shards: Callable[[Config, Any], Mapping[str, tuple[int, ...]]] | None = None
     with_optimizer: bool = False
+    allow_nonfinite: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,8 @@ class Job:
     stats: NormStats | None
     processor: Path | None
     training: Training | None
+    allow_nonfinite: bool
+    notes: tuple[str, ...]
 
     @property
     def bytes(self) -> int:
@@ -109,6 +114,8 @@ def prepare(source: Source, request: Request) -> Job:
         stats=_stats(request.norm_stats),
         processor=processor,
         training=training,
+        allow_nonfinite=request.allow_nonfinite,
+        notes=(*source.notes, *settings.notes),
     )
 
 
@@ -125,14 +132,16 @@ def convert(job: Job, out: Path, progress: Callable[[int], object] = lambda coun
     with new_folder(out) as folder:
         digests = {parts.name: Digest(parts) for parts in _files(job.source)}
         try:
-            _write(job, folder, progress)
+            wrong = _write(job, folder, progress)
             sums = {name: digest.result() for name, digest in digests.items()}
         finally:
             for digest in digests.values():
                 digest.cancel()
+        if wrong and not job.allow_nonfinite:
+            raise refusal(wrong)
         _describe(job, folder, sums)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    report = {"seconds": time.perf_counter() - start, "peak_rss_bytes": peak, "sha256": sums}
+    report = {"seconds": time.perf_counter() - start, "peak_rss_bytes": peak, "sha256": sums, "nonfinite": wrong}
     return summary(job) | report
 
 
@@ -216,10 +225,7 @@ def _stats(path: Path | None) -> NormStats | None:
 
 
 def _files(source: Source) -> list[Parts]:
-    if source.parts is not None:
-        return [source.parts]
-    paths = [source.path] if source.path.is_file() else sorted(source.path.glob("*.safetensors"))
-    return [Parts.open(path) for path in paths]
+    return list(dict.fromkeys(tensor.parts for tensor in source.tensors.values()))
 
 
 def _tasks(job: Job, folder: Path) -> Iterator[tuple[TreeWriter, str, Entry, Mapping[str, Any]]]:
@@ -242,17 +248,20 @@ def _tasks(job: Job, folder: Path) -> Iterator[tuple[TreeWriter, str, Entry, Map
         yield from ((writer, f"{name}/", entry, moment) for entry in trained)
 
 
-def _write(job: Job, folder: Path, progress: Callable[[int], object]) -> None:
-    def move(task: tuple[TreeWriter, str, Entry, Mapping[str, Any]]) -> None:
+def _write(job: Job, folder: Path, progress: Callable[[int], object]) -> list[str]:
+    """Returns what is not finite, one line a tensor."""
+
+    def move(task: tuple[TreeWriter, str, Entry, Mapping[str, Any]]) -> str:
         writer, prefix, entry, tensors = task
-        for target, value in pieces(entry, tensors):
+        values = array_of(tensors[entry.source])
+        for target, value in pieces(entry, {entry.source: values}):
             writer.write(prefix + target, value, entry.layer)
-        progress(nbytes(tensors[entry.source]))
+        progress(values.nbytes)
+        return not_finite(prefix + entry.source, values, None if prefix else job.specs[entry.targets[0]].dtype)
 
     with ThreadPoolExecutor(THREADS) as pool:
         try:
-            for _ in pool.map(move, _tasks(job, folder)):
-                pass
+            return [line for line in pool.map(move, _tasks(job, folder)) if line]
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

@@ -6,6 +6,7 @@ from mem0_jax.stand_in import stand_in
 
 SAVE_AGAIN = "torch.save(torch.load(SRC, weights_only=True), DST)"
 SAVE_STATE = "save its state dict instead: torch.save(model.state_dict(), DST)"
+SAFETENSORS = "is in the safetensors format: call it NAME.safetensors"
 HEAD_BYTES = 1024
 
 # First bytes -> what follows the file's name.
@@ -56,7 +57,7 @@ def kind(head: bytes) -> str:
             return f"is in the legacy tar format of torch < 0.2; convert it where torch is installed: {SAVE_AGAIN}"
         return f"is a tar archive that begins with {name!r}: unpack it first (tar xf)"
     if head[8:10] in (b'{"', b"{ ") and int.from_bytes(head[:8], "little") < 2**32:
-        return "is in the safetensors format: call it NAME.safetensors"
+        return SAFETENSORS
     return ""
 
 

@@ -14,9 +14,11 @@ from typing import Any
 import yaml
 
 from mem0_jax.backbones.qwen3_vl.config import Qwen3VLConfig, TextConfig, VisionConfig
+from mem0_jax.backbones.qwen3_vl.hf_config import HfConfigError, read_hf_config
 from mem0_jax.config import from_dict
 from mem0_jax.convert.rules import ConversionError
 from mem0_jax.policies.mem0 import Mem0Config
+from mem0_jax.stand_in import stand_in
 
 MAX_SETTINGS_BYTES = 2**20
 Shapes = Mapping[str, tuple[int, ...]]
@@ -91,11 +93,13 @@ class Settings:
     Attributes:
         where: the file, for messages.
         training: the reference's `trainer` section (or `training` of a golden folder), empty if there was none.
+        notes: what the user should know about the file, such as entries that are not read.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
     where: str = "the shapes of the tensors"
     training: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def read_settings(path: Path) -> Settings:
@@ -104,13 +108,7 @@ def read_settings(path: Path) -> Settings:
     Raises:
         ConversionError: not readable, of none of these layouts, or with settings this policy does not have.
     """
-    try:
-        if path.stat().st_size > MAX_SETTINGS_BYTES:
-            raise ConversionError(f"{path}: larger than 1 MiB, not a configuration")
-        text = path.read_text("utf-8")
-        data = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        raise ConversionError(f"{path}: not readable as YAML or JSON ({str(error).splitlines()[0]})") from None
+    data = _parsed(path)
     if not isinstance(data, dict):
         raise ConversionError(f"{path}: expected a mapping of settings, found {type(data).__name__}")
     if "format_version" in data and isinstance(data.get("config"), dict):
@@ -123,6 +121,21 @@ def read_settings(path: Path) -> Settings:
     if problems:
         raise ConversionError(f"{path}: " + "; ".join(problems))
     return Settings(values, str(path), training if isinstance(training, dict) else {})
+
+
+def _parsed(path: Path) -> Any:
+    """The content of a JSON or YAML file."""
+    try:
+        if path.is_dir():
+            raise ConversionError(f"{path} is a folder: name the file in it")
+        if said := stand_in(path):
+            raise ConversionError(f"{path} {said}")
+        if path.stat().st_size > MAX_SETTINGS_BYTES:
+            raise ConversionError(f"{path}: larger than 1 MiB, not a configuration")
+        text = path.read_text("utf-8")
+        return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        raise ConversionError(f"{path}: not readable as YAML or JSON ({str(error).splitlines()[0]})") from None
 
 
 def _translate(sections: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -161,10 +174,11 @@ def read_backbone_settings(folder: Path) -> Settings:
     """Reads a Hugging Face folder's config.json (dense Qwen3-VL) and the ids of its tokenizer."""
     path = folder / "config.json"
     try:
-        config = Qwen3VLConfig.from_hf(json.loads(path.read_text("utf-8")))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConversionError(f"{path}: not the configuration of a dense Qwen3-VL ({error})") from None
-    return Settings({f"backbone.{key}": value for key, value in _flat(config).items()}, str(path))
+        config, notes = read_hf_config(_parsed(path))
+    except HfConfigError as error:
+        raise ConversionError(f"{path}: {error}") from None
+    values = {f"backbone.{key}": value for key, value in _flat(config).items()}
+    return Settings(values, str(path), notes=tuple(f"{path}: {note}" for note in notes))
 
 
 def backbone_config(shapes: Shapes, settings: Settings, prefix: str = "") -> Qwen3VLConfig:

@@ -67,7 +67,7 @@ class Checksum:
             return ""
         found, end = 0, self.start + self.size
         for at in range(self.start, end, BLOCK_BYTES):
-            found = zlib.crc32(self.parts.read(at, min(BLOCK_BYTES, end - at)), found)
+            found = zlib.crc32(self.parts.read(at, min(BLOCK_BYTES, end - at)).data, found)
         self._good = found == self.expected
         if self._good:
             return ""
