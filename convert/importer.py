@@ -26,6 +26,7 @@ from mem0_jax.convert.stored import array_of, nbytes
 from mem0_jax.data.normalize import NormStats
 from mem0_jax.policies.bundle import Inputs, abstract_params, new_folder, write_description
 from mem0_jax.policies.mem0 import Mem0Config
+from mem0_jax.stand_in import stand_in
 from mem0_jax.store import LeafSpec, TreeWriter
 
 THREADS = 2  # one reads and transposes while the other writes; each holds one tensor
@@ -97,7 +98,7 @@ def prepare(source: Source, request: Request) -> Job:
         processor = processor.parent
     settings = _settings(source, request, processor)
     config = _config(source, settings)
-    _check_tokenizer(config, processor)
+    _check_processor(config, processor)
     rules, abstract = rules_of(config), abstract_params(config)
     plan = make_plan(rules, source.shapes, abstract)
     shards = request.shards(config, abstract) if request.shards else {}
@@ -171,7 +172,8 @@ def _settings(source: Source, request: Request, processor: Path | None) -> Setti
         raise ConversionError(f"{request.backbone}: no config.json, expected the folder of a Qwen3-VL model")
     if request.config is not None:
         given = read_settings(request.config)
-        settings = Settings({**settings.values, **given.values}, given.where, given.training)
+        notes = (*settings.notes, *given.notes)
+        settings = Settings({**settings.values, **given.values}, given.where, given.training, notes)
     weight = source.tensors.get("classifier.pos_weight")  # a buffer there, a setting here
     if weight is not None and not tuple(weight.shape):
         settings.values.setdefault("classifier.pos_weight", float(array_of(weight)))
@@ -183,8 +185,14 @@ def _config(source: Source, settings: Settings) -> Config:
     return mem0_config(shapes, settings) if source.model == "mem0" else backbone_config(shapes, settings)
 
 
-def _check_tokenizer(config: Config, processor: Path | None) -> None:
-    if processor is None or not (processor / TOKENIZER).is_file():
+def _check_processor(config: Config, processor: Path | None) -> None:
+    """Files to be copied are what they are called, and the special tokens those of the model."""
+    if processor is None:
+        return
+    for name in (TOKENIZER, *PROCESSOR_FILES):
+        if said := stand_in(processor / name):
+            raise ConversionError(f"{processor / name} {said}")
+    if not (processor / TOKENIZER).is_file():
         return
     ours = (config.backbone if isinstance(config, Mem0Config) else config).tokens
     theirs = token_ids(load_tokenizer(processor / TOKENIZER))
@@ -267,12 +275,20 @@ def _write(job: Job, folder: Path, progress: Callable[[int], object]) -> list[st
             raise
 
 
+def _number(step: Any) -> int | None:
+    """A step count as JSON has it, be it a number in the file or a tensor."""
+    try:
+        return int(array_of(step)) if step is not None else None
+    except (TypeError, ValueError):
+        return None
+
+
 def _describe(job: Job, folder: Path, sums: Mapping[str, str]) -> None:
     entries: dict[str, Any] = {
         "provenance": {
             "source": [{"name": name, "sha256": value} for name, value in sums.items()],
             "source_format": job.source.format,
-            "source_step": job.source.checkpoint.get("global_step"),
+            "source_step": _number(job.source.checkpoint.get("global_step")),
         }
     }
     if isinstance(job.config, Mem0Config):

@@ -5,6 +5,7 @@ from a file, or from the released model whose sizes these are; nothing else is a
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from math import isqrt
@@ -61,7 +62,15 @@ FIXED: dict[str, Any] = {
     "interleave_self_attention": True,
     "norm_type": "ada_norm",
     "positional_embeddings": None,
+    "activation_fn": "gelu-approximate",
+    "attention_bias": True,
+    "norm_elementwise_affine": False,
+    "norm_eps": 1e-5,
+    "upcast_attention": False,
 }
+YAML_NUMBER = re.compile(r"[-+]?\d+e[-+]?\d+", re.IGNORECASE)  # a text to PyYAML
+# Read by `_translate_action`.
+ELSEWHERE = {"action_model_type", "diffusion_model_cfg", "noise_beta_alpha", "noise_beta_beta", "attention_head_dim"}
 VARIANTS = {"DiT-B": (768, 12), "DiT-L": (1536, 32)}  # width, heads
 # What shapes do not tell and the outputs depend on. Everything else has the reference's default.
 UNTOLD = {
@@ -117,10 +126,12 @@ def read_settings(path: Path) -> Settings:
     sections = data.get("execution_module", data)
     if not isinstance(sections, dict) or not sections.keys() & {*NAMES, "backbone"}:
         raise ConversionError(f"{path}: none of the sections {', '.join(NAMES)} found: not a Mem-0 configuration")
-    values, problems = _translate(sections)
+    unread: list[str] = []
+    values, problems = _translate(sections, unread)
     if problems:
         raise ConversionError(f"{path}: " + "; ".join(problems))
-    return Settings(values, str(path), training if isinstance(training, dict) else {})
+    notes = (f"{path}: not read: {', '.join(unread[:20])}",) if unread else ()
+    return Settings(values, str(path), training if isinstance(training, dict) else {}, notes)
 
 
 def _parsed(path: Path) -> Any:
@@ -138,7 +149,7 @@ def _parsed(path: Path) -> Any:
         raise ConversionError(f"{path}: not readable as YAML or JSON ({str(error).splitlines()[0]})") from None
 
 
-def _translate(sections: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def _translate(sections: Mapping[str, Any], unread: list[str]) -> tuple[dict[str, Any], list[str]]:
     values = {f"backbone.{key}": value for key, value in _dotted(sections.get("backbone") or {}).items()}
     problems: list[str] = []
     for section, names in NAMES.items():
@@ -148,10 +159,14 @@ def _translate(sections: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
             continue
         given = given | (given.get("diffusion_model_cfg") or {})
         for key, value in given.items():
+            if isinstance(value, str) and YAML_NUMBER.fullmatch(value):
+                value = float(value)
             if key in names:
                 values[names[key]] = tuple(value) if isinstance(value, list) else value
             elif key in FIXED and value != FIXED[key]:
                 problems.append(f"{section}.{key}: only {FIXED[key]!r} is supported, got {value!r}")
+            elif key not in FIXED and key not in ELSEWHERE:
+                unread.append(f"{section}.{key}"[:60])
         if section == "action_model":
             _translate_action(given, values, problems)
     return values, problems

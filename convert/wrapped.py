@@ -163,10 +163,10 @@ def _absent(content: Any, states: Mapping[tuple[str, ...], Mapping[str, Any]]) -
                 f"neither a Mem-0 (tensors called {BACKBONE_IN_MEM0}...) nor a Qwen3-VL ({BACKBONE}...); "
                 f"it begins with {', '.join(f'{name!r:.100}' for name in list(state)[:4])}"
             )
-    held = f"the entries {', '.join(f'{k!r:.60}' for k in list(content)[:8])}" if isinstance(content, dict) else ""
-    return "expected a dict of tensors, or one under 'model_state_dict'; found " + (
-        held if content else f"an empty {type(content).__name__}" if held else type(content).__name__
-    )
+    found = type(content).__name__
+    if isinstance(content, dict):
+        found = f"the entries {', '.join(f'{key!r:.60}' for key in list(content)[:8])}" if content else "an empty dict"
+    return f"expected a dict of tensors, or one under 'model_state_dict'; found {found}"
 
 
 def _states(node: Any, keys: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any]]]:
