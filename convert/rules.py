@@ -230,7 +230,7 @@ def _equal(a: np.ndarray, b: np.ndarray) -> bool:
     """Equality row by row, so that a large table is never copied whole."""
     if a.ndim == 0:
         return bool(a.astype(np.float32) == b.astype(np.float32))
-    return all(np.array_equal(x.astype(np.float32), y.astype(np.float32)) for x, y in zip(a, b))
+    return all(np.array_equal(x.astype(np.float32), y.astype(np.float32), equal_nan=True) for x, y in zip(a, b))
 
 
 @dataclass(frozen=True)

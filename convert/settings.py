@@ -5,6 +5,7 @@ from a file, or from the released model whose sizes these are; nothing else is a
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from math import isqrt
@@ -14,9 +15,11 @@ from typing import Any
 import yaml
 
 from mem0_jax.backbones.qwen3_vl.config import Qwen3VLConfig, TextConfig, VisionConfig
+from mem0_jax.backbones.qwen3_vl.hf_config import HfConfigError, read_hf_config
 from mem0_jax.config import from_dict
 from mem0_jax.convert.rules import ConversionError
 from mem0_jax.policies.mem0 import Mem0Config
+from mem0_jax.stand_in import stand_in
 
 MAX_SETTINGS_BYTES = 2**20
 Shapes = Mapping[str, tuple[int, ...]]
@@ -59,7 +62,15 @@ FIXED: dict[str, Any] = {
     "interleave_self_attention": True,
     "norm_type": "ada_norm",
     "positional_embeddings": None,
+    "activation_fn": "gelu-approximate",
+    "attention_bias": True,
+    "norm_elementwise_affine": False,
+    "norm_eps": 1e-5,
+    "upcast_attention": False,
 }
+YAML_NUMBER = re.compile(r"[-+]?\d+e[-+]?\d+", re.IGNORECASE)  # a text to PyYAML
+# Read by `_translate_action`.
+ELSEWHERE = {"action_model_type", "diffusion_model_cfg", "noise_beta_alpha", "noise_beta_beta", "attention_head_dim"}
 VARIANTS = {"DiT-B": (768, 12), "DiT-L": (1536, 32)}  # width, heads
 # What shapes do not tell and the outputs depend on. Everything else has the reference's default.
 UNTOLD = {
@@ -91,11 +102,13 @@ class Settings:
     Attributes:
         where: the file, for messages.
         training: the reference's `trainer` section (or `training` of a golden folder), empty if there was none.
+        notes: what the user should know about the file, such as entries that are not read.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
     where: str = "the shapes of the tensors"
     training: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def read_settings(path: Path) -> Settings:
@@ -104,13 +117,7 @@ def read_settings(path: Path) -> Settings:
     Raises:
         ConversionError: not readable, of none of these layouts, or with settings this policy does not have.
     """
-    try:
-        if path.stat().st_size > MAX_SETTINGS_BYTES:
-            raise ConversionError(f"{path}: larger than 1 MiB, not a configuration")
-        text = path.read_text("utf-8")
-        data = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        raise ConversionError(f"{path}: not readable as YAML or JSON ({str(error).splitlines()[0]})") from None
+    data = _parsed(path)
     if not isinstance(data, dict):
         raise ConversionError(f"{path}: expected a mapping of settings, found {type(data).__name__}")
     if "format_version" in data and isinstance(data.get("config"), dict):
@@ -119,13 +126,30 @@ def read_settings(path: Path) -> Settings:
     sections = data.get("execution_module", data)
     if not isinstance(sections, dict) or not sections.keys() & {*NAMES, "backbone"}:
         raise ConversionError(f"{path}: none of the sections {', '.join(NAMES)} found: not a Mem-0 configuration")
-    values, problems = _translate(sections)
+    unread: list[str] = []
+    values, problems = _translate(sections, unread)
     if problems:
         raise ConversionError(f"{path}: " + "; ".join(problems))
-    return Settings(values, str(path), training if isinstance(training, dict) else {})
+    notes = (f"{path}: not read: {', '.join(unread[:20])}",) if unread else ()
+    return Settings(values, str(path), training if isinstance(training, dict) else {}, notes)
 
 
-def _translate(sections: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def _parsed(path: Path) -> Any:
+    """The content of a JSON or YAML file."""
+    try:
+        if path.is_dir():
+            raise ConversionError(f"{path} is a folder: name the file in it")
+        if said := stand_in(path):
+            raise ConversionError(f"{path} {said}")
+        if path.stat().st_size > MAX_SETTINGS_BYTES:
+            raise ConversionError(f"{path}: larger than 1 MiB, not a configuration")
+        text = path.read_text("utf-8")
+        return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        raise ConversionError(f"{path}: not readable as YAML or JSON ({str(error).splitlines()[0]})") from None
+
+
+def _translate(sections: Mapping[str, Any], unread: list[str]) -> tuple[dict[str, Any], list[str]]:
     values = {f"backbone.{key}": value for key, value in _dotted(sections.get("backbone") or {}).items()}
     problems: list[str] = []
     for section, names in NAMES.items():
@@ -135,10 +159,14 @@ def _translate(sections: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
             continue
         given = given | (given.get("diffusion_model_cfg") or {})
         for key, value in given.items():
+            if isinstance(value, str) and YAML_NUMBER.fullmatch(value):
+                value = float(value)
             if key in names:
                 values[names[key]] = tuple(value) if isinstance(value, list) else value
             elif key in FIXED and value != FIXED[key]:
                 problems.append(f"{section}.{key}: only {FIXED[key]!r} is supported, got {value!r}")
+            elif key not in FIXED and key not in ELSEWHERE:
+                unread.append(f"{section}.{key}"[:60])
         if section == "action_model":
             _translate_action(given, values, problems)
     return values, problems
@@ -161,10 +189,11 @@ def read_backbone_settings(folder: Path) -> Settings:
     """Reads a Hugging Face folder's config.json (dense Qwen3-VL) and the ids of its tokenizer."""
     path = folder / "config.json"
     try:
-        config = Qwen3VLConfig.from_hf(json.loads(path.read_text("utf-8")))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConversionError(f"{path}: not the configuration of a dense Qwen3-VL ({error})") from None
-    return Settings({f"backbone.{key}": value for key, value in _flat(config).items()}, str(path))
+        config, notes = read_hf_config(_parsed(path))
+    except HfConfigError as error:
+        raise ConversionError(f"{path}: {error}") from None
+    values = {f"backbone.{key}": value for key, value in _flat(config).items()}
+    return Settings(values, str(path), notes=tuple(f"{path}: {note}" for note in notes))
 
 
 def backbone_config(shapes: Shapes, settings: Settings, prefix: str = "") -> Qwen3VLConfig:

@@ -61,6 +61,8 @@ def parser() -> CommandParser:
     add("--config", type=Path, metavar="FILE", help="what tensors do not tell: the reference's YAML or a config.json")
     add("--dtype", choices=("keep", "float32", "bfloat16"), default="keep", help="of the parameters")
     add("--mesh", metavar="AXES", help="cut the files for a mesh such as fsdp=8,tensor=2: a device reads its own alone")
+    add("--weights", metavar="NAME", help="which ones, of a file with several, such as ema beside the model's own")
+    add("--allow-nonfinite", action="store_true", help="take weights that are NaN or infinite instead of refusing them")
     add("--with-optimizer", action="store_true", help="include AdamW's moments, step and schedule, to go on training")
     add("--dry-run", action="store_true", help="print the plan and write nothing")
     add("--report", type=Path, metavar="FILE", help="write what was done as JSON")
@@ -85,14 +87,17 @@ def _import(flags: argparse.Namespace) -> int:
     from mem0_jax.convert.sources import open_source
 
     request = Request(
-        flags.config, flags.backbone, flags.norm_stats, flags.dtype, _shards(flags.mesh), flags.with_optimizer
+        *(flags.config, flags.backbone, flags.norm_stats, flags.dtype, _shards(flags.mesh), flags.with_optimizer),
+        allow_nonfinite=flags.allow_nonfinite,
     )
     try:
-        job = prepare(open_source(flags.source), request)
+        job = prepare(open_source(flags.source, flags.weights), request)
     except PlanError as error:
         if flags.report:
             write_json(flags.report, failed_summary(error.misfits))
         raise
+    for note in job.notes:
+        print(f"note: {note}")
     if flags.dry_run:
         report = summary(job)
         _print_plan(job)
@@ -104,6 +109,8 @@ def _import(flags: argparse.Namespace) -> int:
             f"{flags.out}: {report['consumed']} tensors, {report['bytes'] / 1e9:.2f} GB in {report['seconds']:.1f} s "
             f"({rate:.2f} GB/s), at most {report['peak_rss_bytes'] / 1e9:.2f} GB of memory"
         )
+        for line in report["nonfinite"][:20]:
+            print(f"note: {line}")
         missing = [name for name in ("norm_stats.json", "tokenizer.json") if not (flags.out / name).is_file()]
         if missing:
             print(f"note: the bundle has no {' and no '.join(missing)} (see --norm-stats and --backbone)")
@@ -113,7 +120,9 @@ def _import(flags: argparse.Namespace) -> int:
 
 
 def _export(parsing: CommandParser, flags: argparse.Namespace) -> int:
-    given = [name for name in ("backbone", "norm_stats", "config", "mesh") if getattr(flags, name) is not None]
+    given = [
+        name for name in ("backbone", "norm_stats", "config", "mesh", "weights") if getattr(flags, name) is not None
+    ]
     given += [name for name in ("with_optimizer", "dry_run") if getattr(flags, name)]
     if given or flags.dtype != "keep":
         wrong = [*given, *(["dtype"] if flags.dtype != "keep" else [])]
@@ -126,7 +135,9 @@ def _export(parsing: CommandParser, flags: argparse.Namespace) -> int:
     source = open_source(flags.source)
     start = time.perf_counter()
     with progress(f"export {flags.source.name}", source.nbytes) as advance:
-        report = (to_torch if flags.to == "torch" else to_safetensors)(source, flags.out, advance)
+        report = (to_torch if flags.to == "torch" else to_safetensors)(
+            source, flags.out, advance, flags.allow_nonfinite
+        )
     report["seconds"] = time.perf_counter() - start
     print(f"{flags.out}: {report['tensors']} tensors, {report['bytes'] / 1e9:.2f} GB in {report['seconds']:.1f} s")
     if flags.report:

@@ -22,6 +22,8 @@ def main(argv: Sequence[str]) -> int:
     flags = CommandParser("convert diff", SUMMARY, ["mem0-jax convert diff m1_mix.pt bundles/m1_mix"])
     flags.add_argument("a", type=Path, metavar="A", help="a checkpoint")
     flags.add_argument("b", type=Path, metavar="B", help="another")
+    for name in "ab":
+        flags.add_argument(f"--weights-{name}", metavar="NAME", help=f"which ones, if {name.upper()} has several sets")
     flags.add_argument(
         "--tolerance", type=float, default=0.0, help="greatest error allowed, relative to the tensor's greatest value"
     )
@@ -33,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
     from mem0_jax.convert.look import differences
     from mem0_jax.convert.sources import open_source
 
-    a, b = open_source(given.a), open_source(given.b)
+    a, b = open_source(given.a, given.weights_a), open_source(given.b, given.weights_b)
     rows = list(tqdm(differences(a, b), total=len(a.tensors), desc="compare", disable=None))
     failed = [row for row in rows if row.problem or row.relative > given.tolerance]
     shown = [row for row in rows if row.problem or row.error]

@@ -17,11 +17,12 @@ def main(argv: Sequence[str]) -> int:
     flags = CommandParser("convert inspect", SUMMARY, ["mem0-jax convert inspect tests/model/assets/tiny_a/initial.pt"])
     flags.add_argument("source", type=Path, metavar="SRC", help="the checkpoint")
     flags.add_argument("--json", type=Path, metavar="FILE", help="write the lists to this file as well")
+    flags.add_argument("--weights", metavar="NAME", help="which ones, of a file with several")
     given = flags.parse_args(argv)
     from mem0_jax.convert.look import inspect
     from mem0_jax.convert.sources import open_source
 
-    found = inspect(open_source(given.source))
+    found = inspect(open_source(given.source, given.weights))
     width = max(map(len, found["tensors"]))
     print(f"{'tensor':<{width}}  {'shape':<20}{'dtype':<10}{'MB':>10}")
     for name, tensor in found["tensors"].items():
@@ -37,6 +38,8 @@ def main(argv: Sequence[str]) -> int:
         f"\n{found['format']} of {found['model']}"
         + (f", also holds {', '.join(found['also'])}" if found["also"] else "")
     )
+    for note in found["notes"]:
+        print(f"note: {note}")
     if given.json:
         write_json(given.json, found)
     return 0

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mem0_jax.data.layout import GRIPPER_DIMS, JOINT_NAMES, MODEL_DIM, SEVENTH_JOINTS
+from mem0_jax.stand_in import stand_in
 
 if TYPE_CHECKING:
     from mem0_jax.data.lerobot import LeRobotDataset
@@ -93,7 +94,10 @@ class NormStats:
         """Read a norm_stats.json."""
         path = Path(path)
         if not path.is_file():
-            raise FileNotFoundError(f"normalisation statistics {path} are missing")
+            what = "are a folder: name the file in it" if path.is_dir() else "are missing"
+            raise FileNotFoundError(f"normalisation statistics {path} {what}")
+        if said := stand_in(path):
+            raise ValueError(f"{path} {said}")
         try:
             data = json.loads(path.read_text("utf-8"))
         except ValueError as error:

@@ -34,6 +34,7 @@ from mem0_jax.errors import UserError
 from mem0_jax.nn import module
 from mem0_jax.policies.base import Params
 from mem0_jax.policies.mem0 import Mem0, Mem0Config, serving_dtype
+from mem0_jax.stand_in import stand_in
 from mem0_jax.store import open_tree
 from mem0_jax.tree import flatten, unflatten
 
@@ -198,6 +199,8 @@ def read_description(folder: Path) -> tuple[Mem0Config | Qwen3VLConfig, dict[str
     path = folder / "config.json"
     if not path.is_file():
         raise BundleError(f"{folder} is no policy bundle: it has no config.json")
+    if said := stand_in(path):
+        raise BundleError(f"{path} {said}")
     try:
         description = json.loads(path.read_text())
     except ValueError as error:

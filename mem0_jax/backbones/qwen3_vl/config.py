@@ -94,28 +94,7 @@ class Qwen3VLConfig:
 
     @classmethod
     def from_hf(cls, config: dict[str, Any]) -> "Qwen3VLConfig":
-        """Reads a Hugging Face `config.json` of a dense Qwen3-VL; the ids of text tokens are those of Qwen's tokenizer.
+        """Reads a Hugging Face `config.json`; see `read_hf_config`, which also tells what it does not read."""
+        from mem0_jax.backbones.qwen3_vl.hf_config import read_hf_config
 
-        Raises:
-            ValueError, KeyError: it is of another model, or lacks an entry.
-        """
-        if config.get("model_type") != "qwen3_vl":
-            raise ValueError(f"expected model_type 'qwen3_vl', got {config.get('model_type')!r}")
-        text, vision = config["text_config"], config["vision_config"]
-        rope = text.get("rope_scaling") or text["rope_parameters"]
-        text_fields = {k: text[k] for k in TextConfig.__dataclass_fields__ if k in text}
-        text_fields["mrope_section"] = tuple(rope["mrope_section"])
-        text_fields["tie_word_embeddings"] = bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings")))
-        text_fields.setdefault("rope_theta", rope.get("rope_theta", TextConfig.rope_theta))
-        vision_fields = {k: vision[k] for k in VisionConfig.__dataclass_fields__ if k in vision}
-        vision_fields["deepstack_visual_indexes"] = tuple(vision["deepstack_visual_indexes"])
-        return cls(
-            TextConfig(**text_fields),
-            VisionConfig(**vision_fields),
-            TokenIds(
-                vision_start=config["vision_start_token_id"],
-                vision_end=config["vision_end_token_id"],
-                image=config["image_token_id"],
-                video=config["video_token_id"],
-            ),
-        )
+        return read_hf_config(config)[0]
