@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-AUTOMATIC = ("timestamp", "frame_index", "episode_index", "index", "task_index")
+AUTOMATIC = {"timestamp": "float32"} | dict.fromkeys(("frame_index", "episode_index", "index", "task_index"), "int64")
 COMMON = (*AUTOMATIC, "observation.state", "action", "subtask", "subtask_end", "episode_id")  # commands read these
 PICTURES = ("video", "image")
 TEXTS = ("string", "large_string")
