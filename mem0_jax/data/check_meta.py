@@ -166,18 +166,17 @@ def _check_totals(
             found.error("totals", f"{key} is {info.raw.get(key)!r}, but the episode table gives {value}")
     for key, at_end in (("dataset_from_index", 0), ("dataset_to_index", 1)):
         # Where one is wrong, those behind it mostly are by as much.
-        expected = {episode.index: episode.start + at_end * episode.length for episode in episodes}
-        given = {index: rows[index].get(key, value) for index, value in expected.items()}
-        for _, group in itertools.groupby(expected, lambda index: _difference(given[index], expected[index])):
-            first, *others = group
-            if given[first] != expected[first]:
-                message = f"{key} is {given[first]!r}; the lengths add up to {expected[first]}"
-                message += f" (and so on up to episode {others[-1]})" if others else ""
-                found.error("episode-table", message, episode=first)
-
-
-def _difference(given: Any, expected: int) -> int | None:
-    return given - expected if isinstance(given, int) else None
+        wrong: list[tuple[int | None, int, str]] = []
+        for episode in episodes:
+            value = episode.start + at_end * episode.length
+            given = rows[episode.index].get(key, value)
+            if given != value:
+                off = given - value if isinstance(given, int) else None
+                wrong.append((off, episode.index, f"{key} is {given!r}; the lengths add up to {value}"))
+        for _, group in itertools.groupby(wrong, lambda entry: entry[0]):
+            (_, first, message), *others = group
+            more = f" (and it is as far off up to episode {others[-1][1]})" if others else ""
+            found.error("episode-table", message + more, episode=first)
 
 
 def _check_spans(

@@ -27,13 +27,17 @@ def opened(path: AnyPath, what: str, texts: Sequence[str] = ()) -> Iterator[pq.P
     """Open a parquet file; errors while it is open name `what` it is and where it lies.
 
     Args:
-        texts: string columns, kept as numbers into their distinct values, so that a long text repeated in every row
-            costs no memory.
+        texts: columns whose strings are kept as numbers into their distinct values, so that a long text repeated in
+            every row costs no memory.
     """
     try:
         # Without prefetching, a column is read as a stream and not as a whole.
-        with _source(path) as source, pq.ParquetFile(source, read_dictionary=list(texts), pre_buffer=False) as file:
-            yield file
+        with _source(path) as source:
+            metadata = pq.ParquetFile(source, pre_buffer=False).metadata
+            leaves = {metadata.schema.column(i).path for i in range(metadata.num_columns)}
+            plain = [name for name in texts if name in leaves]
+            with pq.ParquetFile(source, metadata=metadata, read_dictionary=plain, pre_buffer=False) as file:
+                yield file
     except RemoteError:
         raise
     except FileNotFoundError as error:

@@ -195,6 +195,10 @@ def test_columns_of_another_kind_are_named(tmp_path, column, value, message):
     path = root / "data/chunk-000/file-000.parquet"
     table = pq.read_table(path)
     pq.write_table(table.set_column(table.column_names.index(column), column, value), path)
-    with pytest.raises(DatasetError, match=f"{column}.*{message}"):
+
+    def read() -> None:
         dataset = LeRobotDataset(root)
         dataset.texts(column) if column == "note" else dataset.column(column)
+
+    with pytest.raises(DatasetError, match=f"{column}.*{message}"):
+        read()
