@@ -14,7 +14,7 @@ import re
 import string
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any, BinaryIO, cast
 
 from mem0_jax.errors import UserError
@@ -153,6 +153,11 @@ def dataset_path(root: str | Path | RemotePath) -> AnyPath:
     return root if isinstance(root, RemotePath) else Path(root)
 
 
+def ffmpeg_name(path: Path) -> str:
+    """Return what FFmpeg calls a local file: of a bare name it takes what comes before a colon for a protocol."""
+    return f"file:{path}"
+
+
 def open_binary(path: AnyPath) -> BinaryIO:
     """Open a file for reading bytes; it can seek."""
     return cast(BinaryIO, path.open("rb"))
@@ -166,10 +171,22 @@ def size_of(path: AnyPath) -> int:
 def find(folder: AnyPath, pattern: str) -> list[AnyPath]:
     """Return the files below `folder` whose relative name matches the shell pattern, sorted."""
     if isinstance(folder, Path):
-        names = sorted(str(p.relative_to(folder).as_posix()) for p in folder.glob("**/*") if p.is_file())
+        names = sorted(p.relative_to(folder).as_posix() for p in _walk(folder) if p.is_file())
     else:
         names = folder.find()
     return [folder / name for name in names if fnmatch.fnmatchcase(name, pattern)]
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """The names below a folder, those behind linked folders too, each folder once."""
+    seen = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        status = os.stat(place)
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        yield from (Path(place, name) for name in names)
 
 
 def inside(root: AnyPath, name: str, where: str) -> AnyPath:
@@ -177,8 +194,11 @@ def inside(root: AnyPath, name: str, where: str) -> AnyPath:
 
     Links are followed: a download cache links every file of a dataset to a place of its own.
     """
-    if name.startswith(("/", "\\")) or ":" in name.split("/")[0] or ".." in name.replace("\\", "/").split("/"):
+    drive, chained = PureWindowsPath(name).drive, isinstance(root, RemotePath) and "::" in name
+    if name.startswith(("/", "\\")) or drive or chained or ".." in name.replace("\\", "/").split("/"):
         raise DatasetError(f"{where}: {name!r} leads outside the dataset {root}")
+    if re.search("[\0\ud800-\udfff]", name):
+        raise DatasetError(f"{where}: {name!r} is no name of a file")
     return root / name
 
 
@@ -239,9 +259,9 @@ def _read_text(path: AnyPath) -> str:
     except OSError as error:
         raise DatasetError(f"{path} cannot be read ({error})") from error
     try:
-        return data.decode("utf-8")
+        return data.decode("utf-8-sig")  # editors on Windows begin with a mark
     except UnicodeDecodeError as error:
-        raise DatasetError(f"{path} is not UTF-8 text ({error})") from error
+        raise DatasetError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from error
 
 
 def _parse(text: str, where: Any) -> Any:
