@@ -153,6 +153,7 @@ def kind_of(value: Any) -> str:
     return "a map" if isinstance(value, Mapping) else _NAMES.get(type(value), type(value).__name__)
 
 
+_EXTENSION = "MessagePack's extension types are not taken; pack arrays as openpi-client's msgpack_numpy does"
 _NUMBERS = dict(zip(range(0xCA, 0xD4), (">f", ">d", ">B", ">H", ">I", ">Q", ">b", ">h", ">i", ">q")))
 _SIZES = dict(zip(range(0xC4, 0xC7), (">B", ">H", ">I"))) | dict(zip(range(0xD9, 0xE0), (">B", *(">H", ">I") * 3)))
 
@@ -203,7 +204,7 @@ class _Reader:
             return self._sized(kind, code & (0x1F if kind == 0xD9 else 0x0F), depth)
         if code in (0xC0, 0xC2, 0xC3):
             return {0xC0: None, 0xC2: False, 0xC3: True}[code]
-        raise WireError("the message is damaged" if code == 0xC1 else "MessagePack's extension types are not taken")
+        raise WireError("the message is damaged" if code == 0xC1 else _EXTENSION)
 
     def _sized(self, kind: int, size: int, depth: int) -> Any:
         if kind <= 0xC6:
@@ -228,7 +229,7 @@ def _revived(found: dict[str, Any]) -> Any:
     """The array, or the number, of a map that says it is one; any other map as it is."""
     data, ours = found.get("data"), "__ndarray__" in found
     if found.get("complex") is True and "data" in found:
-        raise WireError("complex numbers are not taken")
+        raise WireError("packed by msgpack-numpy, a complex number is not taken: send real ones")
     if "__npgeneric__" in found:
         _dtype(found.get("dtype"))
         if not isinstance(data, (bool, int, float)):
@@ -243,8 +244,11 @@ def _revived(found: dict[str, Any]) -> Any:
         )
     name, shape = found.get("dtype" if ours else "type"), found.get("shape")
     name = name.decode("latin-1") if isinstance(name, bytes) else name
-    array = _array(data, _dtype(name), [] if found.get("nd") is False else shape)
-    return array.item() if found.get("nd") is False else array
+    try:
+        array = _array(data, _dtype(name), shape if ours or found["nd"] else [])
+    except WireError as error:
+        raise WireError(str(error) if ours else f"packed by msgpack-numpy, {error}") from None
+    return array if ours or found["nd"] else array.item()
 
 
 def _dtype(name: Any) -> np.dtype[Any]:
@@ -260,12 +264,12 @@ def _dtype(name: Any) -> np.dtype[Any]:
 
 
 def _array(data: Any, dtype: np.dtype[Any], sizes: Any) -> np.ndarray:
+    if not isinstance(data, bytes):
+        raise WireError(f"an array's data must be bytes, MessagePack's bin, got {kind_of(data)}")
     fits = isinstance(sizes, list) and all(type(size) is int and 0 <= size < 2**31 for size in sizes)
-    if not fits or len(sizes) > MAX_DIMS or not isinstance(data, bytes):
-        got = f"{len(sizes)} sizes" if fits else kind_of(sizes)
-        raise WireError(
-            f"an array needs data of bytes and a shape of at most {MAX_DIMS} sizes, got {kind_of(data)} and {got}"
-        )
+    if not fits or len(sizes) > MAX_DIMS:
+        got = f"{len(sizes)} of them" if isinstance(sizes, list) else kind_of(sizes)
+        raise WireError(f"an array's shape must be a list of at most {MAX_DIMS} sizes, got {got}")
     if math.prod(sizes) * dtype.itemsize != len(data):
         raise WireError(f"an array of {dtype} {sizes} has {math.prod(sizes) * dtype.itemsize} bytes, got {len(data)}")
     if dtype.kind == "b":  # whatever the bytes, the values are true or false
@@ -274,6 +278,12 @@ def _array(data: Any, dtype: np.dtype[Any], sizes: Any) -> np.ndarray:
 
 
 # What the policy looks at: the client checks it before it is sent, and the server what comes from anybody.
+
+
+def _got(value: Any) -> str:
+    if not isinstance(value, Mapping):
+        return kind_of(value)
+    return f"a map of {', '.join(map(str, islice(value, 5)))[:80]}; pack arrays as openpi-client's msgpack_numpy does"
 
 
 def check_image(image: Any, name: str = "image") -> np.ndarray:
@@ -289,7 +299,7 @@ def check_image(image: Any, name: str = "image") -> np.ndarray:
             raise ValueError(f"{must} a list of lists of different lengths or kinds") from None
     if not isinstance(image, np.ndarray) or image.dtype.kind not in "iu":
         scale = "; scale it to 0 to 255 and round it" if getattr(image, "dtype", np.dtype(object)).kind == "f" else ""
-        raise ValueError(f"{must} {kind_of(image)}{scale}")
+        raise ValueError(f"{must} {_got(image)}{scale}")
     if image.ndim != 3 or image.shape[2] != 3:
         turn = "; transpose it, channels come last" if image.ndim == 3 and image.shape[0] == 3 else ""
         raise ValueError(f"{must} {kind_of(image)}{turn}")
@@ -312,15 +322,15 @@ def check_state(state: Any, name: str = "state") -> np.ndarray:
                 raise ValueError(f"{name} holds a number of {len(hex(number)) - 2} hexadecimal digits at {i}")
         state = np.array(numbers, np.float64)
     if not isinstance(state, np.ndarray) or state.dtype.kind not in "iuf":
-        raise ValueError(f"{must} {kind_of(state)}")
+        raise ValueError(f"{must} {_got(state)}")
     if state.shape not in ((14,), (16,)):
-        raise ValueError(f"{must} {kind_of(state)}")
+        raise ValueError(f"{must} {len(state) if state.ndim == 1 else kind_of(state)}")
     state = state.astype(np.float64)
     wrong = np.flatnonzero(~(np.abs(state) <= np.finfo(np.float32).max))
     if len(wrong):
-        value = state[wrong[0]]
-        what = "NaN" if np.isnan(value) else f"{'-' * (value < 0)}infinity" if np.isinf(value) else f"{value:g}"
-        raise ValueError(f"{name} holds {what} at {wrong[0]}, expected finite numbers")
+        value = float(state[wrong[0]])
+        what = {math.inf: "infinity", -math.inf: "-infinity"}.get(value, "NaN" if math.isnan(value) else f"{value:g}")
+        raise ValueError(f"{name} holds {what} at {wrong[0]}, expected finite numbers of float32")
     return state.astype(np.float32)
 
 

@@ -6,6 +6,7 @@ aiohttp itself answers what it cannot read with its parser's words, and logs a t
 
 import asyncio
 import logging
+import signal
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
@@ -189,3 +190,13 @@ class Socket(web.WebSocketResponse):
         """Says why, as a message and as the reason of the close."""
         await self.send_str(text)
         await self.send_frame(code.to_bytes(2, "big") + text.encode()[:120], WSMsgType.CLOSE)
+
+
+async def told_to_stop() -> None:
+    """Waits for SIGTERM or SIGINT; another one has its ordinary effect."""
+    told, loop, numbers = asyncio.Event(), asyncio.get_running_loop(), (signal.SIGTERM, signal.SIGINT)
+    for number in numbers:
+        loop.add_signal_handler(number, told.set)
+    await told.wait()
+    for number in numbers:
+        loop.remove_signal_handler(number)

@@ -25,8 +25,8 @@ from aiohttp import BodyPartReader, web
 from aiohttp.http_exceptions import HttpProcessingError
 from PIL import Image
 
-from mem0_jax.cli import did_you_mean
 from mem0_jax.data.layout import MODEL_DIM, model_to_env
+from mem0_jax.errors import did_you_mean
 from mem0_jax.serve.page import CONTENT_SECURITY_POLICY, PAGE
 from mem0_jax.serve.protocol import RequestError
 from mem0_jax.serve.service import Service

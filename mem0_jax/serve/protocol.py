@@ -46,7 +46,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from mem0_jax.cli import did_you_mean
+from mem0_jax.errors import did_you_mean
 from mem0_jax.inference.session import Options
 from mem0_jax.serve.client import check_image, check_state, kind_of
 
@@ -211,9 +211,10 @@ def _entry(value: Mapping[str, Any], flat: tuple[str, ...], path: tuple[str, ...
             where = ".".join(path[:depth]) or "the observation"
             names = list(islice(found, _LOOKED_AT)) if isinstance(found, Mapping) else []
             has = f"has {', '.join(names)[:100] or 'nothing'}" if isinstance(found, Mapping) else f"is {kind_of(found)}"
-            hints = (did_you_mean(name, names) for name in ((*flat, key) if not depth else (key,)))
+            meant = (key,) if depth else (*flat, key)
+            hints = (f"; {name[:40]!r}{hint}" for name in names if (hint := did_you_mean(name[:40], meant)))
             lacks = f"the observation lacks {'.'.join(path)}, or flat: {flat[-1]!r}"
-            raise RequestError("bad_observation", f"{lacks}; {where} {has}{next(filter(None, hints), '')}")
+            raise RequestError("bad_observation", f"{lacks}; {where} {has}{next(hints, '')}")
         found = found[key]
     return found
 
@@ -227,7 +228,7 @@ def _one_of(value: Mapping[str, Any], key: str, known: tuple[str, ...]) -> str |
 
 
 def _listed(value: Mapping[str, Any], key: str, what: str, least: int, most: int) -> list[Any]:
-    found = value.get(key, [])
+    found = value.get(key, None if least else [])
     if not isinstance(found, list) or not least <= len(found) <= most:
         got = len(found) if isinstance(found, list) else kind_of(found)
         raise RequestError("bad_message", f"{key} must be a list, here of {least} to {most} {what}, got {got}")

@@ -6,7 +6,6 @@ import hmac
 import ipaddress
 import logging
 import re
-import signal
 import socket
 import time
 from collections.abc import Awaitable, Callable
@@ -20,7 +19,7 @@ from aiohttp import WebSocketError, WSCloseCode, WSMsgType, web
 from mem0_jax.errors import UserError
 from mem0_jax.serve import http
 from mem0_jax.serve.client import WireError, pack, unpack
-from mem0_jax.serve.door import Connection, Door, Socket
+from mem0_jax.serve.door import Connection, Door, Socket, told_to_stop
 from mem0_jax.serve.protocol import RequestError
 from mem0_jax.serve.service import Service
 
@@ -264,10 +263,8 @@ async def run(service: Service, settings: Settings, started: Callable[[Server], 
 
     Where it was not, threads may still compile: they cannot be cancelled, and hold up an ordinary end of the process.
     """
-    server, stop, loop = Server(service, settings), asyncio.Event(), asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    starting, stopping = asyncio.create_task(server.start()), asyncio.create_task(stop.wait())
+    server = Server(service, settings)
+    starting, stopping = asyncio.create_task(server.start()), asyncio.create_task(told_to_stop())
     await asyncio.wait([starting, stopping], return_when=asyncio.FIRST_COMPLETED)
     if not starting.done():
         return False
