@@ -13,8 +13,8 @@ from mem0_jax.errors import UserError
 SUMMARY = (
     "Serves a planner (a bundle of a Qwen3-VL, of 'mem0-jax plan merge' or 'mem0-jax convert') by OpenAI's chat API: "
     "POST /v1/chat/completions, with images as data URLs and stream=true, GET /v1/models, /healthz and /metrics. The "
-    "openai package and the reference's client work as they are. The environment variable MEM0_API_KEY, where it is set, must "
-    "be given by clients as their API key."
+    "openai package and the reference's client work as they are. The environment variable MEM0_API_KEY, where it is "
+    "set, must be given by clients as their API key."
 )
 EXAMPLES = (
     "mem0-jax plan serve bundles/planner",
