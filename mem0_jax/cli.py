@@ -5,7 +5,6 @@ so that ``mem0-jax --help`` answers at once. Commands with a fixed set of flags 
 """
 
 import argparse
-import difflib
 import glob
 import importlib
 import os
@@ -17,7 +16,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from mem0_jax import __version__
-from mem0_jax.errors import UserError
+from mem0_jax.errors import UserError, did_you_mean
 
 OK, FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
 TPU_DEVICES = ("/dev/accel*", "/dev/vfio/*")
@@ -143,12 +142,6 @@ def usage(commands: Mapping[str, Command], program: str = "mem0-jax") -> str:
             "Exit codes: 0 all went well, 1 failed, 2 wrong usage, 130 interrupted. MEM0_DEBUG=1 shows tracebacks.",
         ]
     )
-
-
-def did_you_mean(word: str, known: Mapping[str, object] | Sequence[str]) -> str:
-    """``", did you mean 'demo'?"`` for the closest known word, or nothing."""
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f", did you mean {close[0]!r}?" if close else ""
 
 
 class CommandParser(argparse.ArgumentParser):

@@ -12,9 +12,9 @@ from mem0_jax.errors import UserError
 
 SUMMARY = (
     "Serves a planner (a bundle of a Qwen3-VL, of 'mem0-jax plan merge' or 'mem0-jax convert') by OpenAI's chat API: "
-    "POST /v1/chat/completions, with images as data URLs and stream=true, GET /v1/models and /healthz. The openai "
-    "package and the reference's client work as they are. The environment variable MEM0_API_KEY, where it is set, must "
-    "be given by clients as their API key."
+    "POST /v1/chat/completions, with images as data URLs and stream=true, GET /v1/models, /healthz and /metrics. The "
+    "openai package and the reference's client work as they are. The environment variable MEM0_API_KEY, where it is "
+    "set, must be given by clients as their API key."
 )
 EXAMPLES = (
     "mem0-jax plan serve bundles/planner",
@@ -53,9 +53,12 @@ def main(argv: Sequence[str]) -> None:
     """Serves until interrupted."""
     flags = parser().parse_args(argv)
     try:
-        from aiohttp import web
-    except ImportError:
-        raise UserError("'mem0-jax plan serve' needs aiohttp: pip install 'mem0-jax[serve]'") from None
+        import aiohttp  # noqa: F401
+        import prometheus_client  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"'mem0-jax plan serve' needs {error.name}: pip install 'mem0-jax[serve]'") from None
+    import asyncio
+
     from mem0_jax.backbones.qwen3_vl.generate import Prompt, Settings
     from mem0_jax.distributed.mesh import parse_mesh
     from mem0_jax.planner.chat import ChatLimits
@@ -77,9 +80,7 @@ def main(argv: Sequence[str]) -> None:
     print(f"serving {name} at {address}/v1; Ctrl-C finishes what runs and stops. Try:", flush=True)
     body = f'{{"model": "{name}", "messages": [{{"role": "user", "content": "hello"}}], "max_tokens": 8}}'
     print(f"  curl {address}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'", flush=True)
-    web.run_app(
-        server.application(), sock=listening, print=None, shutdown_timeout=flags.timeout, handler_cancellation=True
-    )
+    asyncio.run(server.run(listening))
 
 
 def _bind(host: str, port: int) -> socket.socket:

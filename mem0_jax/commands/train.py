@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mem0_jax.cli import CommandParser, did_you_mean
+from mem0_jax.cli import CommandParser
 from mem0_jax.commands.output import write_json
-from mem0_jax.errors import UserError
+from mem0_jax.errors import UserError, did_you_mean
 
 SUMMARY = (
     "Trains a policy on LeRobot datasets or packed shards, as a configuration file says, and writes a bundle. Every "

@@ -208,7 +208,7 @@ class Engine:
             try:
                 self._check(request, [other.slot for other in requests[:number]])
             except UserError as error:
-                raise type(error)(f"request of slot {request.slot}: {error}") from None
+                raise type(error)(f"request of slot {request.slot}: {error}") from error
         try:
             return self._serve(requests)
         except BaseException:

@@ -74,7 +74,7 @@ class Batcher:
                 for one in batch:
                     await self._serve([one])
             else:
-                _fail(batch, error)
+                _fail(batch, error.__cause__ or error)  # without the slot, which is no client's concern
             return
         except Exception:
             log.exception("a step of %d requests failed", len(batch))
@@ -98,7 +98,7 @@ class Batcher:
         await asyncio.to_thread(self._thread.shutdown)
 
 
-def _fail(batch: list[_Waiting], error: Exception) -> None:
+def _fail(batch: list[_Waiting], error: BaseException) -> None:
     for one in batch:
         if not one.answer.done():
             one.answer.set_exception(error)

@@ -22,17 +22,21 @@ from typing import Any
 
 import numpy as np
 from aiohttp import BodyPartReader, web
+from aiohttp.http_exceptions import HttpProcessingError
 from PIL import Image
 
 from mem0_jax.data.layout import MODEL_DIM, model_to_env
+from mem0_jax.errors import did_you_mean
 from mem0_jax.serve.page import CONTENT_SECURITY_POLICY, PAGE
 from mem0_jax.serve.protocol import RequestError
 from mem0_jax.serve.service import Service
 from mem0_jax.serve.sessions import Session
 
 STATUS = {"unknown_session": 404, "in_use": 409, "full": 503, "busy": 503, "stopping": 503, "planner": 502}
-STATUS |= {"failed": 500, "too_large": 413}
+STATUS |= {"failed": 500, "too_large": 413, "too_slow": 408}
 FIELDS = ("text", "state", "states", "session", "episode_first_frame", "reset", "seed", "temperature")
+FLAGS = {"true": True, "1": True, "false": False, "0": False, "": False}
+FORM_SECONDS = 60.0  # for a form to arrive
 THUMBNAIL = 320  # pixels of the longer side
 _SAFE = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
 
@@ -40,7 +44,8 @@ _SAFE = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
 def refuse(kind: str, message: str, status: int | None = None) -> web.Response:
     """An error as JSON."""
     code = status or STATUS.get(kind, 400)
-    return web.json_response({"error": {"kind": kind, "message": message}}, status=code, headers=_SAFE)
+    head = _SAFE | ({"Upgrade": "websocket", "Sec-WebSocket-Version": "13"} if code == 426 else {})
+    return web.json_response({"error": {"kind": kind, "message": message}}, status=code, headers=head)
 
 
 def page() -> web.Response:
@@ -76,19 +81,23 @@ def add_routes(app: web.Application, service: Service) -> None:
 
 
 async def _process_frame(request: web.Request, service: Service) -> dict[str, Any]:
-    fields, files = await _form(request, service.limits.message, service.limits.frames)
+    try:
+        arriving = _form(request, service.limits.message, service.limits.frames)
+        fields, files = await asyncio.wait_for(arriving, FORM_SECONDS)
+    except TimeoutError:
+        raise RequestError("too_slow", f"the form did not arrive within {FORM_SECONDS:g} s") from None
     images = await asyncio.to_thread(lambda: [_decode(data, service.limits.side) for data in files])
     state = _json(fields, "states" if "states" in fields else "state")
     state = _middle(service) if state is None else state
     frames = [{"image": image, "state": state} for image in images]
     if not frames:
         raise RequestError("bad_message", "the form has no file 'image'")
-    begin = any(fields.get(name, "").lower() in ("true", "1") for name in ("episode_first_frame", "reset"))
+    begin = [_flag(fields, name) for name in ("episode_first_frame", "reset")]
     message = {"frames": frames, "prompt": fields.get("text"), "session": fields.get("session") or None}
-    if begin or not message["session"]:
+    if any(begin) or not message["session"]:
         if not message["prompt"]:
             raise RequestError("bad_message", "the form's field 'text' is missing: what the policy is to do")
-        message |= {"reset": True, "seed": _json(fields, "seed") or 0}
+        message |= {"reset": True, "seed": _json(fields, "seed")}
     caller = object()
     try:
         answer = await service.answer(message, caller)
@@ -105,24 +114,45 @@ async def _form(request: web.Request, most: int, files: int) -> tuple[dict[str, 
         raise RequestError("bad_message", "expected a form: curl -F text=... -F image=@frame.png")
     fields: dict[str, str] = {}
     images: list[bytes] = []
+    left = most
     try:
         async for part in await request.multipart():
             name = part.name if isinstance(part, BodyPartReader) else None
-            if not isinstance(part, BodyPartReader) or name not in ("image", *FIELDS) or len(images) == files:
-                raise RequestError("bad_message", f"the form may have {', '.join(FIELDS)} and {files} files 'image'")
+            if not isinstance(part, BodyPartReader) or name not in ("image", *FIELDS):
+                hint = did_you_mean((name or "")[:40], ("image", *FIELDS))
+                raise RequestError("bad_message", f"the form may have image, {', '.join(FIELDS)}; unknown field{hint}")
+            if name in fields:
+                raise RequestError("bad_message", f"the form has {name} twice")
             data = bytearray()
             while chunk := await part.read_chunk(2**16):
                 data += chunk
-                most -= len(chunk)
-                if most < 0:
-                    raise RequestError("too_large", "the form is larger than this server takes")
-            if name == "image":
-                images.append(bytes(data))
+                left -= len(chunk)
+                if left < 0:
+                    size = request.content_length or f"more than {most}"
+                    raise RequestError("too_large", f"the form has {size} bytes; at most {most} are taken")
+            if name != "image":
+                fields[name] = _text(name, data)
+            elif len(images) == files:
+                raise RequestError("bad_message", f"the form has more than {files} files 'image', the most it may")
             else:
-                fields[name] = data.decode()
-    except ValueError as error:  # no such form, or text in no UTF-8
-        raise RequestError("bad_message", f"the form is damaged: {error}") from None
+                images.append(bytes(data))
+    except (ValueError, HttpProcessingError):
+        raise RequestError("bad_message", "the form is damaged: its parts are none of multipart/form-data") from None
     return fields, images
+
+
+def _text(name: str, data: bytearray) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        raise RequestError("bad_message", f"{name} must be text in UTF-8") from None
+
+
+def _flag(fields: dict[str, str], name: str) -> bool:
+    flag = FLAGS.get(fields.get(name, "").lower())
+    if flag is None:
+        raise RequestError("bad_message", f"{name} must be True or False, got {fields[name][:40]!r}")
+    return flag
 
 
 def _decode(data: bytes, side: int) -> np.ndarray:
@@ -130,7 +160,8 @@ def _decode(data: bytes, side: int) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data), formats=["PNG", "JPEG", "WEBP", "BMP"]) as image:
             if max(image.size) > side:
-                raise RequestError("bad_observation", f"image sides must be 1 to {side} pixels, got {image.size}")
+                found = f"{image.height} x {image.width}"
+                raise RequestError("bad_observation", f"image sides must be 1 to {side} pixels, got {found}")
             return np.array(image.convert("RGB"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         raise RequestError("bad_observation", "the file 'image' is no PNG, JPEG, WebP or BMP picture") from None

@@ -11,7 +11,7 @@ class Metrics:
     """Counts of one server."""
 
     def __init__(self) -> None:
-        self._registry = registry = CollectorRegistry()
+        self.registry = registry = CollectorRegistry()
         self.requests = Counter("mem0_requests", "Requests by type", ["type"], registry=registry)
         self.errors = Counter("mem0_errors", "Requests not served, by kind", ["kind"], registry=registry)
         self.seconds = Histogram(
@@ -27,8 +27,8 @@ class Metrics:
 
     def gauge(self, name: str, text: str, value: Callable[[], float]) -> None:
         """A number asked for when it is read."""
-        Gauge(f"mem0_{name}", text, registry=self._registry).set_function(value)
+        Gauge(f"mem0_{name}", text, registry=self.registry).set_function(value)
 
     def page(self) -> bytes:
         """Prometheus' text format."""
-        return generate_latest(self._registry)
+        return generate_latest(self.registry)

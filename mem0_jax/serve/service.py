@@ -17,6 +17,7 @@ from mem0_jax.inference.planning import Plan, Planner, PlannerError
 from mem0_jax.inference.session import Options, Pilot
 from mem0_jax.policies.bundle import Bundle
 from mem0_jax.serve.batcher import Batcher
+from mem0_jax.serve.client import MAX_DEPTH, MAX_ITEMS
 from mem0_jax.serve.metrics import Metrics
 from mem0_jax.serve.protocol import Limits, Message, RequestError, Reset, parse
 from mem0_jax.serve.sessions import Session, Sessions
@@ -78,6 +79,7 @@ class Service:
         """What a client is told first."""
         action = self.bundle.config.action
         options = {name: getattr(self.options, name) for name in self.options.__dataclass_fields__}
+        more = {"tokens": self.bundle.inputs.max_length, "items": MAX_ITEMS, "depth": MAX_DEPTH}
         return {
             "server": f"mem0-jax {__version__}",
             "policy": "mem0",
@@ -89,7 +91,7 @@ class Service:
             "planner": "server" if self.planner else "none",
             "sessions": self.sessions.slots,
             "idle_seconds": self.sessions.idle_seconds,
-            "limits": vars(self.limits),
+            "limits": vars(self.limits) | more,
         }
 
     async def start(self) -> None:
@@ -206,6 +208,8 @@ class Service:
         if planner == "server" and self.planner is None:
             raise RequestError("bad_request", "this server has no planner: start it with --planner, or plan yourself")
         try:
+            if planner == "none":
+                self.bundle.processor.prompt(reset.task)
             pilot = Pilot(self.bundle, Options(**(vars(self.options) | dict(reset.options))), staged=planner != "none")
             pilot.reset(reset.task, reset.seed)
         except UserError as error:
@@ -227,6 +231,8 @@ class Service:
         repeated = not pilot.plan_needed and message.subtask == pilot.instruction  # its first answer was lost
         if message.type == "plan" and not (session.planner == "client" and (pilot.plan_needed or repeated)):
             raise RequestError("bad_request", "no subtask is needed from the client now")
+        for text in (message.prompt if not pilot.staged else None, message.subtask):
+            self.bundle.processor.prompt(text or "")  # refused before anything has changed
         if unseen:
             await asyncio.to_thread(_observe, pilot, unseen, message.prompt)
             session.image = unseen[-1]["observation"][self.camera]["rgb"]
@@ -262,12 +268,20 @@ class Service:
                     return steps
                 assert self.planner is not None
                 began = time.perf_counter()
-                pilot.planned(await _in_thread(self.planner.next_subtask, pilot.situation))
+                plan = await _in_thread(self.planner.next_subtask, pilot.situation)
                 self.metrics.plan_seconds.observe(time.perf_counter() - began)
+                self._check_plan(plan)
+                pilot.planned(plan)
             if not pilot.step_needed(decide):
                 return steps
             pilot.receive(await self._batcher.step(pilot.request(decide)))
             steps += 1
+
+    def _check_plan(self, plan: Plan) -> None:
+        try:
+            self.bundle.processor.prompt(plan.subtask)
+        except UserError as error:
+            raise PlannerError(f"the planner's subtask cannot be followed: {error}") from None
 
 
 def _observe(pilot: Pilot, frames: tuple[Any, ...], prompt: str | None) -> None:

@@ -1,11 +1,15 @@
 """`mem0-jax plan serve` as a process, asked by the openai package; its bounds, asked by many at once."""
 
 import asyncio
+import base64
 import dataclasses
+import io
 import json
 import os
+import re
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import urllib.error
@@ -18,6 +22,7 @@ import openai
 import pytest
 import random_models
 from aiohttp.test_utils import TestClient, TestServer
+from PIL import Image
 
 from mem0_jax.backbones.qwen3_vl.decode import take_apart
 from mem0_jax.backbones.qwen3_vl.generate import Generator, Prompt, Settings
@@ -53,10 +58,11 @@ def bundle(tmp_path_factory) -> Path:
     return folder
 
 
-def start(bundle: Path, *flags: str) -> tuple[subprocess.Popen, str]:
+def start(bundle: Path, *flags: str, log: Path | None = None) -> tuple[subprocess.Popen, str]:
     command = [sys.executable, "-m", "mem0_jax.cli", "plan", "serve", str(bundle), "--port", "0", *flags]
     environment = os.environ | {"MEM0_API_KEY": KEY}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True)
+    with (log or Path(os.devnull)).open("w") as errors:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, env=environment, text=True)
     assert process.stdout is not None
     line = process.stdout.readline()
     assert "serving planner at http://127.0.0.1:" in line
@@ -64,8 +70,13 @@ def start(bundle: Path, *flags: str) -> tuple[subprocess.Popen, str]:
 
 
 @pytest.fixture(scope="module")
-def address(bundle):
-    process, url = start(bundle, "--context", str(CONTEXT), "--max-images", "4", "--batch", "2")
+def log(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("log") / "stderr"
+
+
+@pytest.fixture(scope="module")
+def address(bundle, log):
+    process, url = start(bundle, "--context", str(CONTEXT), "--max-images", "4", "--batch", "2", log=log)
     yield url
     process.terminate()
     assert process.wait(60) == 0
@@ -187,6 +198,86 @@ def test_malformed_requests_leave_it_running(address):
         assert health.read() == b"OK\n"
 
 
+BAD_BODIES = [
+    (b"{", "the request is not JSON: line 1, column 2"),
+    (b"\xff\xfe{", "the request is not JSON: it is not UTF-8"),
+    (b"[" * 200_000, "the request is not JSON: it is nested too deeply"),
+    (b'{"max_token": 3}', "max_token is not supported, did you mean 'max_tokens'?"),
+    (b'{"n": 2}', "n: only 1 is supported"),
+    (b'{"store": true}', "store: only false is supported"),
+    (b'{"model": 3}', "model: expected a string, got a whole number"),
+    (b'{"model": "planner", "messages": {}}', "messages: expected an array, got an object"),
+    (b'{"model": "planner", "messages": []}', "messages: expected 1 to 256, got 0"),
+    (b'{"model": "planner", "messages": [null]}', "messages[0]: expected an object, got null"),
+    (
+        b'{"stop": ["a", ""], "model": "planner", "messages": [{"role": "user", "content": "a"}]}',
+        "letters, got 2 of 1, 0",
+    ),
+    (b'{"model": "planner", "messages": [{"role": "user", "content": [3]}]}', "text or image_url, got a whole number"),
+]
+
+
+@pytest.mark.parametrize(("body", "sentence"), BAD_BODIES)
+def test_sentences_are_json_s_not_pythons(address, body, sentence):
+    status, answer = post(f"{address}/chat/completions", body)
+    assert status == 400
+    assert sentence in answer["error"]["message"]
+
+
+def test_pictures_that_are_none_are_told_in_words(address):
+    def told(url: str, times: int = 1) -> str:
+        parts = [{"type": "image_url", "image_url": {"url": url}}] * times
+        body = {"model": NAME, "messages": [{"role": "user", "content": parts}]}
+        return post(f"{address}/chat/completions", json.dumps(body).encode())[1]["error"]["message"]
+
+    at = "messages[0].content[0].image_url.url: "
+    assert told("data:image/png;base64,AAAA") == at + "no readable PNG or JPEG"
+    assert told("data:image/png;base64,A") == at + "no base64 follows data:image/png;base64,"
+    file = io.BytesIO()
+    Image.fromarray(PICTURE).save(file, "PNG")
+    url = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    assert told(url, 5) == "messages[0].content[4] is image 5, more than the 4 of a request"
+
+
+GARBAGE = {
+    "tls": b"\x16\x03\x01\x00\xa5\x01\x00\x00\xa1\x03\x03" + bytes(150),
+    "http": bytes(range(128, 256)),
+    "half": b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Le",
+    "silent": b"",
+}
+
+
+def test_garbage_is_told_in_few_lines(address, log):
+    host, port = address.removeprefix("http://").removesuffix("/v1").split(":")
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer secret\r\n"
+    head += b"Content-Type: application/json\r\n"
+    broken = [head + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", head + b"Content-Length: 99\r\n\r\n{"]
+    broken.append(head + b"Content-Encoding: gzip\r\nContent-Length: 2\r\n\r\n{}")
+    for data in [*GARBAGE.values(), *broken]:
+        for number in range(10):
+            with socket.create_connection((host, int(port)), timeout=100) as peer:
+                peer.sendall(data)
+                if number % 2:
+                    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    continue
+                peer.shutdown(socket.SHUT_WR)
+                answer = b""
+                while part := peer.recv(2**16):
+                    answer += part
+                if answer:
+                    assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["message"].count("'") == 0
+    asked = urllib.request.Request(f"http://{host}:{port}/metrics", headers={"Authorization": f"Bearer {KEY}"})
+    with urllib.request.urlopen(asked, timeout=100) as answer:
+        page = answer.read().decode()
+    for kind in GARBAGE:
+        found = re.search(rf'^mem0_garbage_total{{kind="{kind}"}} (\S+)$', page, re.M)
+        assert found is not None
+        assert float(found[1]) >= 5
+    lines = log.read_text()
+    assert "Traceback" not in lines
+    assert 4 <= lines.count(" so far") < 30
+
+
 def test_a_signal_lets_it_finish_what_runs(bundle):
     process, url = start(bundle)
     client = openai.OpenAI(api_key=KEY, base_url=url, timeout=300, max_retries=0)
@@ -263,3 +354,4 @@ def test_late_answers_and_large_requests_say_so():
     assert "not answered within 0.2 s" in json.loads(late[1])["error"]["message"]
     (large,) = ask_in_process(ServerLimits(body_bytes=50), 1)
     assert large[0] == 413
+    assert "bytes; at most 50 are taken" in json.loads(large[1])["error"]["message"]

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from garbage import internal
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from live import TASK, address, answer_of, assert_close, frame, serving
@@ -50,6 +51,18 @@ def get(server, path: str, headers: dict | None = None, data: bytes | None = Non
         return error.code, error.read().decode()
 
 
+def holding(at: int, value: float) -> np.ndarray:
+    state = np.zeros(14)
+    state[at] = value
+    return state
+
+
+MISSPELT = (
+    "bad_observation: the observation lacks observation.head_camera.rgb, or flat: 'observation/image'; the observation "
+    "has imagee, prompt; 'imagee', did you mean 'image'?"
+)
+
+
 @pytest.mark.parametrize(
     ("message", "answer"),
     [
@@ -58,26 +71,61 @@ def get(server, path: str, headers: dict | None = None, data: bytes | None = Non
         (flat(image=np.zeros((3, 24, 32), np.uint8)), "bad_observation: image must be uint8"),
         (flat(image=np.zeros((2049, 1, 3), np.uint8)), "bad_observation: image sides"),
         (flat(image=np.zeros((0, 5, 3), np.uint8)), "bad_observation: image sides"),
-        (flat(image=b"png"), "bad_observation: image must be uint8"),
-        (flat(state=np.zeros(15)), "bad_observation: state must be 14 or 16"),
-        (flat(state=np.full(14, np.inf)), "bad_observation: state must be 14 or 16"),
-        (flat(state="much"), "bad_observation: state must be 14 or 16"),
+        (flat(image=np.zeros((24, 32, 3), bool)), "bad_observation: image must be uint8 [H, W, 3], RGB, got bool"),
+        (flat(image=np.full((4, 5, 3), 256)), "bad_observation: image holds 256 at [0, 0, 0], beyond 0 to 255"),
+        (flat(image=b"png"), "bad_observation: image must be uint8 [H, W, 3], RGB, got 3 bytes, no known file"),
+        (flat(image=b"\x89PNG..."), "bad_observation: image must be uint8 [H, W, 3], RGB, got 7 bytes, a PNG file"),
+        (flat(image=[[[1, 2, 3]], [[1, 2]]]), "bad_observation: image must be uint8 [H, W, 3], RGB, got a list of"),
+        (flat(image={"rgb": 1}), "bad_observation: image must be uint8 [H, W, 3], RGB, got a map of rgb; pack arrays"),
+        (flat(state=np.zeros(15)), "bad_observation: state must be 14 or 16 numbers, got 15"),
+        (flat(state=np.zeros((1, 14))), "bad_observation: state must be 14 or 16 numbers, got float64 [1, 14]"),
+        (flat(state=holding(3, np.nan)), "bad_observation: state holds NaN at 3"),
+        (flat(state=holding(13, np.nan).tolist()), "bad_observation: state holds NaN at 13"),
+        (flat(state=holding(5, -np.inf)), "bad_observation: state holds -infinity at 5"),
+        (flat(state=holding(0, 1e39)), "bad_observation: state holds 1e+39 at 0"),
+        (flat(state=[0.0, None] * 7), "bad_observation: state holds nothing at 1"),
+        (flat(state=["0"] * 14), "bad_observation: state holds text at 0"),
+        (flat(state=[[0.0] * 14]), "bad_observation: state holds a list at 0"),
+        (flat(state=[True] * 14), "bad_observation: state holds true or false at 0"),
+        (flat(state="much"), "bad_observation: state must be 14 or 16 numbers, got text"),
+        ({"frames": [flat(), flat(state=holding(1, np.nan))]}, "bad_observation: frames[1]: state holds NaN at 1"),
         (flat(prompt=7), "bad_message: prompt must be text"),
         (flat(prompt="x" * 2001), "bad_message: prompt must be text of at most 2000"),
+        (flat(prompt=b"go"), "bad_message: prompt must be text of at most 2000 characters, got bytes"),
+        (flat(prompt="go " * 99), "bad_request: the instruction 'go go"),
         (flat(prompt=""), "bad_message: the first message must tell"),
         (flat(type="dance"), "bad_message: type must be one of"),
         (flat(type=[]), "bad_message: type must be one of"),
+        (flat(type=np.zeros(3)), "bad_message: type must be one of"),
+        (
+            flat(type="infr"),
+            "bad_message: type must be one of infer, observe, reset, plan, batch, close, got 'infr', did",
+        ),
         (flat(session="\n"), "bad_message: session must be an id"),
-        (flat(frames=[flat()] * 64), "bad_message: frames must be a list"),
+        (flat(session="x" * 129), "bad_message: session must be an id of 1 to 128 printable characters, got 129"),
+        (flat(session_id="me"), "bad_message: unknown entry 'session_id', did you mean 'session'?"),
+        (flat(frames=[flat()] * 64), "bad_message: frames must be a list, here of 0 to 63 observations, got 64"),
         (flat(frames="all"), "bad_message: frames must be a list"),
         (flat(after=1.5), "bad_message: after must be a whole number"),
         (flat(reset=True, seed=-1), "bad_message: seed must be a whole number"),
-        (flat(reset=True, options={"patience": True}), "bad_message: option patience must be int"),
+        (
+            flat(reset=True, seed=2**63),
+            f"bad_message: seed must be a whole number of at least 0 and at most {2**63 - 1}",
+        ),
+        (flat(reset=1), "bad_message: reset must be true or false, got 1"),
+        (flat(reset=True, options={"patience": True}), "bad_message: option patience must be a whole number, got true"),
+        (flat(reset=True, options={"pacience": 1}), "bad_message: options must be a map of action_horizon, average, t"),
         (flat(reset=True, planner="me"), "bad_message: planner must be one of"),
-        ({"type": "batch", "messages": []}, "bad_message: messages must be a list"),
+        (flat(reset=True, planner=np.zeros(3)), "bad_message: planner must be one of"),
+        ({"type": "batch", "messages": []}, "bad_message: messages must be a list, here of 1 to 64 messages, got 0"),
+        (
+            {"type": "batch", "messages": [1] * 65},
+            "bad_message: messages must be a list, here of 1 to 64 messages, got 65",
+        ),
         ({"type": "plan", "subtask": "go", "prompt": TASK}, "bad_request: no subtask is needed"),
         ([1, 2], "bad_message: a message must be a map"),
         ({"observation": {}, "prompt": TASK}, "bad_observation: the observation lacks"),
+        ({"imagee": 1, "prompt": TASK}, MISSPELT),
     ],
 )
 def test_wrong_requests_are_told_what_is_wrong_and_the_connection_lives(server, message, answer):
@@ -121,6 +169,7 @@ def test_any_values_get_an_answer_and_spoil_nothing(server, junk, whole):
         ws.send(pack((flat() if whole else {}) | junk))
         answer = ws.recv()
         assert isinstance(answer, bytes) or not answer.startswith("failed")
+        assert isinstance(answer, bytes) or not internal(answer)
         ws.send(pack({"type": "close", "session": junk.get("session")}))
         ws.recv()
 
