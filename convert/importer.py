@@ -262,8 +262,9 @@ def _write(job: Job, folder: Path, progress: Callable[[int], object]) -> list[st
     def move(task: tuple[TreeWriter, str, Entry, Mapping[str, Any]]) -> str:
         writer, prefix, entry, tensors = task
         values = array_of(tensors[entry.source])
-        for target, value in pieces(entry, {entry.source: values}):
-            writer.write(prefix + target, value, entry.layer)
+        with np.errstate(over="ignore", invalid="ignore"):  # a cast that overflows is found below
+            for target, value in pieces(entry, {entry.source: values}):
+                writer.write(prefix + target, value, entry.layer)
         progress(values.nbytes)
         return not_finite(prefix + entry.source, values, None if prefix else job.specs[entry.targets[0]].dtype)
 

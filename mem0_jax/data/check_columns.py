@@ -17,7 +17,7 @@ from mem0_jax.data import parquet
 from mem0_jax.data.check_meta import Metadata, feature_names, severity
 from mem0_jax.data.files import AnyPath, DatasetError, MissingFile
 from mem0_jax.data.findings import Findings, runs
-from mem0_jax.data.lerobot_features import AUTOMATIC
+from mem0_jax.data.lerobot_features import AUTOMATIC, COMMON
 from mem0_jax.data.lerobot_meta import Episode
 
 TIME_TOLERANCE = 1e-4  # seconds, LeRobot's
@@ -143,15 +143,20 @@ def _numbers(
 def _locate_bad_cells(
     column: pa.ChunkedArray, length: int | None, message: str, key: str, rows: dict[int, np.ndarray], found: Findings
 ) -> None:
-    """Name the frames whose cell is empty or has another number of values; if none stands out, the whole column."""
+    """Name the frames whose cell is empty or has another number of values; if none stands out, the whole column.
+
+    So it is with features that no command reads.
+    """
     array: Any = column.combine_chunks()
     bad = array.is_null().to_numpy(zero_copy_only=False)
     if any(is_list(array.type) for is_list in parquet.LISTS):
         sizes = np.array([-1 if cell is None else len(cell) for cell in array.to_pylist()])
         bad |= sizes != (length if length is not None else np.bincount(np.maximum(sizes, 0)).argmax())
         bad |= np.array([cell is not None and None in cell for cell in array.to_pylist()], bool)
+    if 0 < array.null_count == len(array):
+        message = "all cells are empty"
     located = False
-    for episode, mine in () if bad.all() else rows.items():
+    for episode, mine in rows.items() if key in COMMON else ():
         if bad[mine].any():
             located = True
             text = f"{message}; here are the frames with an empty or misshapen cell"
@@ -166,7 +171,7 @@ def _texts(
     """Return a text column as (ids [R], texts); empty cells become "" and are reported."""
     missing = column.is_null().to_numpy()
     try:
-        if missing.all():
+        if len(missing) and missing.all():
             raise DatasetError("all cells are empty")
         if missing.any() and parquet.is_text(column.type):
             column = pa.chunked_array([pa.array([str(text or "") for text in column.to_pylist()], pa.string())])
@@ -216,7 +221,7 @@ def _check_episode(
 
 def _check_counters(meta: Metadata, episode: Episode, numbers: dict[str, np.ndarray], found: Findings) -> None:
     """Compare frame_index, index and timestamp with what they count."""
-    count = np.arange(len(next(iter(numbers.values()))))
+    count = np.arange(len(next(iter(numbers.values()), ())))
     for key, expected in {"frame_index": count, "index": episode.start + count}.items():
         if key in numbers:
             values = numbers[key].ravel()
@@ -248,9 +253,9 @@ def _check_task(meta: Metadata, episode: Episode, numbers: dict[str, np.ndarray]
         listed = sorted(set(index[unknown].tolist()))
         found.error("task", f"{listed} is not in the task table", frames=runs(unknown), **where)
         return
-    texts = {meta.tasks[int(i)] for i in np.unique(index)}
-    if episode.tasks and texts != set(episode.tasks):
-        message = f"the rows' tasks are {sorted(texts)}, the episode table's {sorted(episode.tasks)}"
+    texts, listed = {meta.tasks[int(i)] for i in np.unique(index)}, set(episode.tasks)
+    if listed and texts != listed and listed <= set(meta.tasks.values()):  # else it is said of the tables
+        message = f"the rows' tasks are {sorted(texts)}, the episode table's {sorted(listed)}"
         found.warning("task", message, **where)
 
 

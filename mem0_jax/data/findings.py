@@ -105,11 +105,13 @@ def by_cause(causes: Mapping[int, str]) -> list[tuple[str, Runs]]:
 def once_a_cause(findings: Iterable[Finding]) -> list[Finding]:
     """Join findings that differ in the file only, and those of many episodes that differ in the episode only.
 
-    The first stands for all, and counts them. Those that name frames stay.
+    The first stands for all, and counts them. Those that name frames stay. Numbers in messages do not tell causes apart.
     """
     groups: dict[Finding, list[Finding]] = {}
     for finding in findings:
-        key = finding if finding.frames else replace(finding, file="", episode=None)
+        key = finding
+        if not finding.frames:
+            key = replace(finding, file="", episode=None, message=re.sub(r"\d+", "0", finding.message))
         groups.setdefault(key, []).append(finding)
     return [finding for same in groups.values() for finding in _joined(same)]
 

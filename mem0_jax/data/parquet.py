@@ -154,10 +154,10 @@ def text(column: pa.ChunkedArray, where: str) -> tuple[np.ndarray, list[str]]:
     Raises:
         DatasetError: empty cells, or values that are no texts.
     """
-    if column.null_count:
-        raise DatasetError(f"{where} has {column.null_count} empty cells")
     if not is_text(column.type):
         raise DatasetError(f"{where} holds {column.type}; expected texts")
+    if column.null_count:
+        raise DatasetError(f"{where} has {column.null_count} empty cells")
     if pa.types.is_string_view(column.type):
         column = column.cast(pa.large_string())
     encoded: Any = column.unify_dictionaries().combine_chunks()

@@ -143,7 +143,9 @@ def test_folders_of_other_kinds(tmp_path, name):
 def test_one_shard_of_several(tmp_path):
     tensors = {"model.visual.a": np.ones(30), "lm_head.weight": np.ones(30)}
     write_safetensors(tmp_path, tensors, shard_bytes=200)
-    with pytest.raises(UserError, match=r"model-00001-of-00002\.safetensors is one of 2 shards of a model: name their f"):
+    with pytest.raises(
+        UserError, match=r"model-00001-of-00002\.safetensors is one of 2 shards of a model: name their f"
+    ):
         open_source(tmp_path / "model-00001-of-00002.safetensors")
     for source in (tmp_path, tmp_path / "model.safetensors.index.json"):
         assert set(open_source(source).tensors) == set(tensors)
@@ -155,7 +157,9 @@ def test_one_shard_of_several(tmp_path):
 def test_a_quantized_model_is_named(tmp_path):
     header = json.dumps({"a": {"dtype": "F8_E4M3", "shape": [2], "data_offsets": [0, 2]}}).encode()
     (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"12")
-    with pytest.raises(UserError, match=r"dtype 'F8_E4M3'.*if the model is quantized, convert the one it was made from"):
+    with pytest.raises(
+        UserError, match=r"dtype 'F8_E4M3'.*if the model is quantized, convert the one it was made from"
+    ):
         open_source(tmp_path / "a.safetensors")
 
 

@@ -39,7 +39,15 @@ def slow(tmp_path_factory) -> dict[str, str]:
 def test_a_command_that_read_parquet_ends_with_its_own_exit_code(slow, address):
     if address:
         pytest.importorskip("fsspec")
-    command = [sys.executable, "-m", "mem0_jax.cli", "data", "check", f"{address}{ASSETS / 'lerobot_v30'}", "--no-video"]
+    command = [
+        sys.executable,
+        "-m",
+        "mem0_jax.cli",
+        "data",
+        "check",
+        f"{address}{ASSETS / 'lerobot_v30'}",
+        "--no-video",
+    ]
     done = subprocess.run(command, env=slow, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert "0 errors" in done.stdout

@@ -5,7 +5,10 @@ import pytest
 from episodes import CAMERA, read_code
 from odd_sets import LENGTHS, ODD, TASKS, sets, truth, write_set
 
+from mem0_jax.cli import main
+from mem0_jax.data.check import check_dataset
 from mem0_jax.data.lerobot import DatasetError, LeRobotDataset
+from mem0_jax.data.packed import PackedDataset
 
 
 @pytest.fixture(params=sets(), ids=lambda pair: " ".join(pair))
@@ -34,6 +37,27 @@ def test_an_odd_set_holds_what_was_recorded_or_the_error_says_a_way_round(odd):
     for ask in (dataset.column, dataset.texts) if kind.asked else ():
         with pytest.raises(DatasetError, match=f"'{kind.asked}'"):
             ask(kind.asked)
+
+
+@pytest.mark.parametrize("name", [name for name, kind in ODD.items() if kind.asked])
+def test_check_warns_once_of_a_feature_that_nothing_reads(tmp_path, name):
+    root = write_set(tmp_path / "set", "v3.0")
+    ODD[name].bend(root)
+    report = check_dataset(root)
+    assert report.errors == 0
+    assert [finding.severity for finding in report.findings if finding.feature == "extra"] == ["warning"]
+
+
+def test_pages_and_shards_leave_out_what_cannot_be_read_and_say_so(tmp_path, capsys):
+    root = write_set(tmp_path / "set", "v3.0", camera=True)
+    ODD["unneeded list of texts"].bend(root)
+    assert not main(["data", "stats", str(root)])
+    assert not main(["data", "show", str(root), "--out", str(tmp_path / "page.html")])
+    assert "extra: not shown (" in capsys.readouterr().err
+    assert "extra: not shown" in (tmp_path / "page.html").read_text()
+    assert not main(["data", "pack", str(root), str(tmp_path / "packed")])
+    assert "left out, as 'data check' says why: extra" in capsys.readouterr().err
+    np.testing.assert_array_equal(PackedDataset(tmp_path / "packed").column("action"), truth("action"))
 
 
 @pytest.mark.lerobot
