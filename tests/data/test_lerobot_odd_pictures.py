@@ -1,8 +1,11 @@
 """Pictures and videos of other writers, odd in one way each: shown as recorded, or refused with the reason."""
 
+import functools
 import io
 import itertools
 import re
+import shutil
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -20,6 +23,8 @@ from PIL import Image
 
 from mem0_jax.data.check import check_dataset
 from mem0_jax.data.lerobot import LeRobotDataset
+from mem0_jax.data.pack import pack
+from mem0_jax.data.show import show_dataset
 from mem0_jax.errors import UserError
 
 HEIGHT, WIDTH = 64, 96
@@ -91,8 +96,8 @@ def as_images(*encoders: Callable[[np.ndarray], bytes | None] | str, channels: i
     def cell(root: Path, encoder: Callable[[np.ndarray], bytes | None] | str, e: int, i: int) -> dict[str, Any]:
         if callable(encoder):
             return {"bytes": encoder(picture(e, i)), "path": f"frame_{i:06d}.png"}
-        place = root / "images" / CAMERA / f"{e}:{i}%d{encoder}"
-        place.parent.mkdir(parents=True, exist_ok=True)
+        place = root / f"{e}:{i} %d" / f"frame{encoder}"
+        place.parent.mkdir()
         Image.fromarray(picture(e, i)).save(place)
         return {"bytes": None, "path": place.relative_to(root).as_posix()}
 
@@ -180,10 +185,9 @@ def again(
     kind: str = "mp4",
     pixels: str = "yuv420p",
     times: Callable[[int], int] = lambda i: 100 * i,
-    turn: int = 0,
     before: Callable[[Any, int], Any] | None = None,
     size: tuple[int, int] = (HEIGHT, WIDTH),
-    **options: str,
+    options: dict[str, str] | None = None,
 ) -> Callable[[Path], None]:
     """Encode every video anew.
 
@@ -200,11 +204,9 @@ def again(
             # Pictures shown before 0 are kept, and hidden by an edit list.
             with av.open(str(path), "w", format=kind, options={"avoid_negative_ts": "disabled"}) as out:
                 write = before(out, len(pictures)) if before else lambda: None
-                stream: Any = out.add_stream(codec, rate=10, options={"crf": "18"} | options)
+                stream: Any = out.add_stream(codec, rate=10, options={"crf": "18"} | (options or {}))
                 stream.height, stream.width, stream.pix_fmt = *size, pixels
                 stream.codec_context.time_base = Fraction(1, 1000)
-                if turn:
-                    stream.set_display_rotation(turn)
                 write()
                 for i, image in enumerate(change(pictures)):
                     frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
@@ -229,9 +231,21 @@ def sound(out: Any, frames: int) -> Callable[[], None]:
     return write
 
 
+def quarter_turn(root: Path) -> None:
+    """Have players turn the pictures, as phones do."""
+    again()(root)
+    upright, turned = (
+        struct.pack(">9i", *matrix, 1 << 30)
+        for matrix in ((1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0), (0, 1 << 16, 0, -1 << 16, 0, 0, 0, 0))
+    )
+    for path in (root / "videos").rglob("*.mp4"):
+        head, track = path.read_bytes().split(b"tkhd")
+        path.write_bytes(head + b"tkhd" + track.replace(upright, turned, 1))
+
+
 def headless(root: Path) -> None:
     """Leave the first keyframe out of every video, as cutting at any frame does."""
-    again(g="250")(root)
+    again(options={"g": "250"})(root)
     for path in (root / "videos").rglob("*.mp4"):
         whole = io.BytesIO(path.read_bytes())
         with av.open(whole) as source, av.open(str(path), "w", format="mp4") as out:
@@ -256,15 +270,15 @@ VIDEOS = {
     "grey": Odd(again(pixels="gray")),
     "full range": Odd(again(pixels="yuvj420p")),
     "RGB": Odd(again(codec="libx264rgb", pixels="rgb24")),
-    "B-frames": Odd(again(bf="3", g="250")),
-    "open groups": Odd(again(bf="2", g="4", **{"x264-params": "open-gop=1"})),
+    "B-frames": Odd(again(options={"bf": "3", "g": "250"})),
+    "open groups": Odd(again(options={"bf": "2", "g": "4", "x264-params": "open-gop=1"})),
     "times from 5 s on": Odd(again(times=lambda i: 5000 + 100 * i), found="starts at 5 s; LeRobot"),
     "hidden by an edit list": Odd(again(lambda p: [p[0]] * 30 + p, times=lambda i: 100 * (i - 30))),
     "uneven times": Odd(again(times=lambda i: 100 * i + 30 * (i % 2)), found="off its time"),
     "Matroska": Odd(again(kind="matroska")),
     "WebM": Odd(again(kind="webm", codec="libvpx-vp9")),
     "sound first": Odd(again(before=sound)),
-    "turned": Odd(again(turn=90), found="turn"),
+    "turned": Odd(quarter_turn, found="shown turned by -?90 degrees"),
     "one frame more": Odd(again(lambda pictures: [*pictures, pictures[-1]]), found="of which the episodes use"),
     "one frame less": Odd(again(lambda pictures: pictures[:-1]), "holds 14 frames", "5 of 6"),
     "other sizes": Odd(again(lambda p: [x[:48, :64] for x in p], size=(48, 64)), "48x64, info.json", "48x64"),
@@ -283,10 +297,17 @@ VIDEOS = {
 KINDS = {"shape": SHAPES, "image": IMAGES, "video": VIDEOS}
 
 
-def bent(root: Path, odd: Odd, version: str) -> Path:
-    write_set(root, version, camera=True)
-    odd.bend(root)
-    return root
+@pytest.fixture(scope="module")
+def bend(tmp_path_factory):
+    """A function that copies the set as recorded to a folder and bends it there."""
+    recorded = functools.cache(lambda version: write_set(tmp_path_factory.mktemp("odd") / "set", version, camera=True))
+
+    def copy(root: Path, odd: Odd, version: str = "v3.0") -> Path:
+        shutil.copytree(recorded(version), root)
+        odd.bend(root)
+        return root
+
+    return copy
 
 
 def read(dataset: LeRobotDataset) -> np.ndarray:
@@ -305,9 +326,9 @@ ODD = {f"{kind}: {name}": odd for kind, odds in KINDS.items() for name, odd in o
 
 
 @pytest.fixture(params=ODD)
-def odd(request, tmp_path):
+def odd(request, bend, tmp_path):
     """(Folder of an odd set, how it is odd)."""
-    return bent(tmp_path / "set", ODD[request.param], "v3.0"), ODD[request.param]
+    return bend(tmp_path / "set", ODD[request.param]), ODD[request.param]
 
 
 def test_pictures_are_as_recorded_or_refused_with_the_reason(odd):
@@ -329,11 +350,35 @@ def test_a_check_has_one_finding_a_cause_and_episode(odd):
     assert len({finding.episode for finding in found}) == len(found)
 
 
+def test_of_many_files_with_one_cause_one_finding_is_made(bend, tmp_path):
+    root = bend(tmp_path / "set", SHAPES["another size"], "v2.1")
+    [found] = [finding for finding in check_dataset(root).findings if finding.kind == "shape"]
+    assert re.search(r"declares 48x64 .* \(in 3 files, the first is .*episode_000000.mp4\)", found.message)
+
+
+def test_depth_maps_are_no_cameras(bend, tmp_path):
+    """They are left out unless asked for by name, which is refused."""
+    root = bend(tmp_path / "set", IMAGES["depth"])
+    declared([HEIGHT, WIDTH, 1], dtype="image", info={"is_depth_map": True})(root)
+    assert not [finding for finding in check_dataset(root).findings if finding.feature == CAMERA]
+    dataset = LeRobotDataset(root)
+    assert dataset.cameras == []
+    with pytest.raises(UserError, match="depth maps are none"):
+        dataset.image_shape(CAMERA)
+    assert pack(dataset, tmp_path / "packed").frames == len(FRAMES)
+
+
+def test_a_camera_that_cannot_be_read_is_named_on_the_page(bend, tmp_path):
+    root = bend(tmp_path / "set", SHAPES["no channels"])
+    view = show_dataset(root, tmp_path / "show.html")
+    assert all("expected height, width and 1, 3 or 4 channels" in sheets[0].problem for sheets in view.sheets.values())
+
+
 @pytest.mark.lerobot
 @pytest.mark.parametrize("name", ODD)
-def test_where_lerobot_reads_an_odd_set_the_pictures_are_the_same(name, tmp_path):
+def test_where_lerobot_reads_an_odd_set_the_pictures_are_the_same(name, bend, tmp_path):
     module = pytest.importorskip("lerobot.datasets.lerobot_dataset", reason="lerobot is not installed")
-    root, kind = bent(tmp_path / "set", ODD[name], module.CODEBASE_VERSION), ODD[name]
+    root, kind = bend(tmp_path / "set", ODD[name], module.CODEBASE_VERSION), ODD[name]
     try:
         theirs = module.LeRobotDataset("local/odd", root=root, video_backend="pyav")
         items = [theirs[i][CAMERA].numpy() for i in range(len(theirs))]
@@ -342,6 +387,6 @@ def test_where_lerobot_reads_an_odd_set_the_pictures_are_the_same(name, tmp_path
     if kind.refused:
         pytest.skip("we say why we do not")
     mine = read(LeRobotDataset(root))
-    for picture, item in zip(mine, items, strict=True):
+    for ours, item in zip(mine, items, strict=True):
         if len(item) == 3:  # lerobot gives the channels as they are stored, of a palette its indices
-            np.testing.assert_array_equal(picture, (item.transpose(1, 2, 0) * 255).round().astype(np.uint8))
+            np.testing.assert_array_equal(ours, (item.transpose(1, 2, 0) * 255).round().astype(np.uint8))
