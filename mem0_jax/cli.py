@@ -106,6 +106,8 @@ def main(
     if not argv:
         print(usage(commands, program), file=sys.stderr)
         return BAD_USAGE
+    if strange := [word for word in argv if any("\ud800" <= letter <= "\udfff" for letter in word)]:
+        return _complain(program, f"{strange[0]!r} is no UTF-8 text: rename the file or folder", BAD_USAGE)
     name, rest = argv[0], argv[1:]
     if name in ("-h", "--help", "help"):
         try:

@@ -6,6 +6,7 @@ the result like any other checkpoint, and what Orbax wrote can be read here leaf
 """
 
 import math
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -62,6 +63,20 @@ class LeafSpec:
         return tuple(chunk)
 
 
+def check_folder(folder: Path, joined: bool = False) -> Path:
+    """The absolute `folder` for Orbax. Raises StoreError: of a name on the way it would make another place.
+
+    Args:
+        joined: the writings of several processes are joined there. Orbax looks for them by a pattern, of which the
+            folder becomes a part: what it does not find is silently left out.
+    """
+    folder = folder.absolute()
+    # "\\" becomes a slash, and "gs:/" the start of an address.
+    if found := re.search(r"[*?\[\\]|:/" if joined else r"\\|:/", f"{folder}/"):
+        raise StoreError(f"{folder}: the storage library cannot take {found[0]!r} in a path; name another folder")
+    return folder
+
+
 class TreeWriter:
     """Fills a new tree; `write` may be called from several threads."""
 
@@ -69,7 +84,7 @@ class TreeWriter:
         """Makes `folder`, which must not exist, with an empty array for every path of `specs`."""
         hollow = unflatten({path: np.zeros((1,), spec.dtype) for path, spec in specs.items()})
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False)) as checkpointer:
-            checkpointer.save(folder.absolute(), args=ocp.args.PyTreeSave(hollow))
+            checkpointer.save(check_folder(folder), args=ocp.args.PyTreeSave(hollow))
         self._specs = specs
         self._stores = {path: _create(folder, path, spec) for path, spec in specs.items()}
 
@@ -141,7 +156,7 @@ class StoredLeaf:
 
 def open_tree(folder: Path) -> dict[str, StoredLeaf]:
     """Every leaf of an Orbax tree by `/`-joined path, none read yet. Raises StoreError where it is damaged."""
-    folder = folder.absolute()
+    folder = check_folder(folder)
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             found: Any = checkpointer.metadata(folder)
@@ -154,7 +169,8 @@ def open_tree(folder: Path) -> dict[str, StoredLeaf]:
 def _open(folder: Path, path: str) -> ts.TensorStore:
     name = path.replace("/", ".")
     if (folder / "manifest.ocdbt").exists():
-        kvstore: dict[str, Any] = {"driver": "ocdbt", "base": f"file://{folder}/", "path": f"{name}/"}
+        base = {"driver": "file", "path": f"{folder}/"}  # no address, in which %, ? and # are more than letters
+        kvstore: dict[str, Any] = {"driver": "ocdbt", "base": base, "path": f"{name}/"}
     else:
         kvstore = {"driver": "file", "path": f"{folder / name}/"}
     return ts.open({"driver": "zarr", "kvstore": kvstore}, read=True).result()

@@ -50,7 +50,7 @@ def check_video_file(
     except (VideoError, MissingFile) as error:
         kind = "missing-file" if isinstance(error, MissingFile) else "unreadable-file"
         for episode in episodes:
-            found.error(kind, str(error), episode=episode.index, feature=camera)
+            found.error(kind, str(error).removeprefix(f"{camera}: "), episode=episode.index, feature=camera)
         return report
     with opened:
         _check_stream(meta, camera, stream, found)
@@ -121,6 +121,10 @@ def _check_stream(meta: Metadata, camera: str, stream: VideoStream, found: Findi
     codec = declared.get("video.codec") if isinstance(declared, dict) else None
     if codec not in (None, stream.codec.canonical_name):
         found.warning("codec", f"is {stream.codec.canonical_name}, info.json declares {codec}", feature=camera)
+    begin = float((stream.start_time or 0) * (stream.time_base or 0))
+    if begin > TIME_TOLERANCE:
+        message = f"starts at {begin:g} s; LeRobot, which counts from 0, refuses that"
+        found.warning("video-times", message, feature=camera)
     multiple = frames_per_period(stream, info.fps)
     # The average is off when a frame is lost, the base rate (that of the time stamps) when their steps vary.
     rate, base = float(stream.average_rate or 0), float(stream.base_rate or 0)
@@ -158,6 +162,9 @@ def _decode(
         if multiple > 1 and abs(at - number) >= Fraction(1, 2 * multiple):
             continue  # between two frames of the dataset
         damaged = frame.is_corrupt or (frame.height, frame.width) != shape
+        if frame.rotation and not seen:
+            message = f"asks to be shown turned by {frame.rotation} degrees; the pictures are read as they are stored"
+            report.findings.warning("turned", message, feature=camera)
         seen.append((number, damaged, abs(at - number) > Fraction(TIME_TOLERANCE) * Fraction(fps)))
         if number in sampled and not damaged:
             picture = reformatter.reformat(frame, format="rgb24").to_ndarray()

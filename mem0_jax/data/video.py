@@ -81,7 +81,9 @@ def open_video_file(path: AnyPath, name: str) -> tuple[Any, VideoStream, context
 
 def frames_per_period(stream: VideoStream, fps: float) -> int:
     """How many frames of the file belong to one of the dataset: 2 for a video of 60 Hz in a dataset of 30 Hz."""
-    return max(1, round(float(stream.average_rate or fps) / fps))
+    # The average counts frames that an edit list hides, the base rate (that of the time stamps) grows where these vary.
+    rates = [float(rate) for rate in (stream.average_rate, stream.base_rate) if rate]
+    return max(1, round(min(rates, default=fps) / fps))
 
 
 class EpisodeVideo:
@@ -188,7 +190,7 @@ class EpisodeVideo:
             except (StopIteration, *DECODE_ERRORS) as error:
                 raise VideoError(
                     f"{self.name}: {self.path} ends or is damaged before frame {number} "
-                    f"(row {row} of {self.length}); the file may be truncated"
+                    f"(row {row} of {self.length}); the file may be truncated, or cut before its first keyframe"
                 ) from error
             at = self._position(frame)
             if at < wanted and (first_read or at > wanted - self._multiple):

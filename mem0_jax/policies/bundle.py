@@ -8,6 +8,7 @@ processor/        further files of the Hugging Face processor, as they came
 optimizer/        Orbax checkpoint of the optimizer's moments, where a run is to be continued
 """
 
+import glob
 import json
 import os
 import shutil
@@ -35,7 +36,7 @@ from mem0_jax.nn import module
 from mem0_jax.policies.base import Params
 from mem0_jax.policies.mem0 import Mem0, Mem0Config, serving_dtype
 from mem0_jax.stand_in import stand_in
-from mem0_jax.store import open_tree
+from mem0_jax.store import check_folder, open_tree
 from mem0_jax.tree import flatten, unflatten
 
 FORMAT_VERSION = 1
@@ -134,7 +135,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
     folder = folder.absolute()
     if folder.exists() and not _replaceable(folder):
         raise BundleError(f"{folder} exists and is no bundle: name another folder, or remove it")
-    for left in folder.parent.glob(f".{folder.name}.unfinished-*"):  # by a process that was killed
+    for left in folder.parent.glob(f".{glob.escape(folder.name)}.unfinished-*"):  # by a process that was killed
         if not _alive(int(left.name.rpartition("-")[2])):
             shutil.rmtree(left)
     unfinished = folder.with_name(f".{folder.name}.unfinished-{os.getpid()}")
@@ -191,7 +192,7 @@ def save_params(folder: Path, params: Params) -> None:
     """Writes the parameters of a bundle; the process that calls writes alone, in a run of several too."""
     alone = ocp.options.MultiprocessingOptions(jax.process_index(), {jax.process_index()}, "bundle")
     with ocp.StandardCheckpointer(multiprocessing_options=alone) as checkpointer:
-        checkpointer.save(folder / "params", params)
+        checkpointer.save(check_folder(folder, joined=True) / "params", params)
 
 
 def read_description(folder: Path) -> tuple[Mem0Config | Qwen3VLConfig, dict[str, Any]]:

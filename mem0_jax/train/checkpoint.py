@@ -25,6 +25,7 @@ from jax.experimental import multihost_utils
 
 from mem0_jax import tree
 from mem0_jax.errors import UserError
+from mem0_jax.store import check_folder
 from mem0_jax.train.state import TrainState
 from mem0_jax.train.watch import check_disk, tree_bytes
 
@@ -71,7 +72,7 @@ class Checkpoints:
 
         Stay: the `keep` newest, and the `keep_best` of the lowest score.
         """
-        self._directory = directory.resolve()
+        self._directory = check_folder(directory.resolve(), joined=True)
         self._kept = _Kept(keep, keep_best)
         self._manager = ocp.CheckpointManager(
             self._directory,

@@ -55,7 +55,9 @@ def gif() -> bytes:
         (None, "bytes and path"),
         ({"bytes": None, "path": "../../secret.png"}, "leads outside"),
         ({"bytes": None, "path": "/etc/hostname"}, "leads outside"),
+        ({"bytes": None, "path": "C:/secret.png"}, "leads outside"),
         ({"bytes": None, "path": "images/none.png"}, "neither"),
+        ({"bytes": None, "path": "no\0name.png"}, "no name of a file"),
     ],
 )
 def test_bad_images_name_episode_and_frame(tmp_path, cell, message):
