@@ -36,7 +36,7 @@ def parser() -> CommandParser:
     flags.add_argument("--seed", type=int, metavar="S", default=0, help="seed of the sampled chunks")
     flags.add_argument("--parallel", type=int, metavar="N", default=16, help="episodes side by side")
     flags.add_argument(
-        "--camera", metavar="KEY", default="observation.image.head_camera", help="feature with the pictures"
+        "--camera", metavar="KEY", help="feature with the pictures (default: the camera the policy was trained on)"
     )
     flags.add_argument(
         "--text",
@@ -59,11 +59,12 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"--threshold must lie between 0 and 1, got {flags.threshold}")
     from tqdm import tqdm
 
+    from mem0_jax.data.cameras import camera_name
     from mem0_jax.data.lerobot import LeRobotDataset
     from mem0_jax.data.pictures import EpisodeDataset
     from mem0_jax.data.subset import hold_out
     from mem0_jax.eval.closed import software
-    from mem0_jax.eval.openloop import default_text, measure, replay
+    from mem0_jax.eval.openloop import default_text, measure, replay, trained_camera
     from mem0_jax.eval.openloop_html import write_page
     from mem0_jax.eval.results import bundle_digest
     from mem0_jax.policies.bundle import load_bundle
@@ -75,11 +76,14 @@ def main(argv: Sequence[str]) -> int:
             dataset = hold_out(dataset, flags.held_out, flags.held_out_seed)[1]
     except (OSError, ValueError) as error:
         raise UserError(str(error)) from error
+    camera, trained = flags.camera or trained_camera(bundle, dataset), bundle.inputs.camera
+    if camera_name(camera) != camera_name(trained):
+        print(f"warning: the policy was trained on {trained!r} and is shown {camera!r}", file=sys.stderr)
     episodes = dataset.episodes[: flags.episodes]
     total, text = sum(episode.length for episode in episodes), flags.text or default_text(dataset)
     with tqdm(total=total, desc="frames", unit="frame", disable=None if sys.stderr.isatty() else True) as bar:
         options = {
-            "camera": flags.camera,
+            "camera": camera,
             "text": text,
             "every": flags.every,
             "seed": flags.seed,
@@ -95,7 +99,8 @@ def main(argv: Sequence[str]) -> int:
             "seed": flags.seed,
             "threshold": threshold,
             "flow_steps": bundle.config.flow.solver_steps,
-            "camera": flags.camera,
+            "camera": camera,
+            "trained_camera": trained,
             "text": text,
             "held_out": flags.held_out or 0,
         },

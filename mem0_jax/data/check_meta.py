@@ -13,6 +13,7 @@ from mem0_jax.data import lerobot_meta
 from mem0_jax.data.camera_shape import picture_shape
 from mem0_jax.data.files import AnyPath, DatasetError, MissingFile
 from mem0_jax.data.findings import Findings
+from mem0_jax.data.joint_names import VECTORS, describe, flat_names, foreign_names
 from mem0_jax.data.lerobot_features import AUTOMATIC, COMMON, PICTURES, unreadable
 from mem0_jax.data.lerobot_meta import Episode, Info
 from mem0_jax.data.lerobot_tasks import read_tasks, tasks_path
@@ -56,12 +57,8 @@ def severity(found: Findings, key: str, feature: Mapping[str, Any] | None = None
 
 def feature_names(feature: Mapping[str, Any]) -> list[str]:
     """Return a name for every number of a feature: those of info.json where they fit, else its position."""
-    count, names = math.prod(feature["shape"]), feature.get("names")
-    if isinstance(names, dict) and len(names) == 1:  # {"motors": [...]}
-        names = next(iter(names.values()))
-    if isinstance(names, list) and len(names) == count:
-        return [str(name) for name in names]
-    return [f"[{i}]" for i in range(count)]
+    count, names = math.prod(feature["shape"]), flat_names(feature.get("names"))
+    return names if len(names) == count else [f"[{i}]" for i in range(count)]
 
 
 def _table(root: AnyPath, info: Info) -> str:
@@ -85,6 +82,8 @@ def _check_features(info: Info, found: Findings) -> None:
         # Names may be those of the numbers or those of the axes.
         if key in info.numbers and isinstance(names, list) and len(names) not in (0, math.prod(shape), len(shape)):
             found.warning("names", f"{len(names)} names for shape {shape}", feature=key)
+        if key in VECTORS and (foreign := foreign_names(feature)):
+            found.error("names", describe(foreign), feature=key)
         declared = (feature.get("info") or feature.get("video_info") or {}) if key in info.videos else {}
         fps = declared.get("video.fps") if isinstance(declared, dict) else None
         if fps is not None and fps != info.fps:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mem0_jax.data.joint_names import check_names
 from mem0_jax.data.layout import GRIPPER_DIMS, JOINT_NAMES, MODEL_DIM, SEVENTH_JOINTS
 from mem0_jax.stand_in import stand_in
 
@@ -218,6 +219,7 @@ def span_warnings(stats: NormStats) -> list[str]:
 
 
 def _vectors(dataset: LeRobotDataset, key: str) -> np.ndarray:
+    check_names(dataset)
     x = dataset.column(key)
     if x.shape[1:] != (MODEL_DIM,):
         raise ValueError(

@@ -29,6 +29,7 @@ from tqdm import tqdm
 from mem0_jax.data import files, lerobot_meta
 from mem0_jax.data import packed_format as form
 from mem0_jax.data.files import DatasetError
+from mem0_jax.data.joint_names import check_names
 from mem0_jax.data.lerobot import LeRobotDataset
 from mem0_jax.data.lerobot_features import COMMON
 from mem0_jax.data.pictures import open_frames
@@ -106,10 +107,12 @@ def pack(
         workers: threads.
 
     Raises:
-        PackError: naming every damaged episode; or saying what stands in the way.
+        PackError: naming every damaged episode; or saying what stands in the way. DatasetError: states or actions of
+            another robot.
     """
     out = Path(out)
     _check_arguments(out, size, quality, shard_mib, workers)
+    check_names(dataset)
     partial = out.parent / f".{out.name}.partial"
     (partial / _WORK).mkdir(parents=True, exist_ok=True)
     with _only_one(partial):

@@ -161,13 +161,16 @@ class Engine:
         self.bundle, self.slots, self._even = bundle, slots, rows is not None
         self._programs = programs(bundle.config)
         self._constants = self._programs.solver_constants(bundle.params)
+        (self._device,) = jax.tree.leaves(self._constants)[0].devices()
         self._sizes = [rows] if rows else sizes_up_to(slots, growth)
         # For a growth of 4: 2, 8, 32, 64. The frames between two chunks of 30 must not be padded to 64.
         self._frame_sizes = [rows] if rows else sizes_up_to(FRAMES_AT_ONCE, growth, max(growth // 2, 1))
         self._empty()
 
     def _empty(self) -> None:
-        self._slots, self._begun = self._programs.empty(self.slots + 1), np.zeros(self.slots, bool)
+        # Committed to the device, as what a step gives: JAX compiles again for arguments that are not.
+        self._slots = jax.device_put(self._programs.empty(self.slots + 1), self._device)
+        self._begun = np.zeros(self.slots, bool)
 
     def warm_up(self, sessions: int | None = None, frames: int = FRAMES_AT_ONCE, length: int | None = None) -> None:
         """Compiles what steps of so many sessions (None: all slots), with so many earlier frames together (0: none) and

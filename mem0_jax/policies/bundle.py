@@ -29,6 +29,7 @@ from mem0_jax.backbones.qwen3_vl.config import Qwen3VLConfig
 from mem0_jax.backbones.qwen3_vl.model import Qwen3VL
 from mem0_jax.backbones.qwen3_vl.processor import Processor, load_tokenizer
 from mem0_jax.config import from_dict, to_dict
+from mem0_jax.data.cameras import HEAD_CAMERA, camera_name
 from mem0_jax.data.normalize import Normalizer, NormStats
 from mem0_jax.data.transforms import ObservationTransform
 from mem0_jax.errors import UserError
@@ -55,12 +56,15 @@ class Inputs:
         resample: "bilinear" or "bicubic", for that resize.
         max_length: tokens of a prompt.
         normalization: mode of `data.normalize.Normalizer`.
+        camera: feature of the dataset with the pictures it was trained on; observations call it by
+            `data.cameras.camera_name`.
     """
 
     camera_size: tuple[int, int] = (224, 224)
     resample: str = "bicubic"
     max_length: int = 128
     normalization: str = "min_max"
+    camera: str = HEAD_CAMERA
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,8 @@ class Bundle:
         if self.stats is None:
             raise BundleError("this bundle has no norm_stats.json: convert it again with --norm-stats FILE")
         normalizer = Normalizer(self.stats, self.inputs.normalization)
-        return ObservationTransform(normalizer, self.inputs.camera_size, self.inputs.resample)
+        inputs = self.inputs
+        return ObservationTransform(normalizer, inputs.camera_size, inputs.resample, camera_name(inputs.camera))
 
     def with_flow_steps(self, steps: int | None) -> "Bundle":
         """The same policy with so many Euler steps of the flow; None: its own. Raises UserError: fewer than one."""

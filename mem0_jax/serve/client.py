@@ -560,6 +560,8 @@ class Client:
         return self._send({"type": "observe"})
 
     def _keep(self, observation: Mapping[str, Any]) -> None:
+        if others := other_cameras(observation, self.metadata["camera"]):
+            raise ValueError(others)
         frame, limits = _frame(observation, self.metadata["camera"]), self.metadata["limits"]
         if not self._fitting([frame]) or max(frame["image"].shape[:2]) > limits["side"]:
             raise ValueError(
@@ -700,3 +702,20 @@ def _found(observation: Any, *path: str) -> Any:
             raise ValueError(f"the observation lacks {'.'.join(path)}")
         observation = observation[key]
     return observation
+
+
+_CAMERA = re.compile(r"observation/([^/]+)/rgb|observation[./]images?[./]([^/]+)")
+
+
+def other_cameras(observation: Any, camera: str) -> str:
+    """What is wrong with an observation in any layout that names cameras, but not the policy's; else ""."""
+    if not isinstance(observation, Mapping) or "image" in observation or "observation/image" in observation:
+        return ""
+    nested = observation.get("observation")
+    views = nested if isinstance(nested, Mapping) else {}
+    names = [str(name)[:40] for name, view in islice(views.items(), 16) if isinstance(view, Mapping) and "rgb" in view]
+    found = (_CAMERA.fullmatch(key) for key in islice(observation, 32) if isinstance(key, str) and len(key) < 100)
+    names += [match[1] or match[2] for match in found if match]
+    if not names or camera in names or camera in views:
+        return ""
+    return f"the policy was trained on the camera {camera!r}, the observation has {', '.join(map(repr, names))}"

@@ -48,7 +48,7 @@ from typing import Any
 
 from mem0_jax.errors import did_you_mean
 from mem0_jax.inference.session import Options
-from mem0_jax.serve.client import check_image, check_state, kind_of
+from mem0_jax.serve.client import check_image, check_state, kind_of, other_cameras
 
 TYPES = ("infer", "observe", "reset", "plan", "batch", "close")
 PLANNERS = ("server", "client", "none")
@@ -189,6 +189,8 @@ def observation(value: Any, camera: str, limits: Limits) -> dict[str, Any]:
     """An observation in RMBench's layout from one in any layout. Raises RequestError."""
     if not isinstance(value, Mapping):
         raise RequestError("bad_observation", f"an observation must be a map, got {kind_of(value)}")
+    if others := other_cameras(value, camera):
+        raise RequestError("bad_observation", others)
     image = _entry(value, (f"observation/{camera}/rgb", *_IMAGE), ("observation", camera, "rgb"))
     state = _entry(value, _STATE, ("joint_action", "vector"))
     try:

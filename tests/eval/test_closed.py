@@ -11,10 +11,13 @@ import pytest
 from mem0_jax.cli import main
 from mem0_jax.envs import make
 from mem0_jax.envs.put_back_block import PutBackBlock
+from mem0_jax.errors import UserError
 from mem0_jax.eval.closed import LocalPlayer, Variant, begin, memory_ablation, play_all
 from mem0_jax.eval.lockstep import play
+from mem0_jax.eval.rollout import evaluate
 from mem0_jax.inference.planning import PlannerError
 from mem0_jax.inference.session import Options
+from mem0_jax.policies.bundle import load_bundle, save_bundle
 
 SEEDS = (300, 301, 302)
 
@@ -196,6 +199,18 @@ def test_what_cannot_be_is_refused_before_anything_is_written(bundle_folder, tmp
     assert run(bundle_folder, tmp_path / "out", *flags) == code
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_policy_of_a_camera_that_the_environments_lack_is_refused_by_name(bundle, tmp_path, capsys):
+    inputs = dataclasses.replace(bundle.inputs, camera="observation.images.wrist")
+    wrist = save_bundle(dataclasses.replace(bundle, inputs=inputs), tmp_path / "wrist")
+    assert run(wrist, tmp_path / "out") == 1
+    error = capsys.readouterr().err
+    assert "trained on the camera 'wrist'; " in error
+    assert "has head_camera alone" in error
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(UserError, match="'wrist'"):
+        evaluate(load_bundle(wrist), "press_button", [1], execute=1)
 
 
 def test_unknown_tasks_bundles_and_servers_are_named(tmp_path, capsys, monkeypatch):

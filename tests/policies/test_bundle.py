@@ -54,6 +54,15 @@ def test_descriptions_that_do_not_fit_are_refused(bundle, tmp_path, change, mess
         load_bundle(folder)
 
 
+def test_bundles_from_before_cameras_were_recorded_mean_the_head_camera(bundle, tmp_path):
+    folder = save_bundle(bundle, tmp_path / "bundle")
+    description = json.loads((folder / "config.json").read_text())
+    assert description["inputs"].pop("camera") == "observation.image.head_camera"
+    (folder / "config.json").write_text(json.dumps(description))
+    assert load_bundle(folder).inputs == bundle.inputs
+    assert load_bundle(folder).inputs.camera == "observation.image.head_camera"
+
+
 def test_what_is_no_bundle_is_named(tmp_path):
     with pytest.raises(BundleError, match=r"no config\.json"):
         load_bundle(tmp_path)

@@ -1,5 +1,6 @@
 """What strangers, crowds and accidents do to a server, and what it shows of itself."""
 
+import dataclasses
 import gc
 import json
 import os
@@ -135,6 +136,33 @@ def test_wrong_requests_are_told_what_is_wrong_and_the_connection_lives(server, 
         assert str(ws.recv()).startswith(answer)
         ws.send(pack(flat(reset=True)))
         assert answer_of(ws)["actions"].shape == (3, 14)
+
+
+def test_another_camera_is_refused_with_both_names(bundle):
+    wrist = dataclasses.replace(bundle, inputs=dataclasses.replace(bundle.inputs, camera="observation.images.wrist"))
+    seen = frame(0)
+    image, state = seen["observation"]["head_camera"]["rgb"], seen["joint_action"]["vector"]
+    own = {"observation": {"wrist": {"rgb": image}, "head_camera": {"rgb": image}}, "joint_action": {"vector": state}}
+    named = ("observation/head_camera/rgb", "observation.images.head_camera", "observation.image.head_camera")
+    refused = "the policy was trained on the camera 'wrist', the observation has 'head_camera'"
+    with serving(lambda: Service(wrist, slots=64, rows=8)) as server, connect(address(server)) as ws:
+        assert answer_of(ws)["camera"] == "wrist"
+        for other in (seen, *({name: image, "state": state} for name in named)):
+            ws.send(pack({"type": "infer", "reset": True, "prompt": TASK, **other}))
+            assert ws.recv() == f"bad_observation: {refused}"
+            ws.send(pack({"type": "infer", "reset": True, "prompt": TASK, "frames": [other, own]}))
+            assert str(ws.recv()).endswith(refused)
+        for right in (own, flat(), {"observation/wrist/rgb": image, "state": state}):
+            ws.send(pack({"type": "infer", "reset": True, "prompt": TASK, **right}))
+            assert answer_of(ws)["actions"].shape == (3, 14)
+        with Client(address(server)) as policy:
+            policy.reset(TASK)
+            with pytest.raises(ValueError, match=refused):
+                policy.observe(seen)
+            assert policy.infer(own)["actions"].shape == (3, 14)
+        kind, body = form({"text": TASK}, [png(image)])
+        status, answer = get(server, "/process_frame", kind, body)
+        assert (status, len(json.loads(answer)["response"])) == (200, 3)
 
 
 def test_bytes_that_are_no_message(server):

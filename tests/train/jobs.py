@@ -81,9 +81,9 @@ def policy_and_batch(lanes: int, frames: int) -> tuple[GivenNoise, dict[str, np.
     }
 
 
-def write_dataset(root: Path, rounds: int = 1) -> Path:
+def write_dataset(root: Path, rounds: int = 1, camera: str = "observation.image.head_camera") -> Path:
     """`rounds` times four short episodes; the last two frames of each are a subtask's end."""
-    with LeRobotWriter(root, 10, mem0_features(32, 32), "planar") as writer:
+    with LeRobotWriter(root, 10, mem0_features(32, 32, camera=camera), "planar") as writer:
         for episode, length in enumerate(LENGTHS * rounds):
             t = np.arange(length)
             state = np.sin(0.3 * t[:, None] + np.arange(16) + episode).astype(np.float32)
@@ -91,9 +91,7 @@ def write_dataset(root: Path, rounds: int = 1) -> Path:
             frames = {
                 "observation.state": state,
                 "action": np.concatenate([state[1:], state[-1:]]),
-                "observation.image.head_camera": np.broadcast_to(
-                    shade[:, None, None, None], (length, 32, 32, 3)
-                ).astype(np.uint8),
+                camera: np.broadcast_to(shade[:, None, None, None], (length, 32, 32, 3)).astype(np.uint8),
                 "subtask": [TEXTS[episode % 2]] * length,
                 "subtask_end": (t >= length - 2).astype(np.int32),
                 "episode_id": np.full(length, episode, np.int32),
