@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from mem0_jax import __version__
+from mem0_jax.disk import explained
 from mem0_jax.errors import UserError
 
 OK, FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -203,10 +204,17 @@ def _run(title: str, command: Command, argv: list[str]) -> int:
         return _complain(title, "interrupted", INTERRUPTED)
     except BrokenPipeError:
         return _stop_printing()
-    except UserError as error:
+    except Exception as error:
+        told = error if isinstance(error, UserError) else explained(error)
+        if told is None:
+            raise
         if os.environ.get("MEM0_DEBUG", "0") not in ("", "0"):
             traceback.print_exc()
-        return _complain(title, str(error), FAILED)
+        try:
+            sys.stdout.flush()
+        except OSError:  # it goes to a full disk
+            _stop_printing()
+        return _complain(title, str(told), FAILED)
 
 
 def _stop_printing() -> int:

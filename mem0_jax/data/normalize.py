@@ -12,7 +12,6 @@ Rules follow Mem-0's deployment (RMBench, policy/Mem-0/scripts/tools_for_deploy/
 from __future__ import annotations
 
 import json
-import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mem0_jax.data.layout import GRIPPER_DIMS, JOINT_NAMES, MODEL_DIM, SEVENTH_JOINTS
+from mem0_jax.disk import write_whole
 
 if TYPE_CHECKING:
     from mem0_jax.data.lerobot import LeRobotDataset
@@ -113,10 +113,7 @@ class NormStats:
 
     def save(self, path: str | Path) -> None:
         """Write norm_stats.json."""
-        path = Path(path)
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text(json.dumps(self.to_json(), indent=1), "utf-8")
-        os.replace(partial, path)
+        write_whole(Path(path), json.dumps(self.to_json(), indent=1))
 
 
 class VectorNormalizer:

@@ -18,6 +18,7 @@ from PIL import Image
 from mem0_jax.data.check_meta import AUTOMATIC, feature_names
 from mem0_jax.data.files import DatasetError
 from mem0_jax.data.lerobot import Episode, LeRobotDataset
+from mem0_jax.disk import disk_told, write_whole
 from mem0_jax.errors import UserError
 
 BINS = 40
@@ -107,12 +108,8 @@ def show_dataset(
     keys = ["task", *(key for key, value in dataset.features.items() if value["dtype"] == "string")]
     texts = {key: _texts(dataset, key) for key in keys}
     view = View(dataset, sheets, histograms, texts, [_strip(dataset, episode) for episode in chosen])
-    unfinished = out.with_name(f".{out.name}.unfinished")
-    try:
-        unfinished.write_text(page(view), "utf-8")
-        unfinished.replace(out)
-    except OSError as error:
-        raise UserError(f"{out} cannot be written ({error.strerror})") from error
+    with disk_told(out):
+        write_whole(out, page(view))
     return view
 
 

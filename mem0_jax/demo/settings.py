@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mem0_jax.commands.output import write_json
 from mem0_jax.envs import TASKS
 from mem0_jax.errors import UserError
 
@@ -68,13 +69,6 @@ class Demo:
         """Seconds by phase so far."""
         path = self.out / "timing.json"
         return json.loads(path.read_text()) if path.is_file() else {}
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Beside first, then renamed."""
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(value, indent=1))
-    unfinished.rename(path)
 
 
 def open_demo(out: Path, task: str, seed: int, config: dict[str, Any]) -> Demo:

@@ -19,6 +19,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from mem0_jax.disk import DiskError
 from mem0_jax.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -28,8 +29,8 @@ class OutOfMemoryError(UserError):
     """The device's memory does not suffice; the message holds the memory plan."""
 
 
-class DiskFullError(UserError):
-    """A checkpoint does not fit on the disk."""
+class DiskFullError(DiskError):
+    """A checkpoint does not fit on the disk, or could not be written."""
 
 
 class StopRequest:
@@ -178,6 +179,10 @@ def check_disk(folder: Path, needed: int, what: str) -> None:
         free = 2**20 * int(multihost_utils.broadcast_one_to_all(np.int32(free // 2**20)))
     if free < needed:
         raise DiskFullError(
-            f"{folder}: {what} needs {needed / 2**30:.2f} GiB, the disk has {free / 2**30:.2f} GiB free; "
+            f"{folder}: {what} needs {_size(needed)}, the disk has {_size(free)} free; "
             "make room, or continue in a folder on another disk"
         )
+
+
+def _size(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB" if size >= 2**28 else f"{size / 2**20:.1f} MiB"
