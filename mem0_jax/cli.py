@@ -9,11 +9,13 @@ import difflib
 import glob
 import importlib
 import os
+import re
 import sys
 import textwrap
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NoReturn
 
 from mem0_jax import __version__
@@ -169,6 +171,15 @@ class CommandParser(argparse.ArgumentParser):
             formatter_class=_Formatter,
             allow_abbrev=False,
         )
+
+    def parse_known_args(self, args=None, namespace=None):  # pyright: ignore[reportIncompatibleMethodOverride]
+        """As argparse does; an address such as gs://bucket in place of a file or folder of this machine is refused."""
+        parsed, unknown = super().parse_known_args(args, namespace)
+        for name, value in vars(parsed).items():
+            if isinstance(value, Path) and (match := re.match(r"([a-z][a-z0-9+.-]+):/(?!/)", str(value))):
+                hint = "mount the bucket (gcsfuse, for one) and name the folder"
+                self.error(f"{name}: {match[1]}:// is no folder of this machine; {hint}")
+        return parsed, unknown
 
     def parse_args(self, args=None, namespace=None):  # pyright: ignore[reportIncompatibleMethodOverride]
         """As argparse does; an unknown argument is an error that suggests the flag that was meant."""

@@ -124,7 +124,7 @@ class Checkpoints:
             _log.warning("%s", error)
         if step == self._manager.latest_step():
             return
-        check_disk(self._directory, tree_bytes(state), f"the checkpoint of step {step}")
+        check_disk(self._directory, tree_bytes(state), f"the checkpoint of step {step}", self._what_is_kept())
         flat = _flat(state)
         prints = _fingerprints(list(flat.values()))
         leaves = {p: [list(v.shape), str(v.dtype), f] for (p, v), f in zip(flat.items(), prints)}
@@ -154,10 +154,12 @@ class Checkpoints:
                 for unfinished in self._directory.glob("*.orbax-checkpoint-tmp*"):
                     shutil.rmtree(unfinished, ignore_errors=True)
             self._manager.reload()
-            good = self._manager.latest_step()
-            kept = "no checkpoint is kept yet" if good is None else f"the last good checkpoint, of step {good}, is kept"
-            told = explained(error, f"a checkpoint in {self._directory}", f"{kept}, and the same command continues")
+            told = explained(error, f"a checkpoint in {self._directory}", self._what_is_kept())
             raise DiskFullError(str(told)) from error
+
+    def _what_is_kept(self) -> str:
+        good = self._manager.latest_step()
+        return "no checkpoint is kept yet" if good is None else f"the last good checkpoint, of step {good}, is kept"
 
     def restore(self, template: TrainState) -> Restored | None:
         """Read the newest intact checkpoint; None if there is none at all.

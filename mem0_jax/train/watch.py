@@ -172,15 +172,18 @@ def out_of_memory(error: Exception, plan: Mapping[str, int]) -> OutOfMemoryError
     )
 
 
-def check_disk(folder: Path, needed: int, what: str) -> None:
-    """Raise DiskFullError if the disk of `folder` has less than `needed` bytes free; all processes of a run agree."""
+def check_disk(folder: Path, needed: int, what: str, kept: str = "") -> None:
+    """Raise DiskFullError if the disk of `folder` has less than `needed` bytes free; all processes of a run agree.
+
+    `what` needs them; `kept` says what is not lost.
+    """
     free = shutil.disk_usage(folder).free
     if jax.process_count() > 1:
         free = 2**20 * int(multihost_utils.broadcast_one_to_all(np.int32(free // 2**20)))
     if free < needed:
         raise DiskFullError(
             f"{folder}: {what} needs {_size(needed)}, the disk has {_size(free)} free; "
-            "make room, or continue in a folder on another disk"
+            f"{kept and kept + '; '}make room, or continue in a folder on another disk"
         )
 
 
