@@ -141,9 +141,11 @@ def _try(file: int, path: Path, what: Path) -> Holder | None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         holder = _read(path)
-        if holder is None or holder.boot == _boot() or not _told_to_take_over():
+        # A child that a library forked may keep its dead parent's lock, a disk's server that of a machine that is gone.
+        gone = holder is not None and (_dead(holder) or (holder.boot != _boot() and _told_to_take_over()))
+        if not gone:
             raise _refused(what, holder, None) from None
-        path.unlink(missing_ok=True)  # the lock of a machine that is gone, which its disk's server still keeps
+        path.unlink(missing_ok=True)
         return None
     except OSError as error:
         if error.errno not in _UNSUPPORTED:
@@ -153,7 +155,8 @@ def _try(file: int, path: Path, what: Path) -> Holder | None:
         return None
     holder = _read(path)
     shared = not certain
-    if holder is not None and not _ended(holder, certain, os.fstat(file).st_dev):
+    ours = certain and holder is not None and (holder.boot, holder.disk) == (_boot(), os.fstat(file).st_dev)
+    if holder is not None and not ours and not _dead(holder):  # ours: the kernel would not have given us a living one's
         age, shared = _age(path), True
         if age < STALE and not _told_to_take_over():
             raise _refused(what, holder, age)
@@ -170,13 +173,9 @@ def _try(file: int, path: Path, what: Path) -> Holder | None:
     return mine
 
 
-def _ended(holder: Holder, certain: bool, disk: int) -> bool:
-    """Whether the process is gone for sure: it was of this machine, whose kernel gave us its lock, or knows no such."""
-    if holder.boot != _boot():
-        return False
-    if certain and holder.disk == disk:
-        return True
-    return holder.processes == _processes() and _born(holder.process) != holder.born
+def _dead(holder: Holder) -> bool:
+    """Whether this machine's kernel knows no such process; its number may be another's by now."""
+    return (holder.boot, holder.processes) == (_boot(), _processes()) and _born(holder.process) != holder.born
 
 
 def _refused(what: Path, holder: Holder | None, age: float | None) -> LockedError:
