@@ -18,6 +18,8 @@ from mem0_jax.convert.sources import Source
 from mem0_jax.convert.stored import nbytes
 from mem0_jax.convert.torch_pt_write import write_pt
 from mem0_jax.convert.wrapped import BACKBONE_IN_MEM0
+from mem0_jax.disk import disk_told
+from mem0_jax.lock import hold_output
 from mem0_jax.policies.bundle import new_folder, read_description
 from mem0_jax.policies.mem0 import Mem0Config
 
@@ -37,12 +39,12 @@ def to_torch(
     """
     if out.is_dir():
         raise ConversionError(f"{out} is a folder: name the .pt file to write")
-    out.parent.mkdir(parents=True, exist_ok=True)
     step = None
     if source.format == "bundle":
         step = read_description(source.path)[1].get("provenance", {}).get("source_step")
     tensors = source.tensors if allow_nonfinite else finite(source.tensors)
-    write_pt(out, {"model_state_dict": OrderedDict(tensors), "global_step": step or 0}, progress)
+    with hold_output(out), disk_told(out):
+        write_pt(out, {"model_state_dict": OrderedDict(tensors), "global_step": step or 0}, progress)
     return {"tensors": len(source.tensors), "bytes": source.nbytes}
 
 

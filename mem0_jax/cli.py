@@ -8,14 +8,17 @@ import argparse
 import glob
 import importlib
 import os
+import re
 import sys
 import textwrap
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NoReturn
 
 from mem0_jax import __version__
+from mem0_jax.disk import explained
 from mem0_jax.errors import UserError, did_you_mean
 
 OK, FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -164,6 +167,15 @@ class CommandParser(argparse.ArgumentParser):
             allow_abbrev=False,
         )
 
+    def parse_known_args(self, args=None, namespace=None):  # pyright: ignore[reportIncompatibleMethodOverride]
+        """As argparse does; an address such as gs://bucket in place of a file or folder of this machine is refused."""
+        parsed, unknown = super().parse_known_args(args, namespace)
+        for name, value in vars(parsed).items():
+            if isinstance(value, Path) and (match := re.match(r"([a-z][a-z0-9+.-]+):/(?!/)", str(value))):
+                hint = "mount the bucket (gcsfuse, for one) and name the folder"
+                self.error(f"{name}: {match[1]}:// is no folder of this machine; {hint}")
+        return parsed, unknown
+
     def parse_args(self, args=None, namespace=None):  # pyright: ignore[reportIncompatibleMethodOverride]
         """As argparse does; an unknown argument is an error that suggests the flag that was meant."""
         parsed, unknown = self.parse_known_args(args, namespace)
@@ -198,10 +210,17 @@ def _run(title: str, command: Command, argv: list[str]) -> int:
         return _complain(title, "interrupted", INTERRUPTED)
     except BrokenPipeError:
         return _stop_printing()
-    except UserError as error:
+    except Exception as error:
+        told = error if isinstance(error, UserError) else explained(error)
+        if told is None:
+            raise
         if os.environ.get("MEM0_DEBUG", "0") not in ("", "0"):
             traceback.print_exc()
-        return _complain(title, str(error), FAILED)
+        try:
+            sys.stdout.flush()
+        except OSError:  # it goes to a full disk
+            _stop_printing()
+        return _complain(title, str(told), FAILED)
 
 
 def _stop_printing() -> int:

@@ -24,6 +24,8 @@ def main(argv: Sequence[str]) -> int:
     logging.getLogger("absl").setLevel(logging.ERROR)
     from mem0_jax.commands.golden import show
     from mem0_jax.golden import replay
+    from mem0_jax.inference.compiled import keep_compiled_if_possible
     from mem0_jax.policies.bundle import load_bundle
 
+    keep_compiled_if_possible()
     return show(replay(given.golden, bundle=load_bundle(given.bundle)), given.json)

@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from mem0_jax.cli import CommandParser
+from mem0_jax.disk import disk_told
 from mem0_jax.envs import TASKS
+from mem0_jax.lock import hold_folder
 
 SUMMARY = (
     "Records scripted experts in a built-in tabletop task, trains a small Mem-0 from scratch with and without memory, "
@@ -36,14 +38,15 @@ def main(argv: Sequence[str]) -> int:
 
     config = get_config().to_dict()
     config["eval"]["episodes"] = flags.episodes
-    demo = open_demo(flags.out, flags.task, flags.seed, config)
-    with demo.timed("record"):
-        record(demo)
-    with demo.timed("train and evaluate"):
-        run_arms(demo)
-    from mem0_jax.demo.summary import report
+    with hold_folder(flags.out), disk_told(flags.out, "what is finished is kept, and the same command continues"):
+        demo = open_demo(flags.out, flags.task, flags.seed, config)
+        with demo.timed("record"):
+            record(demo)
+        with demo.timed("train and evaluate"):
+            run_arms(demo)
+        from mem0_jax.demo.summary import report
 
-    print(table(report(demo)))
+        print(table(report(demo)))
     print(f"\nreport: {demo.out / 'report.html'}")
     return 0
 

@@ -103,12 +103,14 @@ def main(argv: Sequence[str]) -> int:
 def make_player(flags: argparse.Namespace) -> "Player":
     """The policy that the flags name."""
     from mem0_jax.eval.closed import LocalPlayer, RemotePlayer
+    from mem0_jax.inference.compiled import keep_compiled_if_possible
 
     if flags.server:
         who = {"oracle": "client", "server": "server", "none": "none"}.get(flags.planner)
         if who is None or flags.flow_steps:
             raise UserError("with --server, --planner is oracle, none or server, and the flow steps are the server's")
         return RemotePlayer(flags.server, who, secret("MEM0_TOKEN", "--token-file", flags.token_file))
+    keep_compiled_if_possible()
     return LocalPlayer(flags.bundle, (flags.planner, make_planner(flags)), flags.flow_steps)
 
 

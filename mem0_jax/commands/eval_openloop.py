@@ -67,8 +67,10 @@ def main(argv: Sequence[str]) -> int:
     from mem0_jax.eval.openloop import default_text, measure, replay, trained_camera
     from mem0_jax.eval.openloop_html import write_page
     from mem0_jax.eval.results import bundle_digest
+    from mem0_jax.inference.compiled import keep_compiled_if_possible
     from mem0_jax.policies.bundle import load_bundle
 
+    keep_compiled_if_possible()
     bundle = load_bundle(flags.bundle)
     try:
         dataset: EpisodeDataset = LeRobotDataset(flags.dataset)

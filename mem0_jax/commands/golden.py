@@ -29,7 +29,9 @@ def main(argv: Sequence[str]) -> int:
     """Replays a folder."""
     flags = parser().parse_args(argv)
     from mem0_jax.golden import replay
+    from mem0_jax.inference.compiled import keep_compiled_if_possible
 
+    keep_compiled_if_possible()
     return show(replay(flags.folder), flags.json)
 
 

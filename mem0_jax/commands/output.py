@@ -4,15 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mem0_jax.errors import UserError
+from mem0_jax.disk import disk_told, write_whole
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` to `path`, making its folder; the file appears when it is complete."""
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    try:
+    with disk_told(f"cannot write {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_text(json.dumps(value, indent=1), "utf-8")
-        unfinished.rename(path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error}") from error
+        write_whole(path, json.dumps(value, indent=1))

@@ -61,6 +61,7 @@ def main(argv: Sequence[str]) -> None:
 
     from mem0_jax.backbones.qwen3_vl.generate import Prompt, Settings
     from mem0_jax.distributed.mesh import parse_mesh
+    from mem0_jax.inference.compiled import keep_compiled_if_possible
     from mem0_jax.planner.chat import ChatLimits
     from mem0_jax.planner.chat_server import ChatServer, ServerLimits
     from mem0_jax.planner.local import load_generator
@@ -69,6 +70,7 @@ def main(argv: Sequence[str]) -> None:
     listening = _bind(flags.host, flags.port)
     if flags.host not in ("127.0.0.1", "localhost", "::1") and not key:
         print("warning: anyone who reaches this machine can ask; set MEM0_API_KEY", file=sys.stderr)
+    keep_compiled_if_possible()
     mesh = parse_mesh(flags.mesh) if flags.mesh else None
     generator = load_generator(flags.bundle, dtype=flags.dtype, int8=flags.int8, mesh=mesh, context=flags.context)
     generator.generate([Prompt("<|im_start|>user\n")], Settings(max_tokens=2))  # it works, before anyone asks

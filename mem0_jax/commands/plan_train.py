@@ -44,12 +44,14 @@ def main(argv: Sequence[str]) -> int:
     from mem0_jax.distributed.startup import start
 
     start()
+    from mem0_jax.inference.compiled import keep_compiled_if_possible
     from mem0_jax.planner.job import PlannerJob
     from mem0_jax.planner.training import train_planner
     from mem0_jax.train.loop import TrainingInterrupted
     from mem0_jax.train.terminal import duration, told
 
     job = from_dict(PlannerJob, config)
+    keep_compiled_if_possible()
     try:
         with told(job.train.steps) as progress:
             result = train_planner(job, flags.workdir, progress)

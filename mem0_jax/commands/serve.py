@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"serving needs {error.name}: pip install 'mem0-jax[serve]'") from None
     import asyncio
 
-    from mem0_jax.inference.compiled import keep_compiled
+    from mem0_jax.inference.compiled import keep_compiled_if_possible
     from mem0_jax.policies.bundle import load_bundle
     from mem0_jax.serve.protocol import Limits
     from mem0_jax.serve.server import Settings, run
@@ -61,10 +61,7 @@ def main(argv: Sequence[str]) -> int:
     settings = Settings(flags.host, flags.port, token, grace_seconds=flags.grace_seconds)
     if not settings.local and not settings.token:
         print(f"warning: anybody who reaches {flags.host} can use this server: set a token", file=sys.stderr)
-    try:
-        keep_compiled()
-    except UserError as error:
-        print(f"warning: {error}", file=sys.stderr)
+    keep_compiled_if_possible()
     if flags.planner is None and (flags.planner_model or flags.planner_key_file or flags.planner_summary):
         raise UserError("--planner-model, --planner-key-file and --planner-summary need --planner")
     planner = None if flags.planner is None else planner_of(flags)

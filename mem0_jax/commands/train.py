@@ -51,12 +51,14 @@ def main(argv: Sequence[str]) -> int:
     from mem0_jax.distributed.startup import start
 
     start()
+    from mem0_jax.inference.compiled import keep_compiled_if_possible
     from mem0_jax.train.job import Job
     from mem0_jax.train.launch import train
     from mem0_jax.train.loop import TrainingInterrupted
     from mem0_jax.train.terminal import duration, number, told
 
     job = from_dict(Job, config)
+    keep_compiled_if_possible()
     try:
         with told(job.train.steps) as progress:
             result, bundle = train(job, flags.workdir, progress)

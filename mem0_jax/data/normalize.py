@@ -12,7 +12,6 @@ Rules follow Mem-0's deployment (RMBench, policy/Mem-0/scripts/tools_for_deploy/
 from __future__ import annotations
 
 import json
-import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ import numpy as np
 
 from mem0_jax.data.joint_names import check_names
 from mem0_jax.data.layout import GRIPPER_DIMS, JOINT_NAMES, MODEL_DIM, SEVENTH_JOINTS
+from mem0_jax.disk import write_whole
 from mem0_jax.stand_in import stand_in
 
 if TYPE_CHECKING:
@@ -118,10 +118,7 @@ class NormStats:
 
     def save(self, path: str | Path) -> None:
         """Write norm_stats.json."""
-        path = Path(path)
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text(json.dumps(self.to_json(), indent=1), "utf-8")
-        os.replace(partial, path)
+        write_whole(Path(path), json.dumps(self.to_json(), indent=1))
 
 
 class VectorNormalizer:

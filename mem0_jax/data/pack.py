@@ -8,7 +8,6 @@ Threads are enough for parallelism: decoding, resizing, JPEG encoding and writin
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -34,7 +33,9 @@ from mem0_jax.data.lerobot import LeRobotDataset
 from mem0_jax.data.lerobot_features import COMMON
 from mem0_jax.data.pictures import open_frames
 from mem0_jax.data.transforms import resize
+from mem0_jax.disk import disk_told, explained
 from mem0_jax.errors import UserError
+from mem0_jax.lock import hold_output
 
 MAX_WORKERS = 256
 _BLOCK = 16  # frames decoded at once
@@ -109,13 +110,14 @@ def pack(
     Raises:
         PackError: naming every damaged episode; or saying what stands in the way. DatasetError: states or actions of
             another robot.
+        LockedError, DiskError: another process packs into `out`, or the disk refused; finished shards are kept.
     """
     out = Path(out)
     _check_arguments(out, size, quality, shard_mib, workers)
     check_names(dataset)
     partial = out.parent / f".{out.name}.partial"
-    (partial / _WORK).mkdir(parents=True, exist_ok=True)
-    with _only_one(partial):
+    with hold_output(out), disk_told(out, f"finished shards are kept in {partial}"):
+        (partial / _WORK).mkdir(parents=True, exist_ok=True)
         columns = read_columns(dataset)
         settings = {"format": form.FORMAT, "size": size, "quality": quality, "shard_mib": shard_mib}
         settings |= {"name": _tfds_name(out), "source": _fingerprint(dataset, columns)}
@@ -252,7 +254,9 @@ class _Packer:
         try:
             sizes, places, damage = self._write_records(unfinished, number, bar)
         except RuntimeError as error:  # array_record's only kind
-            raise PackError(f"{path}: cannot be written ({error})") from error
+            unfinished.unlink(missing_ok=True)
+            told = explained(error, path, f"finished shards are kept in {self.folder}")
+            raise PackError(str(told) if told else f"{path}: cannot be written ({error})") from error
         if damage:
             unfinished.unlink()
             return damage
@@ -362,17 +366,6 @@ def _check_arguments(out: Path, size: tuple[int, int] | None, quality: int, shar
         import array_record.python.array_record_module  # noqa: F401
     except ImportError as error:
         raise PackError(f"packing needs array_record: pip install 'mem0-jax[pack]' ({error})") from error
-
-
-@contextlib.contextmanager
-def _only_one(partial: Path) -> Iterator[None]:
-    """Hold the folder; a killed process lets go by itself."""
-    with (partial / _WORK / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise PackError(f"{partial} is being written by another process; wait for it") from error
-        yield
 
 
 def _plan(partial: Path, settings: dict[str, Any], dataset: LeRobotDataset) -> list[range]:

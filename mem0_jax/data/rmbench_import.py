@@ -29,6 +29,8 @@ from mem0_jax.data.lerobot_writer_v21 import LeRobotWriterV21
 from mem0_jax.data.rmbench import Recording, RmbenchError, TaskFolder, open_task
 from mem0_jax.data.video_encode import CRF, GOP, PRESET
 from mem0_jax.data.video_join import EncodedVideo
+from mem0_jax.disk import disk_told
+from mem0_jax.lock import hold_output
 
 FPS = 30  # the rate the reference labels its datasets with
 CAMERA = "observation.image.head_camera"
@@ -98,6 +100,7 @@ def import_rmbench(
 
     Raises:
         RmbenchError: a folder is unfit, or recordings are damaged: all of them are named. What was prepared is kept.
+        LockedError, DiskError: another process makes `out`, or the disk refused; what was prepared is kept.
     """
     out = Path(out)
     if out.exists():
@@ -107,9 +110,16 @@ def import_rmbench(
         raise RmbenchError(f"an instruction is given for {unused}, but the folders are {[task.task for task in tasks]}")
     sources = _sources(tasks)
     stage = out.parent / f".{out.name}.import"
-    stage.mkdir(parents=True, exist_ok=True)
+    with hold_output(out), disk_told(out, f"finished episodes are kept in {stage}"):
+        stage.mkdir(exist_ok=True)
+        report = ImportReport(out, version)
+        _import(sources, stage, workers, skip_damaged, report)
+        shutil.rmtree(stage)
+    return report
+
+
+def _import(sources: Sequence[Source], stage: Path, workers: int, skip_damaged: bool, report: ImportReport) -> None:
     damaged = _prepare(sources, stage, workers)
-    report = ImportReport(out, version)
     episodes = _labelled(sources, stage, damaged, report)
     if report.skipped and not (skip_damaged and episodes):
         reasons = "".join(f"\n  {entry['reason']}" for entry in report.skipped)
@@ -122,8 +132,6 @@ def import_rmbench(
         _write(episodes, report)
     except ValueError as error:
         raise RmbenchError(f"{error}; a prepared episode is damaged: remove {stage} and start again") from error
-    shutil.rmtree(stage)
-    return report
 
 
 def rmbench_features(height: int, width: int, tasks: Sequence[TaskFolder]) -> dict[str, dict[str, Any]]:

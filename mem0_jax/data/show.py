@@ -20,6 +20,7 @@ from mem0_jax.data.check_meta import feature_names
 from mem0_jax.data.files import DatasetError
 from mem0_jax.data.lerobot import Episode, LeRobotDataset
 from mem0_jax.data.lerobot_features import AUTOMATIC, PICTURES, TEXTS
+from mem0_jax.disk import disk_told, write_whole
 from mem0_jax.errors import UserError
 
 BINS = 40
@@ -114,12 +115,8 @@ def show_dataset(
     ends, most = _of_each(["subtask_end"] if "subtask_end" in dataset.features else [], dataset.column)
     strips = [_strip(dataset, episode, "subtask" in texts, ends.get("subtask_end")) for episode in chosen]
     view = View(dataset, sheets, histograms, texts, strips, problems | more | most)
-    unfinished = out.with_name(f".{out.name}.unfinished")
-    try:
-        unfinished.write_text(page(view), "utf-8")
-        unfinished.replace(out)
-    except OSError as error:
-        raise UserError(f"{out} cannot be written ({error.strerror})") from error
+    with disk_told(out):
+        write_whole(out, page(view))
     return view
 
 

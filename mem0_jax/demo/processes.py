@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from tqdm import tqdm
 
-from mem0_jax.demo.settings import ARMS, Demo
+from mem0_jax.demo.settings import ARMS, FAILED, Demo
 from mem0_jax.errors import UserError
 
 # Settles on its cores before JAX starts, which sizes its thread pools by them.
@@ -34,10 +34,11 @@ class _Arm:
         self.demo, self.name, self.bar_position = demo, arm, position
         (demo.out / arm).mkdir(exist_ok=True)
         self.log = demo.out / arm / "log.txt"
+        self.reason = ""  # why it failed, where that is a matter for the user
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", START, str(demo.out), arm, ",".join(map(str, cores))],
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,  # which ends with us: the worker ends then, too
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
@@ -55,6 +56,9 @@ class _Arm:
         assert self.process.stdout is not None
         for line in self.process.stdout:
             row = json.loads(line)
+            if row["phase"] == FAILED:
+                self.reason = row["reason"]
+                continue
             if row["phase"] != phase:
                 if bar:
                     bar.close()
@@ -88,6 +92,8 @@ def run_arms(demo: Demo) -> None:
             arm.wait()
         raise KeyboardInterrupt(f"stopped; run the same command again to continue in {demo.out}") from None
     for arm, code in zip(arms, codes):
+        if arm.reason:
+            raise UserError(arm.reason)
         if code:
             end = arm.log.read_text(errors="replace")[-2000:]
             raise UserError(f"the process of {arm.name} ended with code {code}; the end of {arm.log}:\n{end}")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mem0_jax import __version__
+from mem0_jax.disk import safe_name
 from mem0_jax.envs import TASKS, make
 from mem0_jax.errors import UserError
 from mem0_jax.eval.episode import Oracle, Outcome
@@ -141,7 +142,7 @@ class RemotePlayer:
         if not {"options", "flow_steps", "provenance", "camera"} <= about.keys():
             raise UserError(f"{address} speaks openpi's protocol but is no 'mem0-jax serve' of this version")
         self.policy = {"server": address, "metadata": about, "provenance": about["provenance"]}
-        self.name = address.partition("://")[2].replace(":", "_").replace("/", "_")
+        self.name = safe_name(address.partition("://")[2])
 
     def settings(self, task: str, variant: Variant) -> dict[str, Any]:
         """See `Player`."""

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mem0_jax.data.layout import JOINT_NAMES
-from mem0_jax.eval.report import write_whole
+from mem0_jax.disk import write_whole
 from mem0_jax.eval.report_html import chart, document, section
 from mem0_jax.eval.report_pictures import COLORS, STYLE, svg
 from mem0_jax.eval.summary_html import cells, grid

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from mem0_jax.eval.report import write_whole
+from mem0_jax.disk import write_whole
 from mem0_jax.eval.report_html import chart, document, duration, section
 from mem0_jax.eval.summary_pictures import horizon_curve, success_bars
 

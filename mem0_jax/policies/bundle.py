@@ -8,9 +8,7 @@ processor/        further files of the Hugging Face processor, as they came
 optimizer/        Orbax checkpoint of the optimizer's moments, where a run is to be continued
 """
 
-import glob
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -32,7 +30,9 @@ from mem0_jax.config import from_dict, to_dict
 from mem0_jax.data.cameras import HEAD_CAMERA, camera_name
 from mem0_jax.data.normalize import Normalizer, NormStats
 from mem0_jax.data.transforms import ObservationTransform
+from mem0_jax.disk import disk_told
 from mem0_jax.errors import UserError
+from mem0_jax.lock import hold_output
 from mem0_jax.nn import module
 from mem0_jax.policies.base import Params
 from mem0_jax.policies.mem0 import Mem0, Mem0Config, serving_dtype
@@ -136,22 +136,27 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
     Raises:
         BundleError: `folder` exists and is no bundle.
+        LockedError: another process fills it.
+        DiskError: the disk refused; an older bundle is still there.
     """
     folder = folder.absolute()
     if folder.exists() and not _replaceable(folder):
         raise BundleError(f"{folder} exists and is no bundle: name another folder, or remove it")
-    for left in folder.parent.glob(f".{glob.escape(folder.name)}.unfinished-*"):  # by a process that was killed
-        if not _alive(int(left.name.rpartition("-")[2])):
-            shutil.rmtree(left)
-    unfinished = folder.with_name(f".{folder.name}.unfinished-{os.getpid()}")
-    unfinished.mkdir(parents=True)
-    try:
-        yield unfinished
-        if folder.exists():
-            shutil.rmtree(folder)
-        unfinished.rename(folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished, replaced = (folder.with_name(f".{folder.name}.{what}") for what in ("unfinished", "replaced"))
+    with hold_output(folder), disk_told(folder):
+        if replaced.exists() and not folder.exists():  # a process was killed between the renames below
+            replaced.rename(folder)
+        for left in (unfinished, replaced):
+            shutil.rmtree(left, ignore_errors=True)
+        unfinished.mkdir()
+        try:
+            yield unfinished
+            if folder.exists():
+                folder.rename(replaced)
+            unfinished.rename(folder)
+        finally:
+            for left in (unfinished, replaced):
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def _replaceable(folder: Path) -> bool:
@@ -160,16 +165,6 @@ def _replaceable(folder: Path) -> bool:
     if folder.is_dir() and path.is_file():
         return path.stat().st_size < 2**24 and '"format_version"' in path.read_text("utf-8", errors="replace")
     return folder.is_dir() and not any(folder.iterdir())
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def write_description(folder: Path, config: Mem0Config | Qwen3VLConfig, **entries: Any) -> None:

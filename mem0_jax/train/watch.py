@@ -19,6 +19,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from mem0_jax.disk import DiskError
 from mem0_jax.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -28,8 +29,8 @@ class OutOfMemoryError(UserError):
     """The device's memory does not suffice; the message holds the memory plan."""
 
 
-class DiskFullError(UserError):
-    """A checkpoint does not fit on the disk."""
+class DiskFullError(DiskError):
+    """A checkpoint does not fit on the disk, or could not be written."""
 
 
 class StopRequest:
@@ -171,13 +172,20 @@ def out_of_memory(error: Exception, plan: Mapping[str, int]) -> OutOfMemoryError
     )
 
 
-def check_disk(folder: Path, needed: int, what: str) -> None:
-    """Raise DiskFullError if the disk of `folder` has less than `needed` bytes free; all processes of a run agree."""
+def check_disk(folder: Path, needed: int, what: str, kept: str = "") -> None:
+    """Raise DiskFullError if the disk of `folder` has less than `needed` bytes free; all processes of a run agree.
+
+    `what` needs them; `kept` says what is not lost.
+    """
     free = shutil.disk_usage(folder).free
     if jax.process_count() > 1:
         free = 2**20 * int(multihost_utils.broadcast_one_to_all(np.int32(free // 2**20)))
     if free < needed:
         raise DiskFullError(
-            f"{folder}: {what} needs {needed / 2**30:.2f} GiB, the disk has {free / 2**30:.2f} GiB free; "
-            "make room, or continue in a folder on another disk"
+            f"{folder}: {what} needs {_size(needed)}, the disk has {_size(free)} free; "
+            f"{kept and kept + '; '}make room, or continue in a folder on another disk"
         )
+
+
+def _size(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB" if size >= 2**28 else f"{size / 2**20:.1f} MiB"

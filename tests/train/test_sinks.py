@@ -1,6 +1,7 @@
 """Rows of the log in TensorBoard's files and in Weights & Biases' offline ones."""
 
 import os
+import resource
 import struct
 import sys
 
@@ -32,6 +33,27 @@ def test_tensorboard_files_hold_the_rows(tmp_path):
         found += [(event.step, value.tag, pytest.approx(value.simple_value)) for value in event.summary.value]
         place += 16 + length
     assert sorted(found, key=lambda f: f[:2]) == [(10, "loss", 0.5), (20, "loss", 0.25), (20, "mfu", 0.4)]
+
+
+def test_a_full_disk_costs_a_row_not_the_run(tmp_path):
+    """Many rows: a writer that waits for its own thread would wait for ever."""
+    pytest.importorskip("tensorboardX")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    failed = 0
+    with open_sinks(job("tensorboard"), tmp_path) as sinks:
+        try:
+            for step in range(60):
+                if step in (20, 40):
+                    resource.setrlimit(resource.RLIMIT_FSIZE, (0 if step == 20 else before[0], before[1]))
+                try:
+                    sinks[0]({"step": step, "loss": 1.0})
+                except OSError:
+                    failed += 1
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert failed == 20
+    sizes = [path.stat().st_size for path in (tmp_path / "tensorboard").iterdir() if path.stat().st_size]
+    assert len(sizes) == 2
 
 
 def test_weights_and_biases_continues_one_run(tmp_path, monkeypatch):

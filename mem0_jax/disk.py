@@ -1,0 +1,101 @@
+"""Files that appear whole, names that are safe, and disks that refuse: full, read-only, failing, out of files."""
+
+import errno
+import os
+import re
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mem0_jax.errors import UserError
+
+# What a disk may refuse for, and what helps. Nothing here can come of a fault of the program's own.
+FIXES = {
+    errno.ENOSPC: "make room",
+    errno.EDQUOT: "make room, or have your quota raised",
+    errno.EROFS: "name a folder on a disk that can be written",
+    errno.EACCES: "check the permissions, or name another place",
+    errno.EPERM: "check the permissions, or name another place",
+    errno.EIO: "the disk or the way to it fails: see the system's log",
+    errno.ESTALE: "the network disk went away: mount it again",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+    errno.ENFILE: "raise the system's limit on open files",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f), or name a place on another file system",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ENOTDIR: "a file stands where a folder is needed: name another place",
+    errno.EISDIR: "a folder stands where a file is needed: name another place",
+    errno.EEXIST: "it is in the way: move it, or name another place",
+    errno.ENOTEMPTY: "it is in the way: move it, or name another place",
+}
+# Libraries that are not Python's give the number, or only the words, in their message.
+_NUMBER = re.compile(r"(?:errno |os error |os_error_code=')(\d+)", re.IGNORECASE)
+_WORDS = {
+    os.strerror(number): number
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.EFBIG)
+}
+_PATH = re.compile(r"""["'](/[^"']+)["']""")
+
+
+class DiskError(UserError):
+    """A disk refused; the message names the file or folder, the reason, what is kept and the fix."""
+
+
+def explained(error: BaseException, place: str | Path = "", kept: str = "") -> DiskError | None:
+    """The error to raise in place of `error`, if that, or what it came of, says that a disk refused.
+
+    Args:
+        error: of any library.
+        place: what was being written; the file that the error names is added where that is another.
+        kept: what is not lost, as a sentence's part.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        if (found := _refusal(seen)) is not None:
+            number, path = found
+            told = f"{place or path or 'a file'}: {os.strerror(number)}"
+            if place and path and path not in str(place) and f"/.{Path(place).name}." not in path:
+                told += f" ({path})"
+            return DiskError("; ".join(part for part in (told, kept, FIXES[number]) if part))
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+def _refusal(error: BaseException) -> tuple[int, str] | None:
+    """(number, path if it is known) of a refusal."""
+    number = getattr(error, "errno", None)
+    if number in FIXES:
+        name = getattr(error, "filename", None)
+        return number, os.fsdecode(name) if isinstance(name, str | bytes) else ""
+    text = str(error)
+    numbers = [int(match) for match in _NUMBER.findall(text)] + [n for words, n in _WORDS.items() if words in text]
+    path = _PATH.search(text)
+    return next(((n, path[1] if path else "") for n in numbers if n in FIXES), None)
+
+
+@contextmanager
+def disk_told(place: str | Path, kept: str = "") -> Iterator[None]:
+    """Raises DiskError for what a disk refuses within; see `explained`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if (told := explained(error, place, kept)) is None:
+            raise
+        raise told from error
+
+
+def write_whole(path: Path, content: bytes | str) -> None:
+    """Beside first, then renamed: nobody ever sees half a file. A text is written as UTF-8."""
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        beside.write_bytes(content.encode() if isinstance(content, str) else content)
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def safe_name(text: str) -> str:
+    """A file or folder name made of `text`: what shells, URLs and other systems read otherwise becomes "_"."""
+    return re.sub(r"[^\w.,=+-]+", "_", text).strip("._") or "_"
