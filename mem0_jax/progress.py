@@ -30,7 +30,14 @@ class Progress:
     """
 
     def __init__(
-        self, title: str, total: int | None = None, unit: str = "", *, done: int = 0, row: int = 0, shown: bool = True
+        self,
+        title: str,
+        total: int | None = None,
+        unit: str = "",
+        *,
+        done: int = 0,
+        row: int | None = None,
+        shown: bool = True,
     ):
         self.title, self.total, self.unit, self.done, self._before = title, total, unit, done, done
         self._row, self._note, self._bar, self._told = row, "", None, False
@@ -88,7 +95,9 @@ class Progress:
     def _open_bar(self) -> Any:
         from tqdm import tqdm
 
-        given = {"desc": self.title, "total": self.total, "initial": self.done, "position": self._row or None}
+        # One bar stays when it is over; those that were opened while it was shown vanish.
+        given = {"desc": self.title, "total": self.total, "initial": self.done, "position": self._row}
+        given |= {"leave": None if self._row is None else True}
         if not self.unit:
             return tqdm(**given, bar_format="{desc} [{elapsed}]")
         return tqdm(**given, unit=self.unit, unit_scale=self.unit == "B", dynamic_ncols=True)

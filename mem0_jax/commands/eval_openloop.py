@@ -1,6 +1,5 @@
 """`mem0-jax eval openloop`: a policy watches a recorded dataset."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from mem0_jax.cli import CommandParser
 from mem0_jax.commands.output import write_json
 from mem0_jax.errors import UserError
+from mem0_jax.progress import Progress
 
 SUMMARY = (
     "Shows the episodes of a LeRobot dataset to a policy, frame by frame, and compares the action chunks it samples "
@@ -57,8 +57,6 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("--episodes, --held-out, --every and --parallel must be at least 1, seeds at least 0")
     if flags.threshold is not None and not 0 < flags.threshold < 1:
         raise UserError(f"--threshold must lie between 0 and 1, got {flags.threshold}")
-    from tqdm import tqdm
-
     from mem0_jax.data.lerobot import LeRobotDataset
     from mem0_jax.data.pictures import EpisodeDataset
     from mem0_jax.data.subset import hold_out
@@ -68,7 +66,8 @@ def main(argv: Sequence[str]) -> int:
     from mem0_jax.eval.results import bundle_digest
     from mem0_jax.policies.bundle import load_bundle
 
-    bundle = load_bundle(flags.bundle)
+    with Progress(f"opening {flags.bundle}"):
+        bundle = load_bundle(flags.bundle)
     try:
         dataset: EpisodeDataset = LeRobotDataset(flags.dataset)
         if flags.held_out:
@@ -77,7 +76,7 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(str(error)) from error
     episodes = dataset.episodes[: flags.episodes]
     total, text = sum(episode.length for episode in episodes), flags.text or default_text(dataset)
-    with tqdm(total=total, desc="frames", unit="frame", disable=None if sys.stderr.isatty() else True) as bar:
+    with Progress("showing", total, "frame") as progress:
         options = {
             "camera": flags.camera,
             "text": text,
@@ -85,7 +84,7 @@ def main(argv: Sequence[str]) -> int:
             "seed": flags.seed,
             "parallel": flags.parallel,
         }
-        found = replay(bundle, dataset, episodes, **options, progress=bar.update)
+        found = replay(bundle, dataset, episodes, **options, progress=progress.advance)
     threshold = bundle.config.classifier.threshold if flags.threshold is None else flags.threshold
     result = {
         "dataset": str(flags.dataset),
