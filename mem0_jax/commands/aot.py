@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from mem0_jax.cli import CommandParser
 from mem0_jax.commands.output import write_json
 from mem0_jax.commands.train import read_config
+from mem0_jax.progress import Progress
 
 if TYPE_CHECKING:
     from mem0_jax.train.aot import Compiled
@@ -46,7 +47,8 @@ def main(argv: Sequence[str]) -> int:
     from mem0_jax.train.aot import compile_step
     from mem0_jax.train.job import Job
 
-    compiled = compile_step(from_dict(Job, config), flags.topology, flags.mesh)
+    with Progress(f"compiling the step for {flags.topology}"):
+        compiled = compile_step(from_dict(Job, config), flags.topology, flags.mesh)
     print(report(compiled))
     if flags.json:
         write_json(flags.json, json.loads(json.dumps(compiled.to_json())))

@@ -3,7 +3,6 @@
 import argparse
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import contextmanager
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mem0_jax.cli import Command, CommandParser
 from mem0_jax.cli import main as run
 from mem0_jax.commands.output import write_json
+from mem0_jax.progress import Progress
 
 if TYPE_CHECKING:
     from mem0_jax.convert.importer import Job
@@ -102,8 +102,8 @@ def _import(flags: argparse.Namespace) -> int:
         report = summary(job)
         _print_plan(job)
     else:
-        with progress(f"convert {flags.source.name}", job.bytes) as advance:
-            report = convert(job, flags.out, advance)
+        with Progress(f"convert {flags.source.name}", job.bytes, "B") as progress:
+            report = convert(job, flags.out, progress.advance)
         rate = report["bytes"] / 1e9 / report["seconds"]
         print(
             f"{flags.out}: {report['consumed']} tensors, {report['bytes'] / 1e9:.2f} GB in {report['seconds']:.1f} s "
@@ -134,10 +134,9 @@ def _export(parsing: CommandParser, flags: argparse.Namespace) -> int:
 
     source = open_source(flags.source)
     start = time.perf_counter()
-    with progress(f"export {flags.source.name}", source.nbytes) as advance:
-        report = (to_torch if flags.to == "torch" else to_safetensors)(
-            source, flags.out, advance, flags.allow_nonfinite
-        )
+    with Progress(f"export {flags.source.name}", source.nbytes, "B") as progress:
+        export = to_torch if flags.to == "torch" else to_safetensors
+        report = export(source, flags.out, progress.advance, flags.allow_nonfinite)
     report["seconds"] = time.perf_counter() - start
     print(f"{flags.out}: {report['tensors']} tensors, {report['bytes'] / 1e9:.2f} GB in {report['seconds']:.1f} s")
     if flags.report:
@@ -184,12 +183,3 @@ def _print_plan(job: "Job") -> None:
         print(f"{'(checked only)':<{width}}  {'':<28}{check.source}")
     count = len(job.plan.entries) + len(job.plan.checks)
     print(f"{count} tensors consumed, none unmapped; {len(job.specs)} leaves, none unfilled")
-
-
-@contextmanager
-def progress(title: str, total: int):
-    """A bar in bytes with rate and time left, shown on a terminal only; gives the function that advances it."""
-    from tqdm import tqdm
-
-    with tqdm(total=total, desc=title, unit="B", unit_scale=True, disable=None) as bar:
-        yield bar.update

@@ -9,6 +9,7 @@ from typing import Any
 
 from mem0_jax.cli import CommandParser
 from mem0_jax.commands.output import write_json
+from mem0_jax.progress import Progress
 
 SUMMARY = (
     "Compares two checkpoints tensor by tensor, whatever their formats (.pt, safetensors, bundle), and prints the "
@@ -30,13 +31,12 @@ def main(argv: Sequence[str]) -> int:
     flags.add_argument("--json", type=Path, metavar="FILE", help="write the errors of all tensors to this file as well")
     given = flags.parse_args(argv)
     logging.getLogger("absl").setLevel(logging.ERROR)
-    from tqdm import tqdm
-
     from mem0_jax.convert.look import differences
     from mem0_jax.convert.sources import open_source
 
     a, b = open_source(given.a, given.weights_a), open_source(given.b, given.weights_b)
-    rows = list(tqdm(differences(a, b), total=len(a.tensors), desc="compare", disable=None))
+    with Progress("compare", len(a.tensors), "tensor") as progress:
+        rows = list(progress.over(differences(a, b)))
     failed = [row for row in rows if row.problem or row.relative > given.tolerance]
     shown = [row for row in rows if row.problem or row.error]
     for row in shown:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mem0_jax.cli import CommandParser
+from mem0_jax.progress import Progress
 
 SUMMARY = (
     "Replays a golden folder (see 'mem0-jax golden --help') with the weights of a bundle that was converted from the "
@@ -28,4 +29,6 @@ def main(argv: Sequence[str]) -> int:
     from mem0_jax.policies.bundle import load_bundle
 
     keep_compiled_if_possible()
-    return show(replay(given.golden, bundle=load_bundle(given.bundle)), given.json)
+    with Progress(f"opening {given.bundle}"):
+        bundle = load_bundle(given.bundle)
+    return show(replay(given.golden, bundle=bundle), given.json)

@@ -8,6 +8,7 @@ from mem0_jax.cli import CommandParser
 from mem0_jax.disk import disk_told
 from mem0_jax.envs import TASKS
 from mem0_jax.lock import hold_folder
+from mem0_jax.progress import Progress
 
 SUMMARY = (
     "Records scripted experts in a built-in tabletop task, trains a small Mem-0 from scratch with and without memory, "
@@ -46,7 +47,9 @@ def main(argv: Sequence[str]) -> int:
             run_arms(demo)
         from mem0_jax.demo.summary import report
 
-        print(table(report(demo)))
+        with Progress("writing the report"):
+            summary = report(demo)
+    print(table(summary))
     print(f"\nreport: {demo.out / 'report.html'}")
     return 0
 

@@ -10,6 +10,7 @@ from mem0_jax.commands.acting import add_acting, add_planner, options_of, planne
 from mem0_jax.commands.output import write_json
 from mem0_jax.envs import TASKS
 from mem0_jax.errors import UserError
+from mem0_jax.progress import Progress
 
 if TYPE_CHECKING:
     from mem0_jax.eval.closed import Player
@@ -74,8 +75,6 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("--episodes and --parallel must be at least 1, --first-seed and --videos at least 0")
     if flags.ablate and flags.server:
         raise UserError("--ablate changes the policy itself: give --bundle instead of --server")
-    from tqdm import tqdm
-
     from mem0_jax.eval.closed import Variant, begin, horizon_sweep, memory_ablation, play_all
 
     options = options_of(flags)
@@ -85,12 +84,13 @@ def main(argv: Sequence[str]) -> int:
     if flags.ablate:
         variants = memory_ablation(options)
     seeds = range(flags.first_seed, flags.first_seed + flags.episodes)
-    player = make_player(flags)
+    with Progress(f"opening {flags.server or flags.bundle}"):
+        player = make_player(flags)
     ledger = begin(player, flags.task, variants, seeds, flags.out, flags.setting)
     try:
-        with tqdm(total=len(variants) * len(seeds), desc=flags.task, unit="episode", disable=None) as bar:
+        with Progress(flags.task, len(variants) * len(seeds), "episode") as progress:
             count = {"parallel": flags.parallel, "videos": flags.videos}
-            play_all(ledger, player, variants, **count, progress=lambda variant, outcome: bar.update())
+            play_all(ledger, player, variants, **count, progress=lambda variant, outcome: progress.advance())
     finally:
         summary = ledger.summary()
         print(table(summary))

@@ -8,6 +8,7 @@ from typing import Any
 from mem0_jax.cli import CommandParser
 from mem0_jax.commands.output import write_json
 from mem0_jax.errors import UserError
+from mem0_jax.progress import Progress
 
 SUMMARY = (
     "Shows the episodes of a LeRobot dataset to a policy, frame by frame, and compares the action chunks it samples "
@@ -57,8 +58,6 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("--episodes, --held-out, --every and --parallel must be at least 1, seeds at least 0")
     if flags.threshold is not None and not 0 < flags.threshold < 1:
         raise UserError(f"--threshold must lie between 0 and 1, got {flags.threshold}")
-    from tqdm import tqdm
-
     from mem0_jax.data.cameras import camera_name
     from mem0_jax.data.lerobot import LeRobotDataset
     from mem0_jax.data.pictures import EpisodeDataset
@@ -71,7 +70,8 @@ def main(argv: Sequence[str]) -> int:
     from mem0_jax.policies.bundle import load_bundle
 
     keep_compiled_if_possible()
-    bundle = load_bundle(flags.bundle)
+    with Progress(f"opening {flags.bundle}"):
+        bundle = load_bundle(flags.bundle)
     try:
         dataset: EpisodeDataset = LeRobotDataset(flags.dataset)
         if flags.held_out:
@@ -83,7 +83,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"warning: the policy was trained on {trained!r} and is shown {camera!r}", file=sys.stderr)
     episodes = dataset.episodes[: flags.episodes]
     total, text = sum(episode.length for episode in episodes), flags.text or default_text(dataset)
-    with tqdm(total=total, desc="frames", unit="frame", disable=None if sys.stderr.isatty() else True) as bar:
+    with Progress("showing", total, "frame") as progress:
         options = {
             "camera": camera,
             "text": text,
@@ -91,7 +91,7 @@ def main(argv: Sequence[str]) -> int:
             "seed": flags.seed,
             "parallel": flags.parallel,
         }
-        found = replay(bundle, dataset, episodes, **options, progress=bar.update)
+        found = replay(bundle, dataset, episodes, **options, progress=progress.advance)
     threshold = bundle.config.classifier.threshold if flags.threshold is None else flags.threshold
     result = {
         "dataset": str(flags.dataset),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mem0_jax.cli import CommandParser
 from mem0_jax.errors import UserError
+from mem0_jax.progress import Progress
 
 SUMMARY = (
     "Serves a planner (a bundle of a Qwen3-VL, of 'mem0-jax plan merge' or 'mem0-jax convert') by OpenAI's chat API: "
@@ -72,8 +73,10 @@ def main(argv: Sequence[str]) -> None:
         print("warning: anyone who reaches this machine can ask; set MEM0_API_KEY", file=sys.stderr)
     keep_compiled_if_possible()
     mesh = parse_mesh(flags.mesh) if flags.mesh else None
-    generator = load_generator(flags.bundle, dtype=flags.dtype, int8=flags.int8, mesh=mesh, context=flags.context)
-    generator.generate([Prompt("<|im_start|>user\n")], Settings(max_tokens=2))  # it works, before anyone asks
+    with Progress(f"opening {flags.bundle}"):
+        generator = load_generator(flags.bundle, dtype=flags.dtype, int8=flags.int8, mesh=mesh, context=flags.context)
+    with Progress("compiling the first answer"):  # it works, before anyone asks
+        generator.generate([Prompt("<|im_start|>user\n")], Settings(max_tokens=2))
     limits = ServerLimits(flags.batch, flags.queue, seconds=flags.timeout, chat=ChatLimits(images=flags.max_images))
     name = flags.name or flags.bundle.absolute().name
     server = ChatServer(generator, name, key, limits)

@@ -7,6 +7,7 @@ from pathlib import Path
 from mem0_jax.cli import CommandParser
 from mem0_jax.commands.output import write_json
 from mem0_jax.commands.train import read_config
+from mem0_jax.progress import duration
 
 SUMMARY = (
     "Trains a planner on questions that 'mem0-jax plan prepare' wrote, as a configuration file says. Every field of "
@@ -48,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
     from mem0_jax.planner.job import PlannerJob
     from mem0_jax.planner.training import train_planner
     from mem0_jax.train.loop import TrainingInterrupted
-    from mem0_jax.train.terminal import duration, told
+    from mem0_jax.train.terminal import told
 
     job = from_dict(PlannerJob, config)
     keep_compiled_if_possible()

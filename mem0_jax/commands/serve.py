@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from mem0_jax.cli import CommandParser
 from mem0_jax.commands.acting import add_acting, add_planner, options_of, planner_of, secret
 from mem0_jax.errors import UserError
+from mem0_jax.progress import Progress
 
 if TYPE_CHECKING:
     from mem0_jax.serve.server import Server, Settings
@@ -65,7 +66,8 @@ def main(argv: Sequence[str]) -> int:
     if flags.planner is None and (flags.planner_model or flags.planner_key_file or flags.planner_summary):
         raise UserError("--planner-model, --planner-key-file and --planner-summary need --planner")
     planner = None if flags.planner is None else planner_of(flags)
-    bundle = load_bundle(flags.bundle, dtype="serving").with_flow_steps(flags.flow_steps)
+    with Progress(f"opening {flags.bundle}"):
+        bundle = load_bundle(flags.bundle, dtype="serving").with_flow_steps(flags.flow_steps)
     limits = Limits(message=int(flags.message_mb * 2**20))
 
     async def serve() -> bool:

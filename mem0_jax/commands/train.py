@@ -9,6 +9,7 @@ from typing import Any
 from mem0_jax.cli import CommandParser
 from mem0_jax.commands.output import write_json
 from mem0_jax.errors import UserError, did_you_mean
+from mem0_jax.progress import duration
 
 SUMMARY = (
     "Trains a policy on LeRobot datasets or packed shards, as a configuration file says, and writes a bundle. Every "
@@ -55,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
     from mem0_jax.train.job import Job
     from mem0_jax.train.launch import train
     from mem0_jax.train.loop import TrainingInterrupted
-    from mem0_jax.train.terminal import duration, number, told
+    from mem0_jax.train.terminal import number, told
 
     job = from_dict(Job, config)
     keep_compiled_if_possible()

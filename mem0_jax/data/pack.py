@@ -23,7 +23,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from mem0_jax.data import files, lerobot_meta
 from mem0_jax.data import packed_format as form
@@ -36,6 +35,7 @@ from mem0_jax.data.transforms import resize
 from mem0_jax.disk import disk_told, explained
 from mem0_jax.errors import UserError
 from mem0_jax.lock import hold_output
+from mem0_jax.progress import Progress
 
 MAX_WORKERS = 256
 _BLOCK = 16  # frames decoded at once
@@ -181,11 +181,11 @@ class _Packer:
         done = self.dataset.num_frames - sum(frames[i] for i in todo)
         damage: list[Damage] = []
         with (
-            tqdm(total=self.dataset.num_frames, initial=done, desc="packing", unit="frame", disable=None) as bar,
+            Progress("packing", self.dataset.num_frames, "frame", done=done) as progress,
             ThreadPoolExecutor(workers) as pool,
         ):
             try:
-                for future in as_completed([pool.submit(self._write_shard, i, bar) for i in todo]):
+                for future in as_completed([pool.submit(self._write_shard, i, progress) for i in todo]):
                     damage += future.result()
             except BaseException:
                 self._stop.set()
@@ -247,12 +247,12 @@ class _Packer:
     def _index_path(self, number: int) -> Path:
         return self.folder / _WORK / f"{number:05d}.npy"
 
-    def _write_shard(self, number: int, bar: tqdm) -> list[Damage]:
+    def _write_shard(self, number: int, progress: Progress) -> list[Damage]:
         """Write one shard and its index int64 [cameras, n, 3]; return what is damaged instead, if anything is."""
         path, index_path = self._shard_path(number), self._index_path(number)
         unfinished = path.with_name(f".{path.name}.unfinished")
         try:
-            sizes, places, damage = self._write_records(unfinished, number, bar)
+            sizes, places, damage = self._write_records(unfinished, number, progress)
         except RuntimeError as error:  # array_record's only kind
             unfinished.unlink(missing_ok=True)
             told = explained(error, path, f"finished shards are kept in {self.folder}")
@@ -269,7 +269,9 @@ class _Packer:
         index_path.with_suffix(".unfinished").rename(index_path)
         return []
 
-    def _write_records(self, path: Path, number: int, bar: tqdm) -> tuple[list[int], list[list[Place]], list[Damage]]:
+    def _write_records(
+        self, path: Path, number: int, progress: Progress
+    ) -> tuple[list[int], list[list[Place]], list[Damage]]:
         """Return (size of each record, places of each frame's pictures in it by camera, damaged episodes)."""
         from array_record.python.array_record_module import ArrayRecordWriter
 
@@ -281,7 +283,7 @@ class _Packer:
                     writer.write(record)
                     sizes.append(len(record))
                     places.append(pictures)
-                    bar.update()
+                    progress.advance()
             except _DamagedError as error:  # the others are looked at as well, so that all are named
                 damage.append((e, str(error)))
         writer.close()

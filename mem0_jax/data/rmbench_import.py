@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from mem0_jax.data.lerobot_writer import LeRobotWriter, mem0_features
 from mem0_jax.data.lerobot_writer_v21 import LeRobotWriterV21
@@ -31,6 +30,7 @@ from mem0_jax.data.video_encode import CRF, GOP, PRESET
 from mem0_jax.data.video_join import EncodedVideo
 from mem0_jax.disk import disk_told
 from mem0_jax.lock import hold_output
+from mem0_jax.progress import Progress
 
 FPS = 30  # the rate the reference labels its datasets with
 CAMERA = "observation.image.head_camera"
@@ -129,7 +129,8 @@ def _import(sources: Sequence[Source], stage: Path, workers: int, skip_damaged: 
         )
     _check_sizes(episodes)
     try:
-        _write(episodes, report)
+        with Progress(f"writing {report.dataset}"):
+            _write(episodes, report)
     except ValueError as error:
         raise RmbenchError(f"{error}; a prepared episode is damaged: remove {stage} and start again") from error
 
@@ -165,11 +166,11 @@ def _prepare(sources: Sequence[Source], stage: Path, workers: int) -> dict[Path,
     waiting = [source for source in sources if not _is_prepared(stage, source)]
     done = len(sources) - len(waiting)
     damaged = {}
-    with tqdm(total=len(sources), initial=done, desc="importing", unit="episode", disable=None) as bar:
+    with Progress("importing", len(sources), "episode", done=done) as progress:
         for path, reason in _encoded(waiting, stage, workers):
             if reason:
                 damaged[path] = reason
-            bar.update()
+            progress.advance()
     return damaged
 
 

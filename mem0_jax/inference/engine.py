@@ -22,7 +22,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from tqdm import tqdm
 
 from mem0_jax.backbones.qwen3_vl.processor import patchify
 from mem0_jax.errors import UserError
@@ -31,6 +30,7 @@ from mem0_jax.memory.bank import MemoryState
 from mem0_jax.policies.base import Params
 from mem0_jax.policies.bundle import Bundle
 from mem0_jax.policies.mem0 import Mem0, Mem0Config
+from mem0_jax.progress import Progress
 
 Array = jax.Array
 FRAMES_AT_ONCE = 64  # that are encoded without text in one batch
@@ -165,6 +165,7 @@ class Engine:
         self._sizes = [rows] if rows else sizes_up_to(slots, growth)
         # For a growth of 4: 2, 8, 32, 64. The frames between two chunks of 30 must not be padded to 64.
         self._frame_sizes = [rows] if rows else sizes_up_to(FRAMES_AT_ONCE, growth, max(growth // 2, 1))
+        self._compiled = False
         self._empty()
 
     def _empty(self) -> None:
@@ -174,7 +175,7 @@ class Engine:
 
     def warm_up(self, sessions: int | None = None, frames: int = FRAMES_AT_ONCE, length: int | None = None) -> None:
         """Compiles what steps of so many sessions (None: all slots), with so many earlier frames together (0: none) and
-        prompts of so many tokens (None: any) can need: several programs at a time. Shows a progress bar on a terminal.
+        prompts of so many tokens (None: any) can need: several programs at a time. Tells its progress on stderr.
         """
         size, longest = self.bundle.inputs.camera_size, self.bundle.inputs.max_length
         nobody, action = self.slots, self.bundle.config.action
@@ -195,10 +196,10 @@ class Engine:
             beside._empty()
             jax.block_until_ready((part(beside), beside._slots))
 
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            made = pool.map(compile_part, parts)
-            for _ in tqdm(made, "warming up", len(parts), unit="program", disable=None):
+        with ThreadPoolExecutor(os.cpu_count()) as pool, Progress("compiling", len(parts), "program") as progress:
+            for _ in progress.over(pool.map(compile_part, parts)):
                 pass
+        self._compiled = True
 
     def step(self, requests: Sequence[Request]) -> list[Reply]:
         """Serves requests of different slots.
@@ -213,10 +214,13 @@ class Engine:
             except UserError as error:
                 raise type(error)(f"request of slot {request.slot}: {error}") from error
         try:
-            return self._serve(requests)
+            with Progress("compiling the policy's step", shown=not self._compiled):
+                return self._serve(requests)
         except BaseException:
             self._empty()
             raise
+        finally:
+            self._compiled = True
 
     def _check(self, request: Request, others: list[int]) -> None:
         """Raises UserError where a request cannot be served."""
