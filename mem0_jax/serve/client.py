@@ -180,6 +180,15 @@ class _Reader:
         except UnicodeDecodeError:
             raise WireError(f"a text before byte {self.at} is not UTF-8; bytes must be packed as such") from None
 
+    def _key(self) -> str:
+        code = self.data[self.at] if self.at < len(self.data) else 0xC0
+        if 0x80 <= code < 0xA0 or 0xDC <= code < 0xE0:
+            raise WireError("a map's keys must be text, got a list or a map")
+        key = self.value(0)
+        if not isinstance(key, (str, bytes)):
+            raise WireError(f"a map's keys must be text, got {kind_of(key)}")
+        return key if isinstance(key, str) else self._text(key)
+
     def _entry(self, name: str, depth: int) -> Any:
         self.path.append(name)
         value = self.value(depth)
@@ -215,10 +224,7 @@ class _Reader:
             return [self._entry(str(i), depth + 1) for i in range(size)]
         found = {}
         for _ in range(size):
-            key = self.value(0)
-            if not isinstance(key, (str, bytes)):
-                raise WireError(f"a map's keys must be text, got {kind_of(key)}")
-            key = key if isinstance(key, str) else self._text(key)
+            key = self._key()
             if key in found:
                 raise WireError(f"a map holds {key[:40]!r} twice")
             found[key] = self._entry(key[:40] if key.isprintable() else repr(key[:40]), depth + 1)
@@ -303,11 +309,11 @@ def check_image(image: Any, name: str = "image") -> np.ndarray:
     if image.ndim != 3 or image.shape[2] != 3:
         turn = "; transpose it, channels come last" if image.ndim == 3 and image.shape[0] == 3 else ""
         raise ValueError(f"{must} {kind_of(image)}{turn}")
-    wrong = (image < 0) | (image > 255)
+    wrong = (image < 0) | (image > 255) if image.dtype != np.uint8 else np.zeros(0, bool)
     if wrong.any():
         at = np.argwhere(wrong)[0]
         raise ValueError(f"{name} holds {image[tuple(at)]} at {at.tolist()}, beyond 0 to 255")
-    return image.astype(np.uint8)
+    return image.astype(np.uint8, copy=False)
 
 
 def check_state(state: Any, name: str = "state") -> np.ndarray:
@@ -689,7 +695,7 @@ def _frame(observation: Mapping[str, Any], camera: str) -> dict[str, np.ndarray]
     """Copies of what the policy looks at. Raises ValueError: the frame is not kept then."""
     image = _found(observation, "observation", camera, "rgb")
     state = _found(observation, "joint_action", "vector")
-    image, state = (value if isinstance(value, (bytes, list, tuple)) else np.asarray(value) for value in (image, state))
+    image, state = (value if isinstance(value, (bytes, list, tuple)) else np.array(value) for value in (image, state))
     return {
         "image": check_image(image, f"observation.{camera}.rgb"),
         "state": check_state(state, "joint_action.vector"),

@@ -53,15 +53,20 @@ FRAMES = [
 ]  # fmt: skip
 
 
-def say(port: int, data: bytes, *, reset: bool = False) -> bytes:
-    """All that is answered until the end; `reset`: nobody waits for it."""
+def say(port: int, data: bytes, *, hang_up: bool = False, reset: bool = False) -> bytes:
+    """The answer, up to the end of an HTTP one's body or of the connection.
+
+    `hang_up`: nothing more is said, and so nothing answered by HTTP; `reset`: the connection is broken off at once.
+    """
     with socket.create_connection(("127.0.0.1", port), timeout=60) as peer:
         peer.sendall(data)
         if reset:
             peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             return b""
-        peer.shutdown(socket.SHUT_WR)
-        answer = b""
-        while part := peer.recv(2**16):
+        if hang_up:
+            peer.shutdown(socket.SHUT_WR)
+        answer, whole = b"", None
+        while not (whole and whole[1] and len(whole[2]) >= int(whole[1])) and (part := peer.recv(2**16)):
             answer += part
+            whole = re.match(rb"HTTP/1\.. [2-5].*?Content-Length: (\d+)\r\n.*?\r\n\r\n(.*)", answer, re.DOTALL)
         return answer

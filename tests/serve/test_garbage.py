@@ -46,7 +46,7 @@ def test_bytes_that_are_no_request(server, kind, caplog):
         policy.reset(TASK)
         for data in BYTES[kind]:
             for number in range(8):
-                answer = say(server.port, data, reset=number % 2 == 1)
+                answer = say(server.port, data, hang_up=kind in ("silent", "half"), reset=number % 2 == 1)
                 if answer:
                     assert "HTTP" in told(answer, 400) or "8190 bytes" in told(answer, 400)
         assert policy.infer(frame(0))["actions"].shape == (3, 14)
@@ -105,14 +105,13 @@ def test_requests_that_are_wrong(server, data, status, sentence, caplog):
 def test_bodies_that_never_end_cost_no_traceback(server, caplog):
     for data in (FORM, b"", FORM + b"abc\r\n--x"):
         whole = body(b"/process_frame", data)
-        say(server.port, whole.replace(b"Content-Length: ", b"Content-Length: 9"))
+        say(server.port, whole.replace(b"Content-Length: ", b"Content-Length: 9"), hang_up=True)
         say(server.port, whole.replace(b"Content-Length: ", b"Content-Length: 9"), reset=True)
     chunked = body(b"/process_frame", b"", more=b"Transfer-Encoding: chunked\r\n")
     with socket.create_connection(("127.0.0.1", server.port), timeout=60) as peer:
         peer.sendall(chunked + b"5\r\nabcde\r\n")
         peer.sendall(b"zz\r\n")
-        assert b"HTTP/1.1 400" in (answer := peer.recv(2**16)) or b"HTTP/1.0 400" in answer
-        assert not internal(answer.decode())
+        assert "body is damaged" in (said := told(peer.recv(2**16), 400)) or "no HTTP/1.1 request" in said
     quiet(caplog)
 
 
@@ -151,7 +150,7 @@ def test_a_message_that_is_too_large_is_told_so_before_the_end(bundle):
             assert policy.infer(frame(0))["time"] == 0  # in the same session
         form = body(b"/process_frame", bytes(2**18))
         assert f"has {2**18} bytes; at most {2**17} are taken" in told(say(small.port, form), 413)
-        parts = [FORM.replace(b"text", b"image"), *[bytes(2**15)] * 5]
+        parts = [FORM.replace(b"text", b"image"), *[bytes(2**15)] * 9]
         chunks = b"".join(b"%x\r\n" % len(part) + part + b"\r\n" for part in parts)
         form = body(b"/process_frame", chunks, more=b"Transfer-Encoding: chunked\r\n")
         assert f"has more than {2**17} bytes; at most {2**17} are taken" in told(say(small.port, form), 413)

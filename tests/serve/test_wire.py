@@ -124,7 +124,7 @@ def test_arrays_that_are_none_are_refused(change):
     [
         b"", b"\xc1", b"\x92\x01", b"\x01\x02", b"\xd9\xff", b"\xa1\xff", b"\xc7\x01\x01a", b"\xd6\xff\0\0\0\0",
         b"\x81\x01\x02", b"\x81\xc0\x02", b"\xdf\xff\xff\xff\xff", b"\xdd\xff\xff\xff\xff", b"\xc6\xff\xff\xff\xff",
-        b"\x91" * (MAX_DEPTH + 1) + b"\x01", b"\x91" * 100_000,
+        b"\x91" * (MAX_DEPTH + 1) + b"\x01", b"\x91" * 100_000, b"\x81" * 100_000,
         b"\xdd" + struct.pack(">I", 200_000) + b"\xc0" * 200_000,
         b"\x81\x91\x01\x01", msgpack.packb({b"__npgeneric__": True, b"data": [1], b"dtype": "<f4"}),
     ],
