@@ -7,26 +7,18 @@ names of many kinds or without; we lay out memory by them before a picture is op
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from mem0_jax.data.files import DatasetError
 
-CHANNELS = (1, 3, 4)  # grey, RGB, RGBA: all become RGB
+_CHANNELS = (1, 3, 4)  # grey, RGB, RGBA: all become RGB
 _AXES = ("height", "width", "channels")
 _WORDS = {"h": "height", "rows": "height", "w": "width", "columns": "width", "cols": "width"}
 _WORDS |= dict.fromkeys(("c", "ch", "channel", "rgb", "rgba", "color", "colors"), "channels")
 
 
-class PictureShape(NamedTuple):
-    """Size in pixels, and the number of channels that the files hold."""
-
-    height: int
-    width: int
-    channels: int
-
-
-def picture_shape(feature: Mapping[str, Any]) -> PictureShape:
-    """Return the shape of a video or image feature, whose axes come in the order of their names.
+def picture_shape(feature: Mapping[str, Any]) -> tuple[int, int]:
+    """Return (height, width) of a video or image feature, whose axes come in the order of their names.
 
     Without names that tell, channels come last; or first, where only the first number can be a number of channels.
 
@@ -36,14 +28,13 @@ def picture_shape(feature: Mapping[str, Any]) -> PictureShape:
     shape, names = feature.get("shape"), feature.get("names")
     order = _order(shape, names)
     sizes = dict(zip(order, shape or ()))
-    channels = sizes.get("channels", 1)
-    if not order or channels not in CHANNELS:
+    if not order or sizes.get("channels", 1) not in _CHANNELS:
         read = f", read as {', '.join(order)}," if order else ""
         raise DatasetError(
             f"shape {shape} with the names {names}{read} is not that of a picture; expected height, width and 1, 3 or "
             "4 channels, in this order, or in that of names such as ['channels', 'height', 'width']"
         )
-    return PictureShape(sizes["height"], sizes["width"], channels)
+    return sizes["height"], sizes["width"]
 
 
 def is_depth_map(feature: Mapping[str, Any]) -> bool:
@@ -70,7 +61,7 @@ def _order(shape: Any, names: Any) -> tuple[str, ...]:
     axes = _AXES[: len(shape)]
     if named := _named(names, axes):
         return named
-    first = len(shape) == 3 and shape[2] not in CHANNELS and shape[0] in CHANNELS
+    first = len(shape) == 3 and shape[2] not in _CHANNELS and shape[0] in _CHANNELS
     return ("channels", "height", "width") if first else axes
 
 

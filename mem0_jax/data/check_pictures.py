@@ -5,7 +5,7 @@ Axes: M frames of the file.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -54,6 +54,8 @@ def check_video_file(
         return report
     with opened:
         _check_stream(meta, camera, stream, found)
+        if (stream.height, stream.width) != _declared_size(meta.info.features[camera]):
+            return report
         frames = _decode(stream, meta.info.fps, camera, episodes, report)
     for episode in episodes:
         _check_span(frames, episode, camera, found)
@@ -67,16 +69,13 @@ def check_video_file(
 def check_images(meta: Metadata, camera: str, path: AnyPath, episodes: Sequence[Episode]) -> PictureReport:
     """Decode the image column of one parquet file, unless it holds depths."""
     report, feature = PictureReport(Findings(path)), meta.info.features[camera]
-    try:
-        shape = None if is_depth_map(feature) else picture_shape(feature)
-    except DatasetError:
-        shape = None  # reported with the metadata
-    if shape is None:
+    shape = _declared_size(feature)
+    if shape is None or is_depth_map(feature):
         return report
     for episode in episodes:
         images = EpisodeImages(
             path, key=camera, root=meta.root, first_row=episode.data_row, length=episode.length,
-            shape=shape[:2], name=f"{episode.name} ({camera})",
+            shape=shape, name=f"{episode.name} ({camera})",
         )  # fmt: skip
         try:
             _decode_images(images, episode, camera, report)
@@ -105,18 +104,22 @@ def _decode_images(images: EpisodeImages, episode: Episode, camera: str, report:
         report.means[episode.index] = np.mean(colors, 0)
 
 
+def _declared_size(feature: Mapping[str, Any]) -> tuple[int, int] | None:
+    try:
+        return picture_shape(feature)
+    except DatasetError:
+        return None  # reported with the metadata
+
+
 def _sampled(episode: Episode) -> set[int]:
     return set(np.linspace(0, episode.length - 1, _SAMPLES).round().astype(int).tolist())
 
 
 def _check_stream(meta: Metadata, camera: str, stream: VideoStream, found: Findings) -> None:
     feature, info, size = meta.info.features[camera], meta.info, (stream.height, stream.width)
-    try:
-        declared = picture_shape(feature)[:2]
-    except DatasetError:
-        declared = size  # reported with the metadata
-    if size != declared:
-        found.error("shape", f"pictures are {other_size(size, declared)}", feature=camera)
+    expected = _declared_size(feature)
+    if expected and size != expected:
+        found.error("shape", f"pictures are {other_size(size, expected)}", feature=camera)
     declared = feature.get("info") or feature.get("video_info") or {}
     codec = declared.get("video.codec") if isinstance(declared, dict) else None
     if codec not in (None, stream.codec.canonical_name):

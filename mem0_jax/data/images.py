@@ -136,9 +136,8 @@ class EpisodeImages:
             with open_binary(path) as file:
                 return file.read(_MAX_FILE)
         except OSError as error:
-            raise ImageError(
-                where, f"neither the image nor its file {path} is there ({error.strerror or error})"
-            ) from error
+            reason = error.strerror or error
+            raise ImageError(where, f"neither the image nor its file {path} is there ({reason})") from error
 
 
 def decode_image(data: bytes, shape: tuple[int, int], where: str) -> np.ndarray:

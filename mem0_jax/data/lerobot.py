@@ -110,10 +110,9 @@ class LeRobotDataset:
                 "are none"
             )
         try:
-            height, width, _ = picture_shape(self.features[camera])
+            return picture_shape(self.features[camera])
         except DatasetError as error:
             raise DatasetError(f"{self.root}: {camera}: {error}") from error
-        return height, width
 
     def open_video(self, episode: Episode, camera: str) -> EpisodeVideo | EpisodeImages:
         """Open one episode's pictures of a camera: `read(start, count)` gives uint8 [N, H, W, 3], then `close()`.

@@ -248,7 +248,7 @@ def headless(root: Path) -> None:
     again(options={"g": "250"})(root)
     for path in (root / "videos").rglob("*.mp4"):
         whole = io.BytesIO(path.read_bytes())
-        with av.open(whole) as source, av.open(str(path), "w", format="mp4") as out:
+        with av.open(whole, "r") as source, av.open(str(path), "w", format="mp4") as out:
             stream = out.add_stream_from_template(source.streams.video[0])
             for packet in source.demux(video=0):
                 if packet.size and not packet.is_keyframe:
