@@ -105,7 +105,8 @@ def by_cause(causes: Mapping[int, str]) -> list[tuple[str, Runs]]:
 def once_a_cause(findings: Iterable[Finding]) -> list[Finding]:
     """Join findings that differ in the file only, and those of many episodes that differ in the episode only.
 
-    The first stands for all, and counts them. Those that name frames stay. Numbers in messages tell no causes apart.
+    The first stands for all, and counts them. Numbers in messages do not tell causes apart. Those that name frames
+    stay.
     """
     groups: dict[Finding, list[Finding]] = {}
     for finding in findings:
