@@ -157,6 +157,12 @@ def limited(bytes_of_a_file):
     resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_of_a_file, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
 
+def until(path):
+    """Checkpoints are written in the background."""
+    while not path.exists():
+        time.sleep(0.01)
+
+
 @pytest.fixture
 def room():
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -167,6 +173,7 @@ def room():
 def test_a_checkpoint_that_fails_while_it_is_written_costs_itself_not_the_run(tmp_path, caplog, room):
     def fill(row):
         if row["step"] == 10:
+            until(tmp_path / "checkpoints" / "8")
             limited(0)
         elif row["step"] == 20:
             room()
@@ -185,6 +192,7 @@ def test_a_checkpoint_that_fails_while_it_is_written_costs_itself_not_the_run(tm
 def test_a_last_checkpoint_that_cannot_be_written_is_one_sentence_and_the_run_continues(tmp_path, room):
     def fill(row):
         if row["step"] == 10:
+            until(tmp_path / "checkpoints" / "8")
             limited(0)
 
     config = make_config(16, save_every=8)
