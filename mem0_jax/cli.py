@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
-from mem0_jax import __version__
+from mem0_jax import __version__, installed, jax_environment
 from mem0_jax.errors import UserError
 
 OK, FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -194,6 +194,10 @@ def _run(title: str, command: Command, argv: list[str]) -> int:
     if not any(map(glob.glob, TPU_DEVICES)):
         os.environ.update(NO_TPU | os.environ)
     try:
+        if not {"-h", "--help"} & set(argv):
+            installed.check()
+            for remark in jax_environment.settle():
+                print(f"{title}: {remark}", file=sys.stderr)
         code = importlib.import_module(command.module).main(argv) or OK
         sys.stdout.flush()
         return code
@@ -204,9 +208,18 @@ def _run(title: str, command: Command, argv: list[str]) -> int:
     except BrokenPipeError:
         return _stop_printing()
     except UserError as error:
-        if os.environ.get("MEM0_DEBUG", "0") not in ("", "0"):
-            traceback.print_exc()
+        _show_traceback()
         return _complain(title, str(error), FAILED)
+    except Exception as error:
+        if (text := jax_environment.explained(error) or installed.explained(error)) is None:
+            raise
+        _show_traceback()
+        return _complain(title, text, FAILED)
+
+
+def _show_traceback() -> None:
+    if os.environ.get("MEM0_DEBUG", "0") not in ("", "0"):
+        traceback.print_exc()
 
 
 def _stop_printing() -> int:

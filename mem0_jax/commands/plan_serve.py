@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mem0_jax.cli import CommandParser
 from mem0_jax.errors import UserError
+from mem0_jax.installed import how_to_install
 from mem0_jax.progress import Progress
 
 SUMMARY = (
@@ -56,7 +57,7 @@ def main(argv: Sequence[str]) -> None:
     try:
         from aiohttp import web
     except ImportError:
-        raise UserError("'mem0-jax plan serve' needs aiohttp: pip install 'mem0-jax[serve]'") from None
+        raise UserError(f"'mem0-jax plan serve' needs aiohttp: {how_to_install('serve')}") from None
     from mem0_jax.backbones.qwen3_vl.generate import Prompt, Settings
     from mem0_jax.distributed.mesh import parse_mesh
     from mem0_jax.planner.chat import ChatLimits

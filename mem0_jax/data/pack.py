@@ -31,6 +31,7 @@ from mem0_jax.data.lerobot import LeRobotDataset
 from mem0_jax.data.pictures import open_frames
 from mem0_jax.data.transforms import resize
 from mem0_jax.errors import UserError
+from mem0_jax.installed import how_to_install
 from mem0_jax.progress import Progress
 
 MAX_WORKERS = 256
@@ -342,7 +343,7 @@ def _check_arguments(out: Path, size: tuple[int, int] | None, quality: int, shar
     try:
         import array_record.python.array_record_module  # noqa: F401
     except ImportError as error:
-        raise PackError(f"packing needs array_record: pip install 'mem0-jax[pack]' ({error})") from error
+        raise PackError(f"packing needs array_record: {how_to_install('pack')} ({error})") from error
 
 
 @contextlib.contextmanager
