@@ -27,6 +27,7 @@ from mem0_jax.distributed.layout import make_layout, mesh_text
 from mem0_jax.distributed.mesh import make_mesh, parse_mesh
 from mem0_jax.errors import UserError
 from mem0_jax.installed import how_to_install
+from mem0_jax.nn.numbers import same_numbers
 from mem0_jax.policies.base import Policy
 from mem0_jax.policies.mem0 import Mem0, Mem0Config
 from mem0_jax.train.flops import peak_flops, training_flops
@@ -170,6 +171,7 @@ def abstract_batch(config: Mem0Config, tokens: int, lanes: int, frames: int) -> 
     return {name: jax.ShapeDtypeStruct((lanes, frames, *shape), dtype) for name, (shape, dtype) in entries.items()}
 
 
+@same_numbers
 def compile_step(job: Job, topology: str, mesh: str = "") -> Compiled:
     """Compiles a job's training step for a slice.
 
