@@ -17,8 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from mem0_jax import __version__
-from mem0_jax.disk import explained
+from mem0_jax import __version__, disk, installed, jax_environment
 from mem0_jax.errors import UserError, did_you_mean
 
 OK, FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -201,6 +200,10 @@ def _run(title: str, command: Command, argv: list[str]) -> int:
     if not any(map(glob.glob, TPU_DEVICES)):
         os.environ.update(NO_TPU | os.environ)
     try:
+        if not {"-h", "--help"} & set(argv):
+            installed.check()
+            for remark in jax_environment.settle():
+                print(f"{title}: {remark}", file=sys.stderr)
         code = importlib.import_module(command.module).main(argv) or OK
         sys.stdout.flush()
         return code
@@ -211,7 +214,7 @@ def _run(title: str, command: Command, argv: list[str]) -> int:
     except BrokenPipeError:
         return _stop_printing()
     except Exception as error:
-        told = error if isinstance(error, UserError) else explained(error)
+        told = error if isinstance(error, UserError) else _explained(error)
         if told is None:
             raise
         if os.environ.get("MEM0_DEBUG", "0") not in ("", "0"):
@@ -221,6 +224,11 @@ def _run(title: str, command: Command, argv: list[str]) -> int:
         except OSError:  # it goes to a full disk
             _stop_printing()
         return _complain(title, str(told), FAILED)
+
+
+def _explained(error: Exception) -> object | None:
+    """What to say of an error that comes of the machine around the program, None for a fault of the program's own."""
+    return jax_environment.explained(error) or installed.explained(error) or disk.explained(error)
 
 
 def _stop_printing() -> int:

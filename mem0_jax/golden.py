@@ -27,6 +27,7 @@ from mem0_jax.heads.dit import DiTConfig
 from mem0_jax.heads.flow import FlowConfig
 from mem0_jax.memory import bank
 from mem0_jax.memory.bank import MemoryConfig
+from mem0_jax.nn.numbers import same_numbers
 from mem0_jax.policies.bundle import Bundle
 from mem0_jax.policies.mem0 import TABLES, Mem0, Mem0Config
 from mem0_jax.progress import Progress
@@ -241,6 +242,7 @@ class Golden:
         return norms, total, {key for key, norm in norms.items() if norm <= ROUNDING * total}
 
 
+@same_numbers
 def replay(folder: str | Path, policy: type[Mem0] = Mem0, bundle: Bundle | None = None) -> Report:
     """Replays everything in a golden folder.
 
@@ -431,8 +433,7 @@ def replay_inference(golden: Golden, params: Any, report: Report) -> None:
     if settings["batch_size"] != 1:
         raise UserError(f"{golden.raw.file}: inference.batch_size: expected 1, got {settings['batch_size']}")
     observe, decide = jax.jit(policy.observe), jax.jit(policy.decide)
-    state = policy.init_state(1)
-    episode = np.full((1,), settings["episode_id"], np.int32)
+    state, episode = policy.init_state(1), np.full((1,), settings["episode_id"], np.int32)
     with Progress("compiling and replaying inference", settings["steps"], "step") as progress:
         for step in progress.over(range(settings["steps"])):
             observation = golden.observation("infer", slice(step, step + 1)) | {"episode": episode}

@@ -1,6 +1,6 @@
 """How far long work is, on stderr: a bar on a terminal; elsewhere, as in a log, a line now and then.
 
-Work that is over within a second leaves no trace in a log. Anything longer says what it is, how far it is twice a
+Work that is over within two seconds leaves no trace in a log. Anything longer says what it is, how far it is twice a
 minute, though it may be one long step such as a compilation, and at its end how long it took.
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Self, TypeVar
 
 T = TypeVar("T")
-FIRST, EVERY = 1.0, 30.0  # seconds from the start to the first line of a log, and from line to line
+FIRST, EVERY = 2.0, 30.0  # seconds from the start to the first line of a log, and from line to line
 REDRAWN = 1.0  # seconds after which a bar is drawn again, so that its clock goes on
 
 

@@ -1,5 +1,6 @@
 """`mem0-jax demo`: from nothing to a report on what memory is worth."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ def parser() -> CommandParser:
 def main(argv: Sequence[str]) -> int:
     """Runs the demo."""
     flags = parser().parse_args(argv)
+    os.environ["JAX_PLATFORMS"] = "cpu"  # the policy is too small for an accelerator to pay
+    os.environ.pop("JAX_PLATFORM_NAME", None)
     from mem0_jax.configs.demo import get_config
     from mem0_jax.demo.processes import run_arms
     from mem0_jax.demo.record import record

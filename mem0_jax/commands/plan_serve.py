@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mem0_jax.cli import CommandParser
 from mem0_jax.errors import UserError
+from mem0_jax.installed import how_to_install
 from mem0_jax.progress import Progress
 
 SUMMARY = (
@@ -57,7 +58,7 @@ def main(argv: Sequence[str]) -> None:
         import aiohttp  # noqa: F401
         import prometheus_client  # noqa: F401
     except ImportError as error:
-        raise UserError(f"'mem0-jax plan serve' needs {error.name}: pip install 'mem0-jax[serve]'") from None
+        raise UserError(f"'mem0-jax plan serve' needs {error.name}: {how_to_install('serve')}") from None
     import asyncio
 
     from mem0_jax.backbones.qwen3_vl.generate import Prompt, Settings

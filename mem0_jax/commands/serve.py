@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from mem0_jax.cli import CommandParser
 from mem0_jax.commands.acting import add_acting, add_planner, options_of, planner_of, secret
 from mem0_jax.errors import UserError
+from mem0_jax.installed import how_to_install
 from mem0_jax.progress import Progress
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
         import aiohttp  # noqa: F401
         import prometheus_client  # noqa: F401
     except ImportError as error:
-        raise UserError(f"serving needs {error.name}: pip install 'mem0-jax[serve]'") from None
+        raise UserError(f"serving needs {error.name}: {how_to_install('serve')}") from None
     import asyncio
 
     from mem0_jax.inference.compiled import keep_compiled_if_possible

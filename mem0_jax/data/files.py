@@ -18,6 +18,7 @@ from pathlib import Path, PureWindowsPath
 from typing import Any, BinaryIO, cast
 
 from mem0_jax.errors import UserError
+from mem0_jax.installed import how_to_install
 
 MAX_JSON_BYTES = 512 * 2**20
 _MAX_TEMPLATE = 1024
@@ -80,7 +81,7 @@ class RemotePath:
 
     def _place(self) -> tuple[Any, str]:
         scheme = self.url.split("://", 1)[0]
-        hint = f"{self.url}: reading {scheme}:// needs a package that is missing: pip install 'mem0-jax[remote]'"
+        hint = f"{self.url}: reading {scheme}:// needs a package that is missing: {how_to_install('remote')}"
         try:
             import fsspec
 

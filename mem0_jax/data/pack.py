@@ -34,6 +34,7 @@ from mem0_jax.data.pictures import open_frames
 from mem0_jax.data.transforms import resize
 from mem0_jax.disk import disk_told, explained
 from mem0_jax.errors import UserError
+from mem0_jax.installed import how_to_install
 from mem0_jax.lock import hold_output
 from mem0_jax.progress import Progress
 
@@ -367,7 +368,7 @@ def _check_arguments(out: Path, size: tuple[int, int] | None, quality: int, shar
     try:
         import array_record.python.array_record_module  # noqa: F401
     except ImportError as error:
-        raise PackError(f"packing needs array_record: pip install 'mem0-jax[pack]' ({error})") from error
+        raise PackError(f"packing needs array_record: {how_to_install('pack')} ({error})") from error
 
 
 def _plan(partial: Path, settings: dict[str, Any], dataset: LeRobotDataset) -> list[range]:

@@ -27,6 +27,7 @@ from PIL import Image
 from mem0_jax.data.layout import env_to_model
 from mem0_jax.data.rmbench_tasks import TASKS
 from mem0_jax.errors import UserError
+from mem0_jax.installed import how_to_install
 
 END_FRAMES = 8  # frames at the end of a subtask that are marked as its end
 ANNOTATIONS = "language_annotation.json"
@@ -117,9 +118,7 @@ class Recording:
         try:
             import h5py
         except ImportError as error:
-            raise RmbenchError(
-                "reading HDF5 needs the package h5py: pip install 'mem0-jax[rmbench]' installs it"
-            ) from error
+            raise RmbenchError(f"reading HDF5 needs the package h5py: {how_to_install('rmbench')}") from error
         self._h5py = h5py
         try:
             self._file = h5py.File(self.path, "r")

@@ -43,7 +43,6 @@ class _Arm:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
-                env=os.environ | {"JAX_PLATFORMS": "cpu"},  # the policy is too small for an accelerator to pay
                 start_new_session=True,  # Ctrl-C reaches the workers once, through us
             )
         self.thread = threading.Thread(target=self._follow, daemon=True)

@@ -27,6 +27,7 @@ from mem0_jax.backbones.qwen3_vl.processor import patchify
 from mem0_jax.errors import UserError
 from mem0_jax.memory import bank
 from mem0_jax.memory.bank import MemoryState
+from mem0_jax.nn.numbers import same_numbers
 from mem0_jax.policies.base import Params
 from mem0_jax.policies.bundle import Bundle
 from mem0_jax.policies.mem0 import Mem0, Mem0Config
@@ -148,6 +149,7 @@ class Engine:
         slots: memories.
     """
 
+    @same_numbers
     def __init__(self, bundle: Bundle, slots: int = 1, *, growth: int = 2, rows: int | None = None):
         """Makes room for `slots` memories.
 
@@ -191,6 +193,7 @@ class Engine:
         for count in upto(frames, self._frame_sizes) if frames else []:
             parts.append(partial(Engine._remember, batch=[(nobody, True, np.repeat(image, count, 0))]))
 
+        @same_numbers
         def compile_part(part: Callable[["Engine"], Any]) -> None:
             beside = copy.copy(self)  # slots are given away at every step: each thread needs its own
             beside._empty()
@@ -201,6 +204,7 @@ class Engine:
                 pass
         self._compiled = True
 
+    @same_numbers
     def step(self, requests: Sequence[Request]) -> list[Reply]:
         """Serves requests of different slots.
 

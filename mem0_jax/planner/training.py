@@ -22,6 +22,7 @@ from mem0_jax.distributed.hardware import HARDWARE
 from mem0_jax.distributed.layout import Layout, make_layout
 from mem0_jax.distributed.mesh import make_mesh, parse_mesh
 from mem0_jax.errors import UserError
+from mem0_jax.nn.numbers import same_numbers
 from mem0_jax.planner.job import PlannerJob
 from mem0_jax.planner.policy import PlannerPolicy
 from mem0_jax.planner.questions import Question, read_questions
@@ -133,6 +134,7 @@ def _completed(job: PlannerJob, tokenizer: Tokenizer) -> PlannerJob:
     return dataclasses.replace(job, model=dataclasses.replace(job.model, backbone=backbone, dtype=job.compute_dtype))
 
 
+@same_numbers
 def train_planner(job: PlannerJob, workdir: Path, progress: Sink | None = None) -> FitResult:
     """Train in `workdir`, or continue the run it holds; see `fit` for what it writes and returns.
 

@@ -34,6 +34,7 @@ from mem0_jax.disk import disk_told
 from mem0_jax.errors import UserError
 from mem0_jax.lock import hold_output
 from mem0_jax.nn import module
+from mem0_jax.nn.numbers import same_numbers
 from mem0_jax.policies.base import Params
 from mem0_jax.policies.mem0 import Mem0, Mem0Config, serving_dtype
 from mem0_jax.stand_in import stand_in
@@ -219,6 +220,7 @@ def read_description(folder: Path) -> tuple[Mem0Config | Qwen3VLConfig, dict[str
 Shardings = Mapping[str, jax.sharding.Sharding]
 
 
+@same_numbers
 def load_bundle(folder: str | Path, dtype: Any = jnp.float32, shardings: Shardings | None = None) -> Bundle:
     """Reads a policy; its parameters must fit its configuration exactly.
 
@@ -243,6 +245,7 @@ def load_bundle(folder: str | Path, dtype: Any = jnp.float32, shardings: Shardin
     )
 
 
+@same_numbers
 def load_backbone(folder: str | Path, dtype: Any = jnp.float32, shardings: Shardings | None = None) -> Backbone:
     """Reads the backbone of a bundle, of one alone or of a policy's; arguments as in `load_bundle`."""
     folder = Path(folder).absolute()

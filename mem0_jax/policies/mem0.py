@@ -23,6 +23,7 @@ from mem0_jax.memory import bank
 from mem0_jax.memory.bank import MemoryBank, MemoryConfig, MemoryState
 from mem0_jax.nn import module
 from mem0_jax.nn.layers import split_key
+from mem0_jax.nn.numbers import same_numbers
 from mem0_jax.nn.partition import by_samples
 from mem0_jax.policies import mem0_axes
 from mem0_jax.policies.base import Batch, Params
@@ -131,6 +132,7 @@ class Mem0:
         self._build = lambda rngs: Mem0Model(config, rngs)
         self.bind = module.bind(self._build)
 
+    @same_numbers
     def init(self, key: Array) -> Params:
         """Fresh parameters (float32)."""
         return module.init(self._build, key)

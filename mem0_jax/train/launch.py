@@ -14,6 +14,7 @@ from mem0_jax.config import to_dict
 from mem0_jax.data.pipeline import make_loader
 from mem0_jax.disk import disk_told, write_whole
 from mem0_jax.distributed.layout import Layout
+from mem0_jax.nn.numbers import same_numbers
 from mem0_jax.policies.base import Params
 from mem0_jax.policies.bundle import load_backbone, load_bundle, read_description, save_bundle
 from mem0_jax.policies.mem0 import Mem0, Mem0Config
@@ -32,6 +33,7 @@ BACKBONE = "backbone"
 _log = logging.getLogger(__name__)
 
 
+@same_numbers
 def train(job: Job, workdir: Path, progress: Sink | None = None) -> tuple[FitResult, Path]:
     """Train in `workdir`, or continue the run it holds; returns what `fit` does and the bundle's folder.
 

@@ -22,6 +22,7 @@ from mem0_jax import tree
 from mem0_jax.disk import DiskError, disk_told
 from mem0_jax.distributed.layout import Layout
 from mem0_jax.errors import UserError
+from mem0_jax.nn.numbers import same_numbers
 from mem0_jax.train.checkpoint import CheckpointError, Checkpoints, Restored
 from mem0_jax.train.config import OptimizerConfig, SettingsError, TrainConfig
 from mem0_jax.train.log import MetricsLog, Sink, read_rows
@@ -116,6 +117,7 @@ class Extras:
     layout: Layout | None = None
 
 
+@same_numbers
 def fit(
     policy: Policy,
     loader_factory: Callable[[], BatchIterator],

@@ -18,6 +18,7 @@ import jax
 from mem0_jax.config import to_dict
 from mem0_jax.disk import safe_name, write_whole
 from mem0_jax.errors import UserError
+from mem0_jax.installed import how_to_install
 from mem0_jax.train.log import Sink
 
 
@@ -92,7 +93,7 @@ def _library(module: str, extra: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError:
-        raise UserError(f"train.log_to: {module} is not installed; pip install 'mem0-jax[{extra}]'") from None
+        raise UserError(f"train.log_to: {module} is not installed: {how_to_install(extra)}") from None
 
 
 def _numbers(row: dict[str, Any]) -> Sequence[tuple[str, float]]:

@@ -23,6 +23,7 @@ from mem0_jax.data.lerobot_writer import LeRobotWriter
 from mem0_jax.data.pack import PackError, pack, read_columns
 from mem0_jax.data.packed import PackedDataset
 from mem0_jax.data.pictures import open_frames
+from mem0_jax.installed import how_to_install
 from mem0_jax.lock import LockedError
 
 pytest.importorskip("array_record.python.array_record_module", reason="packing needs mem0-jax[pack]")
@@ -391,7 +392,7 @@ def test_command_keeps_what_is_there(recorded, tmp_path, capsys):
 def test_missing_package_is_named(recorded, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "array_record.python.array_record_module", None)
     assert main(["data", "pack", str(recorded.root), str(tmp_path / "out")]) == 1
-    assert "pip install 'mem0-jax[pack]'" in capsys.readouterr().err
+    assert how_to_install("pack") in capsys.readouterr().err
 
 
 def test_a_full_disk_is_said(recorded, tmp_path):

@@ -76,7 +76,7 @@ def test_a_log_that_nobody_reads_any_more_ends_no_work(monkeypatch):
     os.close(reader)
     monkeypatch.setattr(sys, "stderr", os.fdopen(writer, "w", buffering=1))
     with Progress("talking to itself", 2, "word") as progress:
-        time.sleep(1.2)
+        time.sleep(2.2)
         progress.advance(2)
     monkeypatch.setattr(sys, "stderr", None)
     with Progress("said to nobody"):

@@ -1,6 +1,7 @@
 """Rows of the log in TensorBoard's files and in Weights & Biases' offline ones."""
 
 import os
+import re
 import resource
 import struct
 import sys
@@ -8,6 +9,7 @@ import sys
 import pytest
 
 from mem0_jax.errors import UserError
+from mem0_jax.installed import how_to_install
 from mem0_jax.train.job import DataSettings, Job, TrainSettings
 from mem0_jax.train.sinks import open_sinks
 
@@ -73,6 +75,6 @@ def test_weights_and_biases_continues_one_run(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("sink", "module"), [("tensorboard", "tensorboardX"), ("wandb", "wandb")])
 def test_a_library_that_is_not_installed_is_named(sink, module, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
-    advice = rf"{module} is not installed; pip install 'mem0-jax\[{sink}\]'"
+    advice = re.escape(f"{module} is not installed: {how_to_install(sink)}")
     with pytest.raises(UserError, match=advice), open_sinks(job(sink), tmp_path):
         pass

@@ -25,6 +25,7 @@ from mem0_jax.backbones.qwen3_vl.vision import VisionTower
 from mem0_jax.nn import module, rope
 from mem0_jax.nn.int8 import quantized
 from mem0_jax.nn.layers import RMSNorm
+from mem0_jax.nn.numbers import same_numbers
 from mem0_jax.tree import flatten, unflatten
 
 Array = jax.Array
@@ -109,9 +110,9 @@ class Decoder:
         self._tower = module.bind(lambda rngs: VisionTower(config.vision, rngs))
         self._layer = module.bind(lambda rngs: Layer(config.text, rngs))
         self._norm = module.bind(lambda _: RMSNorm(config.text.hidden_size, eps=config.text.rms_norm_eps))
-        self.see = jax.jit(self._see)
-        self.prefill = jax.jit(self._prefill, static_argnames="places")
-        self.decode = jax.jit(self._decode, donate_argnames=("cache", "progress"))
+        self.see = same_numbers(jax.jit(self._see))
+        self.prefill = same_numbers(jax.jit(self._prefill, static_argnames="places"))
+        self.decode = same_numbers(jax.jit(self._decode, donate_argnames=("cache", "progress")))
 
     def _see(self, weights: Weights, images: Mapping[str, Array]) -> tuple[Array, Array | None]:
         """Image tokens [R, H] and deepstack features [K, R, H] of patches, patch_mask, row_column, table_index and
