@@ -13,8 +13,11 @@ from mem0_jax.errors import UserError
 SUMMARY = (
     "Serves a planner (a bundle of a Qwen3-VL, of 'mem0-jax plan merge' or 'mem0-jax convert') by OpenAI's chat API: "
     "POST /v1/chat/completions, with images as data URLs and stream=true, GET /v1/models and /healthz. The openai "
-    "package and the reference's client work as they are. The environment variable MEM0_API_KEY, where it is set, must "
-    "be given by clients as their API key."
+    "package and the reference's client work as they are. It listens when all is compiled that requests within "
+    "--context can need: prompts are padded to 256 tokens or twice, four times, ... as many, images of any number and "
+    "size are seen one by one, prompts are answered alone or padded to --batch. What was compiled is kept in "
+    "~/.cache/mem0_jax for the next start; a smaller --context or --batch makes the first one quicker. The environment "
+    "variable MEM0_API_KEY, where it is set, must be given by clients as their API key."
 )
 EXAMPLES = (
     "mem0-jax plan serve bundles/planner",
@@ -58,6 +61,7 @@ def main(argv: Sequence[str]) -> None:
         raise UserError("'mem0-jax plan serve' needs aiohttp: pip install 'mem0-jax[serve]'") from None
     from mem0_jax.backbones.qwen3_vl.generate import Prompt, Settings
     from mem0_jax.distributed.mesh import parse_mesh
+    from mem0_jax.inference.compiled import keep_compiled
     from mem0_jax.planner.chat import ChatLimits
     from mem0_jax.planner.chat_server import ChatServer, ServerLimits
     from mem0_jax.planner.local import load_generator
@@ -67,7 +71,14 @@ def main(argv: Sequence[str]) -> None:
     if flags.host not in ("127.0.0.1", "localhost", "::1") and not key:
         print("warning: anyone who reaches this machine can ask; set MEM0_API_KEY", file=sys.stderr)
     mesh = parse_mesh(flags.mesh) if flags.mesh else None
-    generator = load_generator(flags.bundle, dtype=flags.dtype, int8=flags.int8, mesh=mesh, context=flags.context)
+    try:
+        keep_compiled()
+    except UserError as error:
+        print(f"warning: {error}", file=sys.stderr)
+    sizes = {"context": flags.context, "batch": flags.batch}
+    generator = load_generator(flags.bundle, dtype=flags.dtype, int8=flags.int8, mesh=mesh, **sizes)
+    print(f"{flags.bundle}: warming up", file=sys.stderr)
+    generator.warm_up()
     generator.generate([Prompt("<|im_start|>user\n")], Settings(max_tokens=2))  # it works, before anyone asks
     limits = ServerLimits(flags.batch, flags.queue, seconds=flags.timeout, chat=ChatLimits(images=flags.max_images))
     name = flags.name or flags.bundle.absolute().name
