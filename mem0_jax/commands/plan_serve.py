@@ -15,8 +15,11 @@ from mem0_jax.progress import Progress
 SUMMARY = (
     "Serves a planner (a bundle of a Qwen3-VL, of 'mem0-jax plan merge' or 'mem0-jax convert') by OpenAI's chat API: "
     "POST /v1/chat/completions, with images as data URLs and stream=true, GET /v1/models, /healthz and /metrics. The "
-    "openai package and the reference's client work as they are. The environment variable MEM0_API_KEY, where it is "
-    "set, must be given by clients as their API key."
+    "openai package and the reference's client work as they are. It listens when all is compiled that requests within "
+    "--context can need: prompts are padded to 256 tokens or twice, four times, ... as many, images of any number and "
+    "size are seen one by one, prompts are answered alone or padded to --batch. What was compiled is kept in "
+    "~/.cache/mem0_jax for the next start; a smaller --context or --batch makes the first one quicker. The environment "
+    "variable MEM0_API_KEY, where it is set, must be given by clients as their API key."
 )
 EXAMPLES = (
     "mem0-jax plan serve bundles/planner",
@@ -74,10 +77,12 @@ def main(argv: Sequence[str]) -> None:
         print("warning: anyone who reaches this machine can ask; set MEM0_API_KEY", file=sys.stderr)
     keep_compiled_if_possible()
     mesh = parse_mesh(flags.mesh) if flags.mesh else None
+    sizes = {"context": flags.context, "batch": flags.batch}
     with Progress(f"opening {flags.bundle}"):
-        generator = load_generator(flags.bundle, dtype=flags.dtype, int8=flags.int8, mesh=mesh, context=flags.context)
-    with Progress("compiling the first answer"):  # it works, before anyone asks
-        generator.generate([Prompt("<|im_start|>user\n")], Settings(max_tokens=2))
+        generator = load_generator(flags.bundle, dtype=flags.dtype, int8=flags.int8, mesh=mesh, **sizes)
+    with Progress("compiling what answers need"):
+        generator.warm_up()
+        generator.generate([Prompt("<|im_start|>user\n")], Settings(max_tokens=2))  # it works, before anyone asks
     limits = ServerLimits(flags.batch, flags.queue, seconds=flags.timeout, chat=ChatLimits(images=flags.max_images))
     name = flags.name or flags.bundle.absolute().name
     server = ChatServer(generator, name, key, limits)

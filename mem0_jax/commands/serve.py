@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 
 SUMMARY = (
     "Serves a policy bundle: WebSocket as openpi's client package speaks it, with sessions, batches and staged tasks; "
-    "POST /process_frame for forms; a page of live sessions at /; /healthz and /metrics. It is healthy when all steps "
-    "are compiled; what was compiled is kept in ~/.cache/mem0_jax for the next start. Ctrl-C or SIGTERM ends it when "
-    "what runs is finished. The environment variable MEM0_TOKEN holds the token, where clients must know one."
+    "POST /process_frame for forms; a page of live sessions at /; /healthz and /metrics. It is healthy when all steps, "
+    "and those of a planner's bundle, are compiled; what was compiled is kept in ~/.cache/mem0_jax for the next start. "
+    "Ctrl-C or SIGTERM ends it when what runs is finished. The environment variable MEM0_TOKEN holds the token, where "
+    "clients must know one."
 )
 
 

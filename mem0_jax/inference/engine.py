@@ -10,7 +10,6 @@ and width, C action chunk length, D model action width, H backbone width, W memo
 
 import copy
 import dataclasses
-import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +27,7 @@ from mem0_jax.errors import UserError
 from mem0_jax.memory import bank
 from mem0_jax.memory.bank import MemoryState
 from mem0_jax.nn.numbers import same_numbers
+from mem0_jax.nn.sizes import bucket, padded, sizes_up_to
 from mem0_jax.policies.base import Params
 from mem0_jax.policies.bundle import Bundle
 from mem0_jax.policies.mem0 import Mem0, Mem0Config
@@ -133,12 +133,6 @@ class Programs:
 
 
 programs = lru_cache(maxsize=8)(Programs)  # engines of one configuration share what is compiled
-
-
-def sizes_up_to(most: int, growth: int, first: int = 1) -> list[int]:
-    """Batch sizes that are compiled: from `first` times `growth` and again below `most`, and `most`."""
-    powers = itertools.takewhile(lambda size: size < most, (first * growth**i for i in itertools.count()))
-    return [*powers, most]
 
 
 class Engine:
@@ -311,11 +305,6 @@ class Engine:
         return padded(self.bundle.processor.resized(np.concatenate(images)), size)
 
 
-def bucket(count: int, sizes: Sequence[int]) -> int:
-    """The least of the sizes that holds `count`; the last where none does."""
-    return next((size for size in sizes if size >= count), sizes[-1])
-
-
 def upto(count: int, sizes: Sequence[int]) -> list[int]:
     """The sizes that batches of 1 to `count` are padded to."""
     return [size for size in sizes if size <= bucket(count, sizes)]
@@ -324,15 +313,6 @@ def upto(count: int, sizes: Sequence[int]) -> list[int]:
 def token_bucket(length: int, longest: int) -> int:
     """The padded length of a prompt."""
     return min(-(-length // TOKEN_STEP) * TOKEN_STEP, longest)
-
-
-def padded(values: Any, size: int, fill: int = 0) -> np.ndarray:
-    """`values` as an array whose first axis is filled up to `size`; whole numbers become int32."""
-    values = np.asarray(values)
-    values = values.astype(np.int32) if values.dtype == np.int64 else values
-    out = np.full((size, *values.shape[1:]), fill, values.dtype)
-    out[: len(values)] = values
-    return out
 
 
 def batches(parts: Iterable[tuple[int, bool, np.ndarray]], most: int) -> Iterator[list[tuple[int, bool, np.ndarray]]]:

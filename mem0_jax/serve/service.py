@@ -13,7 +13,7 @@ import numpy as np
 from mem0_jax import __version__
 from mem0_jax.errors import UserError
 from mem0_jax.inference.engine import Engine, LostMemoryError
-from mem0_jax.inference.planning import Plan, Planner, PlannerError
+from mem0_jax.inference.planning import Plan, Planner, PlannerError, WarmsUp
 from mem0_jax.inference.session import Options, Pilot
 from mem0_jax.policies.bundle import Bundle
 from mem0_jax.serve.batcher import Batcher
@@ -102,10 +102,12 @@ class Service:
         }
 
     async def start(self) -> None:
-        """Makes the engine, compiles its steps, and is ready."""
+        """Makes the engine, compiles its steps and those of a planner in this process, and is ready."""
         engine = await asyncio.to_thread(Engine, self.bundle, self.sessions.slots, growth=GROWTH, rows=self._rows)
         self._batcher = Batcher(engine, self._queue, self.metrics)
         await self._batcher.call(engine.warm_up)
+        if isinstance(self.planner, WarmsUp):
+            await asyncio.to_thread(self.planner.warm_up)
         self._sweeper = asyncio.create_task(self._sweep())
         self.ready.set()
 
