@@ -1,12 +1,14 @@
 """Files that appear whole, names that are safe, and disks that refuse: full, read-only, failing, out of files."""
 
 import errno
+import json
 import os
 import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from mem0_jax.errors import UserError
 
@@ -94,6 +96,13 @@ def write_whole(path: Path, content: bytes | str) -> None:
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` to `path`, making its folder; the file appears when it is complete."""
+    with disk_told(f"cannot write {path}"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, json.dumps(value, indent=1))
 
 
 def safe_name(text: str) -> str:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mem0_jax.cli import CommandParser
-from mem0_jax.commands.output import write_json
 from mem0_jax.commands.train import read_config
+from mem0_jax.disk import write_json
 from mem0_jax.progress import Progress
 
 if TYPE_CHECKING:

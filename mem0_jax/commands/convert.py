@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mem0_jax.cli import Command, CommandParser
 from mem0_jax.cli import main as run
-from mem0_jax.commands.output import write_json
+from mem0_jax.disk import write_json
 from mem0_jax.progress import Progress
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mem0_jax.cli import CommandParser
-from mem0_jax.commands.output import write_json
+from mem0_jax.disk import write_json
 from mem0_jax.progress import Progress
 
 SUMMARY = (

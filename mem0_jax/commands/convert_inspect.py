@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mem0_jax.cli import CommandParser
-from mem0_jax.commands.output import write_json
+from mem0_jax.disk import write_json
 
 SUMMARY = (
     "Lists every tensor of a checkpoint (a .pt file or its parts, safetensors, a bundle) under its PyTorch name with "

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from mem0_jax.cli import CommandParser
 from mem0_jax.commands.acting import add_acting, add_planner, options_of, planner_of, secret
-from mem0_jax.commands.output import write_json
+from mem0_jax.disk import write_json
 from mem0_jax.envs import TASKS
 from mem0_jax.errors import UserError
 from mem0_jax.progress import Progress

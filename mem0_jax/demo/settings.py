@@ -18,8 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mem0_jax.commands.output import write_json
-from mem0_jax.disk import DiskError
+from mem0_jax.disk import DiskError, write_json
 from mem0_jax.envs import TASKS
 from mem0_jax.errors import UserError
 
