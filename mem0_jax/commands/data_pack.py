@@ -9,6 +9,7 @@ from pathlib import Path
 from mem0_jax.cli import CommandParser
 from mem0_jax.commands.output import write_json
 from mem0_jax.errors import UserError
+from mem0_jax.units import size
 
 SUMMARY = (
     "Turns a LeRobot dataset into ArrayRecord shards of JPEG frames, for many readers at once and for object stores. "
@@ -64,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
         raise error if isinstance(error, UserError) else UserError(str(error)) from error
     print(
         f"{packed.root}: {packed.episodes} episodes, {packed.frames} frames in {packed.shards} shards, "
-        f"{packed.bytes / 2**20:.1f} MiB ({packed.bytes / packed.frames / 1000:.1f} kB a frame)"
+        f"{size(packed.bytes, binary=True)} ({packed.bytes / packed.frames / 1000:.1f} kB a frame)"
     )
     print(f'with TFDS: tfds.builder_from_directory("{packed.root}").as_data_source("train")')
     return 0
