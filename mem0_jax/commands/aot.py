@@ -60,7 +60,7 @@ def report(step: "Compiled") -> str:
         f"{step.topology}: {step.chips} chips, mesh {step.mesh}; {step.lanes} lanes of {step.frames} frames, "
         f"{step.lanes * step.frames} a step; compiled in {step.compile_seconds:.0f} s",
         "",
-        f"memory of a chip",
+        "memory of a chip",
     ]
     parts = ("params", "optimizer", "carry", "batch", "temporary", "code", "total", "hbm")
     meaning = {"temporary": "activations, temporary", "hbm": "HBM"}
