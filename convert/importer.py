@@ -16,7 +16,7 @@ import numpy as np
 
 from mem0_jax.backbones.qwen3_vl.processor import load_tokenizer, token_ids
 from mem0_jax.config import to_dict
-from mem0_jax.convert.files import Digest, Parts
+from mem0_jax.convert.files import Digest, Parts, PartsError
 from mem0_jax.convert.finite import not_finite, refusal
 from mem0_jax.convert.optimizer import Training, read_training
 from mem0_jax.convert.rules import ConversionError, Entry, Misfits, Plan, PlanError, make_plan, pieces, verify
@@ -131,10 +131,15 @@ def convert(job: Job, out: Path, progress: Callable[[int], object] = lambda coun
     start = time.perf_counter()
     verify(job.plan, job.source.tensors)
     with new_folder(out) as folder:
-        digests = {parts.name: Digest(parts) for parts in _files(job.source)}
+        digests = {parts: Digest(parts) for parts in _files(job.source)}
         try:
             wrong = _write(job, folder, progress)
-            sums = {name: digest.result() for name, digest in digests.items()}
+            sums = {parts.name: digest.result() for parts, digest in digests.items()}
+        except PartsError:
+            for parts, digest in digests.items():
+                if parts.expected_sha256():
+                    digest.result()  # says which part to download again
+            raise
         finally:
             for digest in digests.values():
                 digest.cancel()

@@ -11,6 +11,7 @@ from mem0_jax.cli import Command, CommandParser
 from mem0_jax.cli import main as run
 from mem0_jax.disk import write_json
 from mem0_jax.progress import Progress
+from mem0_jax.units import size
 
 if TYPE_CHECKING:
     from mem0_jax.convert.importer import Job
@@ -104,10 +105,9 @@ def _import(flags: argparse.Namespace) -> int:
     else:
         with Progress(f"convert {flags.source.name}", job.bytes, "B") as progress:
             report = convert(job, flags.out, progress.advance)
-        rate = report["bytes"] / 1e9 / report["seconds"]
         print(
-            f"{flags.out}: {report['consumed']} tensors, {report['bytes'] / 1e9:.2f} GB in {report['seconds']:.1f} s "
-            f"({rate:.2f} GB/s), at most {report['peak_rss_bytes'] / 1e9:.2f} GB of memory"
+            f"{flags.out}: {report['consumed']} tensors, {size(report['bytes'])} in {report['seconds']:.1f} s "
+            f"({size(report['bytes'] / report['seconds'])}/s), at most {size(report['peak_rss_bytes'])} of memory"
         )
         for line in report["nonfinite"][:20]:
             print(f"note: {line}")
@@ -138,7 +138,7 @@ def _export(parsing: CommandParser, flags: argparse.Namespace) -> int:
         export = to_torch if flags.to == "torch" else to_safetensors
         report = export(source, flags.out, progress.advance, flags.allow_nonfinite)
     report["seconds"] = time.perf_counter() - start
-    print(f"{flags.out}: {report['tensors']} tensors, {report['bytes'] / 1e9:.2f} GB in {report['seconds']:.1f} s")
+    print(f"{flags.out}: {report['tensors']} tensors, {size(report['bytes'])} in {report['seconds']:.1f} s")
     if flags.report:
         write_json(flags.report, report)
     return 0

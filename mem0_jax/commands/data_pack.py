@@ -10,6 +10,7 @@ from pathlib import Path
 from mem0_jax.cli import CommandParser
 from mem0_jax.disk import write_json
 from mem0_jax.errors import UserError
+from mem0_jax.units import size
 
 SUMMARY = (
     "Turns a LeRobot dataset into ArrayRecord shards of JPEG frames, for many readers at once and for object stores. "
@@ -65,7 +66,7 @@ def main(argv: Sequence[str]) -> int:
         raise error if isinstance(error, UserError) else UserError(str(error)) from error
     print(
         f"{packed.root}: {packed.episodes} episodes, {packed.frames} frames in {packed.shards} shards, "
-        f"{packed.bytes / 2**20:.1f} MiB ({packed.bytes / packed.frames / 1000:.1f} kB a frame)"
+        f"{size(packed.bytes, binary=True)} ({packed.bytes / packed.frames / 1000:.1f} kB a frame)"
     )
     if packed.left_out:
         print(f"left out, as 'data check' says why: {', '.join(packed.left_out)}", file=sys.stderr)

@@ -7,6 +7,7 @@ from pathlib import Path
 from mem0_jax.cli import CommandParser
 from mem0_jax.errors import UserError
 from mem0_jax.progress import Progress
+from mem0_jax.units import size
 
 SUMMARY = (
     "Writes one HTML file, which needs no network, with pictures of some episodes, subtasks and their ends, "
@@ -43,4 +44,4 @@ def main(argv: Sequence[str]) -> None:
                 print(f"episode {index}, {sheet.camera}: no pictures ({sheet.problem})", file=sys.stderr)
     for key, problem in view.problems.items():
         print(f"{key}: not shown ({problem})", file=sys.stderr)
-    print(f"{flags.out}: {len(view.dataset.episodes)} episodes, {flags.out.stat().st_size / 2**20:.1f} MiB")
+    print(f"{flags.out}: {len(view.dataset.episodes)} episodes, {size(flags.out.stat().st_size, binary=True)}")

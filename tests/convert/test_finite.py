@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -79,7 +80,7 @@ def test_taken_when_asked_for_and_refused_on_the_way_back(tensors, tmp_path, cap
 
 
 def test_moments_of_the_optimizer(tmp_path, capsys):
-    def read(node):
+    def read(node) -> Any:
         if isinstance(node, StoredTensor):
             return node.read().copy()
         if isinstance(node, dict):

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[2]
 # From the ground up; the rooms of one line do not know each other. A module of mem0_jax itself is a room of its own.
 FLOORS = (
     ("errors",),
-    ("config", "disk", "installed", "pages", "progress", "stand_in", "tree"),
+    ("config", "disk", "installed", "pages", "progress", "stand_in", "tree", "units"),
     ("jax_environment", "lock", "nn", "store"),
     ("backbones", "data", "distributed", "envs", "heads", "memory"),
     ("policies",),

@@ -169,7 +169,9 @@ def _rope(parts: Mapping[str, Mapping[str, Any]], problems: list[str]) -> dict[s
             problems.append(f"{place}: expected an object, got {rope!r:.60}")
             continue
         fixed, read = ROPE_FIXED[VISION if where == VISION else TEXT], () if where == VISION else found
-        problems += _not_fixed(rope, fixed, place)
+        if other := _not_fixed(rope, fixed, place):
+            problems += other
+            continue  # the numbers beside are of that form
         strange = [key for key, value in rope.items() if value is not None and key not in (*fixed, *read)]
         problems += [f"{place}: {key} {rope[key]!r:.60} is not supported, only null" for key in strange]
         for key in read:
