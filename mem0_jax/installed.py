@@ -13,22 +13,13 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 PYTHONS = (3, 11), (3, 14)  # the first that is supported, the first that is not
 
 
-def how_to_install(extra: str = "") -> str:
-    """The command that brings what an extra of pyproject.toml needs into this environment; "": what all need.
+def how_to_install(extra: str) -> str:
+    """The command that brings what an extra of pyproject.toml needs into this environment.
 
     In the environment that the checkout's Makefile made it is a target of it. Elsewhere it names the packages
     themselves, which is right wherever this one came from.
     """
-    if Path(sys.prefix).resolve() == CHECKOUT / ".venv" and (CHECKOUT / "Makefile").is_file():
-        # Where a package is too old though make installed all, make must be told to do it again.
-        words = [
-            "make",
-            *([] if Path.cwd() == CHECKOUT else ["-C", str(CHECKOUT)]),
-            *([extra] if extra else ["-B", "install"]),
-        ]
-    else:
-        words = ["pip", "install", *_requirements(extra)]
-    return shlex.join(words)
+    return _make(extra) or shlex.join(["pip", "install", *_requirements(extra)])
 
 
 def check() -> None:
@@ -37,18 +28,19 @@ def check() -> None:
         raise UserError(
             f"mem0_jax needs Python 3.11 to 3.13, this is {sys.version.split()[0]}: take another interpreter"
         )
-    wrong = []
+    wrong = {}
     for requirement in _requirements(""):
         name, _, least = requirement.partition(">=")
         try:
             version = metadata.version(name)
         except metadata.PackageNotFoundError:
-            wrong.append(f"{name} is missing")
+            wrong[requirement] = f"{name} is missing"
             continue
-        if least and _numbers(version) < _numbers(least):
-            wrong.append(f"{name} is {version}, {least} or newer is needed")
+        if _numbers(version) < _numbers(least):
+            wrong[requirement] = f"{name} is {version}, {least} or newer is needed"
     if wrong:
-        raise UserError(f"this environment does not fit: {'; '.join(wrong)}. To mend it: {how_to_install()}")
+        mend = _make("-B", "install") or shlex.join(["pip", "install", *wrong])
+        raise UserError(f"this environment does not fit: {'; '.join(wrong.values())}. To mend it: {mend}")
 
 
 def explained(error: Exception) -> str | None:
@@ -62,10 +54,16 @@ def explained(error: Exception) -> str | None:
             outside = outside or name
     if not outside:
         return None
-    return (
-        f"the package {outside} cannot be imported: {type(error).__name__}: {' '.join(str(error).split())} "
-        f"(versions that fit: {how_to_install()})"
-    )
+    said, mend = " ".join(str(error).split()), _make("-B", "install") or "pip check"
+    return f"the package {outside} cannot be imported here ({type(error).__name__}: {said}). What may help: {mend}"
+
+
+def _make(*words: str) -> str | None:
+    """A call of the Makefile that made this environment, None where it is another's. With -B it does again what is
+    done: others may have put other versions in the place of its own since."""
+    if Path(sys.prefix).resolve() != (CHECKOUT / ".venv").resolve() or not (CHECKOUT / "Makefile").is_file():
+        return None
+    return shlex.join(["make", *([] if Path.cwd() == CHECKOUT else ["-C", str(CHECKOUT)]), *words])
 
 
 def _requirements(extra: str) -> list[str]:

@@ -285,3 +285,13 @@ def test_a_run_goes_on_from_another_s_optimizer_and_asks_for_it_once(tmp_path):
         state, _ = step(state, batch_at(index))
     for mine, theirs in zip(jax.tree.leaves(second.state.params), jax.tree.leaves(state.params)):
         np.testing.assert_array_equal(mine, theirs)
+
+
+def test_what_a_program_around_ours_set_in_jax_changes_no_number(tmp_path):
+    def train(folder):
+        return fit(make_policy(), make_loader, make_config(10), tmp_path / folder).state.params
+
+    expected = train("plain")
+    with jax.enable_x64(True), jax.numpy_rank_promotion("raise"), jax.default_prng_impl("rbg"):
+        found = train("changed")
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
