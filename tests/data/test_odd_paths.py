@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -52,11 +53,12 @@ def test_datasets_are_read_packed_and_shown(name, tmp_path, capsys):
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, f"{name}.packed", f"{name}.html"])
 
 
-def test_videos_are_written(name, tmp_path):
-    folder = tmp_path.joinpath(name).relative_to(tmp_path)
+def test_datasets_and_videos_are_written(name, tmp_path):
+    folder = Path(name, "set")
+    folder.parent.mkdir()
     with LeRobotWriter(folder, 10, mem0_features(64, 96), "planar") as writer:
         writer.add_episode(episode_frames(0, 3), "task")
-    dataset = LeRobotDataset(name)
+    dataset = LeRobotDataset(folder)
     video = dataset.open_video(dataset.episodes[0], CAMERA)
     assert [read_code(image) for image in video.read(0, 3)] == [(0, 0), (0, 1), (0, 2)]
     video.close()
