@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from mem0_jax import __version__
-from mem0_jax.disk import explained
+from mem0_jax.disk import explained, tell_once
 from mem0_jax.errors import UserError
 
 OK, FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -205,6 +205,7 @@ class _Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaults
 def _run(title: str, command: Command, argv: list[str]) -> int:
     if not any(map(glob.glob, TPU_DEVICES)):
         os.environ.update(NO_TPU | os.environ)
+    tell_once()
     try:
         code = importlib.import_module(command.module).main(argv) or OK
         sys.stdout.flush()

@@ -1,12 +1,15 @@
 """Files that appear whole, names that are safe, and disks that refuse: full, read-only, failing, out of files."""
 
 import errno
+import logging
 import os
 import re
+import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from mem0_jax.errors import UserError
 
@@ -84,6 +87,25 @@ def disk_told(place: str | Path, kept: str = "") -> Iterator[None]:
         if (told := explained(error, place, kept)) is None:
             raise
         raise told from error
+
+
+def tell_once() -> None:
+    """From now on a disk's refusal is told by the error that is raised, not also by each of a library's threads."""
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(_is_news)
+    if sys.unraisablehook is sys.__unraisablehook__:
+        sys.unraisablehook = _but_late_writes
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    error = record.exc_info[1] if record.exc_info else None
+    return error is None or explained(error) is None
+
+
+def _but_late_writes(unraisable: Any) -> None:
+    # TensorStore's, which end after the first of them has failed.
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
 
 
 def write_whole(path: Path, content: bytes | str) -> None:
