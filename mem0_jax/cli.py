@@ -199,6 +199,7 @@ class _Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaults
 def _run(title: str, command: Command, argv: list[str]) -> int:
     if not any(map(glob.glob, TPU_DEVICES)):
         os.environ.update(NO_TPU | os.environ)
+    disk.tell_once()
     try:
         if not {"-h", "--help"} & set(argv):
             installed.check()

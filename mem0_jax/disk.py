@@ -2,8 +2,10 @@
 
 import errno
 import json
+import logging
 import os
 import re
+import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -86,6 +88,25 @@ def disk_told(place: str | Path, kept: str = "") -> Iterator[None]:
         if (told := explained(error, place, kept)) is None:
             raise
         raise told from error
+
+
+def tell_once() -> None:
+    """From now on a disk's refusal is told by the error that is raised, not also by each of a library's threads."""
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(_is_news)
+    if sys.unraisablehook is sys.__unraisablehook__:
+        sys.unraisablehook = _but_late_writes
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    error = record.exc_info[1] if record.exc_info else None
+    return error is None or explained(error) is None
+
+
+def _but_late_writes(unraisable: Any) -> None:
+    # TensorStore's, which end after the first of them has failed.
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
 
 
 def write_whole(path: Path, content: bytes | str) -> None:

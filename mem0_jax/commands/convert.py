@@ -78,7 +78,7 @@ def main(argv: Sequence[str]) -> int:
     flags = parsing.parse_args(argv)
     if flags.out is None and not flags.dry_run:
         parsing.error("OUT is missing; only --dry-run does without")
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax remarks on every write; errors are raised besides
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax remarks on every write
     return _export(parsing, flags) if flags.to else _import(flags)
 
 
