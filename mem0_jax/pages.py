@@ -64,7 +64,7 @@ p { margin: .4rem 0 1rem; max-width: 44rem; } .note { color: var(--muted); font-
 .good { color: var(--good); } .bad { color: var(--bad); }
 figure { margin: 0; } figcaption { color: var(--muted); font-size: .88rem; line-height: 1.4; margin-top: .4rem; }
 .card { background: var(--card); border: 1px solid var(--rule); border-radius: 12px; padding: 1.1rem; }
-* + .card, * + .scroll, .card + *, .scroll + * { margin-top: 1.2rem; }
+.card > h3:first-child { margin-top: 0; } * + .card, * + .scroll, .card + *, .scroll + * { margin-top: 1.2rem; }
 
 .scroll { overflow-x: auto; background:
   linear-gradient(90deg, var(--paper) 40%, transparent) 0 0 / 2rem 100% no-repeat local,
@@ -77,7 +77,7 @@ th, td { text-align: left; padding: .5rem .8rem .5rem 0; border-bottom: 1px soli
 tr:last-child > * { border-bottom: 0; } thead th { color: var(--muted); font-weight: 500; font-size: .9rem; }
 tbody th { font-weight: 500; min-width: 6rem; overflow-wrap: anywhere; }
 th:first-child { position: sticky; left: 0; background: var(--paper); }
-td b { font-size: 1.1rem; } td small { color: var(--muted); display: block; font-size: .8rem; }
+td b { font-size: 1.08em; } td small { color: var(--muted); display: block; font-size: .8rem; }
 
 .key { display: inline-block; width: .85em; height: .85em; border-radius: 3px; margin-right: .5em; flex: none;
   background: var(--series); vertical-align: -.05em; }
@@ -92,12 +92,13 @@ td b { font-size: 1.1rem; } td small { color: var(--muted); display: block; font
 .bars { display: grid; gap: .7rem; margin: 0; padding: 0; list-style: none; font-variant-numeric: tabular-nums; }
 .bars li { display: grid; grid-template-columns: minmax(0, 11rem) minmax(0, 1fr) 4rem; gap: .1rem .9rem;
   align-items: center; }
-.bars b { text-align: right; }
+.bars b { text-align: right; white-space: nowrap; }
 .track { position: relative; display: block; height: 1.5rem; background: var(--void); border-radius: 4px; }
 .track > * { position: absolute; top: 0; bottom: 0; }
 .track .bar { left: 0; border-radius: 4px; background: var(--fill, var(--series)); border: 1px solid var(--series); }
 .track .reach { height: 2px; top: calc(50% - 1px); background: var(--ink); outline: 1px solid var(--card); }
-.track .line, .key.upright { width: 0; border-left: 2px dashed var(--muted); background: none; border-radius: 0; }
+.track .line, .key.upright { width: 3px; border-radius: 0;
+  background: repeating-linear-gradient(var(--ink) 0 4px, var(--card) 4px 7px); }
 
 .plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(15.5rem, 100%), 1fr)); gap: 1.2rem; }
 .plot figcaption { margin: 0 0 .2rem; color: var(--ink); }
@@ -149,7 +150,8 @@ button { cursor: pointer; margin-bottom: .9rem; } button:hover { border-color: v
 [hidden] { display: none !important; }
 
 .sessions { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(25rem, 100%), 1fr)); gap: 1.1rem; }
-.sessions .card { padding: 0; margin: 0; overflow: hidden; min-width: 0; } .stale { opacity: .55; }
+.sessions .card { padding: 0; margin: 0; overflow: hidden; min-width: 0; }
+.stale img { filter: grayscale(1); } .stale .card { border-style: dashed; border-color: var(--bad); }
 .about { padding: .9rem 1.1rem 1.1rem; } .about h3 { margin: 0; line-height: 1.35; font-size: 1.05rem; }
 .about p { margin: .2rem 0 0; line-height: 1.4; } .about .plots { grid-template-columns: minmax(0, 1fr); gap: .9rem;
   margin-top: .8rem; }

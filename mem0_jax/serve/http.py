@@ -18,6 +18,7 @@ import base64
 import io
 import json
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ from mem0_jax.serve.sessions import Session
 STATUS = {"unknown_session": 404, "in_use": 409, "full": 503, "busy": 503, "stopping": 503, "planner": 502}
 STATUS |= {"failed": 500, "too_large": 413}
 FIELDS = ("text", "state", "states", "session", "episode_first_frame", "reset", "seed", "temperature")
+_MADE_UP = re.compile(r"[0-9a-f]{8}-?([0-9a-f]{4}-?){3}[0-9a-f]{12}", re.IGNORECASE)  # ids that programs make
 THUMBNAIL = 320  # pixels of the longer side
 _SAFE = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
 
@@ -154,14 +156,17 @@ async def _overview(service: Service) -> dict[str, Any]:
     sessions = list(service.sessions)
     pictures = await asyncio.to_thread(lambda: [_thumbnail(session.image) for session in sessions])
     shown = [_view(session, picture) for session, picture in zip(sessions, pictures)]
-    return {"policy": service.metadata()["server"], "slots": service.sessions.slots, "sessions": shown}
+    about = {"policy": service.metadata()["server"], "state": service.state, "slots": service.sessions.slots}
+    return about | {"statistics": service.metrics.recent(), "sessions": shown}
 
 
 def _view(session: Session, picture: str | None) -> dict[str, Any]:
-    pilot, seconds = session.pilot, list(session.seconds)
+    pilot, seconds, client = session.pilot, list(session.seconds), _client(session.connection)
     actions = [] if session.actions is None else session.actions.tolist()
     return {
         "id": session.id,
+        "name": _name(session, client),
+        "client": client,
         "env": session.env,
         "connected": session.connection is not None,
         "task": pilot.task,
@@ -174,6 +179,18 @@ def _view(session: Session, picture: str | None) -> dict[str, Any]:
         "actions": [[_finite(number) for number in row] for row in actions],
         "image": picture,
     }
+
+
+def _name(session: Session, client: str) -> str:
+    """What people call it: by label and id where they chose these, else by where it comes from."""
+    chosen = "" if _MADE_UP.fullmatch(session.id) else session.id
+    return " · ".join(filter(None, (session.env, chosen))) or f"client {client}".strip()
+
+
+def _client(connection: object) -> str:
+    """Where a WebSocket comes from; "" for forms and between connections."""
+    peer = connection.get_extra_info("peername") if isinstance(connection, web.WebSocketResponse) else None
+    return f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else ""
 
 
 def _finite(number: float) -> float | None:

@@ -74,6 +74,13 @@ class Service:
         """Warm, and the last step went well."""
         return self.ready.is_set() and not self.stopping and not (self._batcher and self._batcher.failing)
 
+    @property
+    def state(self) -> str:
+        """What it is doing, in words."""
+        if self.stopping:
+            return "stopping"
+        return "ready" if self.healthy else "its last step failed" if self.ready.is_set() else "warming up"
+
     def metadata(self) -> dict[str, Any]:
         """What a client is told first."""
         action = self.bundle.config.action
@@ -239,6 +246,7 @@ class Service:
         seconds = time.perf_counter() - began
         if steps:
             session.seconds.append(seconds)
+            self.metrics.turn_ms.add(1000 * seconds)
         return answer | {"policy_timing": {"infer_ms": 1000 * seconds, "steps": steps}}
 
     def _unseen(self, pilot: Pilot, message: Message) -> tuple[Any, ...]:
@@ -263,7 +271,7 @@ class Service:
                 assert self.planner is not None
                 began = time.perf_counter()
                 pilot.planned(await _in_thread(self.planner.next_subtask, pilot.situation))
-                self.metrics.plan_seconds.observe(time.perf_counter() - began)
+                self.metrics.planned(time.perf_counter() - began)
             if not pilot.step_needed(decide):
                 return steps
             pilot.receive(await self._batcher.step(pilot.request(decide)))

@@ -132,4 +132,4 @@ def results(bare: bool = False) -> Results:
         for solved, factor in ((11, 1.0), (4, 1.4))
     ]
     weights = np.full(6, 1 / 6)
-    return Results(*arms, facts, Attention(film, weights, film[0], film[1], step=34))
+    return Results(arms[0], arms[1], facts, Attention(film, weights, film[0], film[1], step=34))
