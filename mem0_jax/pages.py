@@ -29,7 +29,7 @@ PALETTE = {
     "s1": ("#b8622f", "#e0945f"),
     "s2": ("#5a8aee", "#9179df"),
     "s3": ("#3b124e", "#c8fcbc"),
-    "s4": ("#b682a4", "#63e3f6"),
+    "s4": ("#b17c9e", "#63e3f6"),
     "s5": ("#691902", "#e6cb38"),
     "s6": ("#5e2e92", "#35768b"),
     "s7": ("#904202", "#b14e0f"),
@@ -75,6 +75,7 @@ table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nu
 caption { text-align: left; color: var(--muted); font-size: .88rem; padding-bottom: .3rem; }
 th, td { text-align: left; padding: .5rem .8rem .5rem 0; border-bottom: 1px solid var(--rule); vertical-align: top; }
 tr:last-child > * { border-bottom: 0; } thead th { color: var(--muted); font-weight: 500; font-size: .9rem; }
+thead th > span { display: inline-block; max-width: 9rem; }
 tbody th { font-weight: 500; min-width: 6rem; overflow-wrap: anywhere; }
 th:first-child { position: sticky; left: 0; background: var(--paper); }
 td b { font-size: 1.08em; } td small { color: var(--muted); display: block; font-size: .8rem; }
@@ -153,7 +154,8 @@ button { cursor: pointer; margin-bottom: .9rem; } button:hover { border-color: v
 .sessions .card { padding: 0; margin: 0; overflow: hidden; min-width: 0; }
 .stale img { filter: grayscale(1); } .stale .card { border-style: dashed; border-color: var(--bad); }
 .about { padding: .9rem 1.1rem 1.1rem; } .about h3 { margin: 0; line-height: 1.35; font-size: 1.05rem; }
-.about p { margin: .2rem 0 0; line-height: 1.4; } .about .plots { grid-template-columns: minmax(0, 1fr); gap: .9rem;
+.about p { margin: .2rem 0 0; line-height: 1.4; } .about .long { max-height: 7em; overflow-y: auto; }
+.about .plots { grid-template-columns: minmax(0, 1fr); gap: .9rem;
   margin-top: .8rem; }
 .view { position: relative; background: var(--void); aspect-ratio: 4 / 3; }
 .view img { width: 100%; height: 100%; object-fit: contain; display: block; }
@@ -209,7 +211,7 @@ def section(title: str, content: str, note: str = "") -> str:
 
 def table(caption: str, titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table that scrolls within itself; the first entry of a row is its header."""
-    head = "".join(f'<th scope="col">{title}</th>' for title in titles)
+    head = "".join(f'<th scope="col"><span>{title}</span></th>' for title in titles)
     body = "".join(
         f'<tr><th scope="row">{first}</th>{"".join(f"<td>{cell}</td>" for cell in rest)}</tr>\n'
         for first, *rest in rows

@@ -94,3 +94,59 @@ def _address(file: Path, program: subprocess.Popen) -> str:
         while (message := json.loads(ws.recv(timeout=60))).get("id") != 1:
             pass
     return f"ws://127.0.0.1:{port}/devtools/page/{message['result']['targetId']}"
+
+
+def faults(tab: Tab) -> list[str]:
+    """What a reader of the page at this width and in this theme would miss; [] is right."""
+    return tab.ask(f"({_FAULTS})()")
+
+
+_FAULTS = """() => {
+  const found = new Set(), wide = innerWidth, words = [];
+  if (document.scrollingElement.scrollWidth > wide) found.add("the page scrolls sideways");
+  const luminance = ([r, g, b]) => [r, g, b].map((v) => v / 255)
+    .map((v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+  const numbers = (color) => color.match(/[\\d.]+/g).map(Number);
+  const behind = (node) => {
+    for (let e = node; e; e = e.parentElement) {
+      const color = numbers(getComputedStyle(e).backgroundColor);
+      if (color.length < 4 || color[3] > 0.8) return color;
+    }
+    return [255, 255, 255];
+  };
+  const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walk.nextNode()) {
+    const text = walk.currentNode.data.trim(), e = walk.currentNode.parentElement;
+    if (!text || e.closest("script, style, video") || e.tagName === "title" || !e.checkVisibility()) continue;
+    const style = getComputedStyle(e), said = text.slice(0, 30), drawn = e.closest("svg") && e.getScreenCTM?.();
+    const size = parseFloat(style.fontSize) * (drawn ? Math.min(drawn.a, drawn.d) : 1);
+    if (size < 11) found.add(`${size.toFixed(1)} px: ${said}`);
+    const pair = [luminance(numbers(style.color)), luminance(behind(e))].sort((a, b) => b - a);
+    const contrast = (pair[0] + 0.05) / (pair[1] + 0.05);
+    const large = size >= 24 || (size >= 18.66 && style.fontWeight >= 600);
+    if (contrast < (large ? 3 : 4.5)) found.add(`contrast ${contrast.toFixed(2)}: ${said}`);
+    if (e.closest(".scroll, pre")) continue;
+    const range = document.createRange();
+    range.selectNodeContents(walk.currentNode);
+    for (const box of range.getClientRects()) {
+      if (box.left < -1 || box.right > wide + 1) found.add(`beyond the edge: ${said}`);
+      words.push([said, box]);
+    }
+  }
+  words.forEach(([one, a], i) => words.slice(i + 1).forEach(([other, b]) => {
+    const across = Math.min(a.right, b.right) - Math.max(a.left, b.left);
+    if (across > 2 && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 7) found.add(`${one} covers ${other}`);
+  }));
+  for (const row of document.querySelectorAll("tr")) {
+    const box = row.closest(".scroll"), first = row.cells[0], last = row.cells[row.cells.length - 1];
+    if (!row.checkVisibility() || first === last) continue;
+    box.scrollLeft = 1e6;
+    const edge = Math.min(wide, box.getBoundingClientRect().right) + 1, place = last.getBoundingClientRect();
+    if (place.right > edge || place.left < first.getBoundingClientRect().right - 1) {
+      found.add(`the last column cannot be seen: ${row.textContent.slice(0, 30)}`);
+    }
+    box.scrollLeft = 0;
+  }
+  return [...found];
+}"""

@@ -83,11 +83,11 @@ class Metrics:
     def recent(self) -> dict[str, Any]:
         """The last minute of the whole server."""
         rows = (
-            ("Latency: message to answer", "ms", self.turn_ms),
-            ("Step of the policy", "ms", self.step_ms),
+            ("Latency", "ms", self.turn_ms),
+            ("Policy step", "ms", self.step_ms),
             ("Planner call", "ms", self.plan_ms),
-            ("Batch: sessions in a step", "", self.together),
-            ("Queue: requests waiting", "", self.waiting),
+            ("Batch", "sessions", self.together),
+            ("Queue", "requests", self.waiting),
         )
         found = [{"name": name, "unit": unit, **values.summary()} for name, unit, values in rows]
         return {"seconds": WINDOW, "most": MOST, "rows": found}

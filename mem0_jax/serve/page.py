@@ -71,7 +71,7 @@ function card() {
   c.stage = make("span", "", tags);
   const about = make("div", "about", article);
   c.name = make("h3", "", about);
-  c.instruction = make("p", "", about);
+  c.instruction = make("p", "long", about);
   c.task = make("p", "note", about);
   const who = make("p", "note", about);
   c.dot = make("span", "dot", who);
@@ -105,7 +105,7 @@ function show(c, s) {
   const columns = s.actions.length ? s.actions[0].map((_, j) => s.actions.map((row) => row[j])) : [];
   const numbers = columns.flat().filter((value) => value !== null);
   const range = numbers.length ? [Math.min(...numbers), Math.max(...numbers)] : [0, 0];
-  const size = s.actions.length ? `${s.actions.length} of ${columns.length} numbers` : "none yet";
+  const size = s.actions.length ? `${s.actions.length} steps of ${columns.length} numbers` : "none yet";
   draw(c.actions, `Next actions: ${size}`, columns, columns.map((_, j) => arm(j, columns.length)), range, "",
     "next step", `step ${s.actions.length}`);
   const ms = s.milliseconds, count = ms.length;
@@ -169,28 +169,38 @@ refresh();
 _SIGNS = legend(
     [
         ("line s0", "left arm's joints"),
-        ("line s0 dashed", "its gripper"),
+        ("line s0 dashed", "left gripper"),
         ("line s1", "right arm's joints"),
-        ("line s1 dashed", "its gripper, in the robot's units"),
-        ("line muted", "latency in ms: from a message to its answer"),
+        ("line s1 dashed", "right gripper"),
+        ("line muted", "latency"),
     ]
 )
-_NUMBERS = table("", ["Of each", "Now", "p50", "p90", "p99", "Most", "Count"], [])  # the script fills it
+_READING = (
+    "Next actions in the robot's units, from the next step on; latency from a message to its answer, in ms. Beside "
+    "each curve: its greatest and its least value."
+)
+_MEASURES = (
+    "Latency: from a message to its answer, where the policy stepped. Batch: sessions in one step of the policy. "
+    "Queue: requests that wait for one, each time that one more does."
+)
+_NUMBERS = table("", ["Of each", "Now", "p50", "p90", "p99", "Max", "Count"], [])  # the script fills it
 
 PAGE = document(
     "Policy server",
     f"""<header><h1>Policy server</h1><p id="about" class="note"></p>
 <p id="note" class="bad" role="status"></p></header>
 <form id="ask" hidden>
-<input id="token" type="password" placeholder="token" aria-label="token"><button>Show</button>
+<input id="token" type="password" autocomplete="off" placeholder="token" aria-label="token"><button>Show</button>
 </form>
 <div id="live" hidden>
 <section>
 <h2>Whole server</h2>
+<p class="note">{_MEASURES}</p>
 {_NUMBERS}
 </section>
 <section>
 <h2>Sessions</h2>
+<p class="note">{_READING}</p>
 {_SIGNS}
 <p id="empty" class="empty" hidden>No robot is connected.</p>
 <div id="sessions" class="sessions"></div>
