@@ -10,7 +10,7 @@ within themselves, under their first column. A series is told apart by its colou
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 # Name -> (light, dark). Text has a contrast of at least 4.5 on paper and card, series one of at least 3; the series
 # differ from each other for colour-blind eyes as well.
@@ -280,7 +280,7 @@ def _bar(entry: Bar, across: str) -> str:
 
 
 class Line(NamedTuple):
-    """A line of a plot: classes, places and values; where a value is None the line is broken."""
+    """A line of a plot: classes, places and values; where a value is None or not finite the line is broken."""
 
     mark: str
     x: Sequence[float]
@@ -310,18 +310,21 @@ def plot(
     """
     places = [place for line in lines for place in line.x] or [0.0]
     left, right = min(places), max(places)
-    known = [value for line in lines for value in line.y if value is not None]
-    low, high = ends or _rounded(known, log)
+    low, high = ends or _rounded([value for line in lines for value in line.y if _is_known(value)], log)
     scale = math.log10 if log else float
-    bottom, height = scale(low), (scale(high) - scale(low)) or 1.0
-    across = lambda place: 1000 * (place - left) / ((right - left) or 1.0)  # noqa: E731
-    down = lambda value: 600 - 600 * (scale(value) - bottom) / height  # noqa: E731
+    bottom, top = scale(low), scale(high)
+
+    def across(place: float) -> str:
+        return f"{1000 * (place - left) / ((right - left) or 1.0):.0f}"
+
+    def point(x: float, y: float | None) -> str | None:
+        return f"{across(x)} {600 * (top - scale(y)) / ((top - bottom) or 1.0):.0f}" if _is_known(y) else None
+
     paths = "".join(f'<path class="rule" d="M0 {y}H1000"/>' for y in (0, 300, 600))
     if upright is not None:
-        paths += f'<path class="muted dotted" d="M{across(upright):.0f} 0V600"/>'
+        paths += f'<path class="muted dotted" d="M{across(upright)} 0V600"/>'
     for line in lines:
-        points = [None if y is None else f"{across(x):.0f} {down(y):.0f}" for x, y in zip(line.x, line.y)]
-        paths += f'<path class="{line.mark}" d="{_path(points)}"/>'
+        paths += f'<path class="{line.mark}" d="{_path([point(x, y) for x, y in zip(line.x, line.y)])}"/>'
     middle = math.sqrt(low * high) if log else (low + high) / 2
     ticks = [f"{value:.3g}" for value in (high, middle, low)]
     return axes(title, words, paths, ticks, (f"{left:g}", axis, f"{right:g}"))
@@ -339,8 +342,12 @@ def axes(title: str, words: str, drawn: str, ticks: Sequence[str], ends: Sequenc
     )
 
 
+def _is_known(value: float | None) -> TypeGuard[float]:
+    return value is not None and math.isfinite(value)
+
+
 def _path(points: Sequence[str | None]) -> str:
-    """A value between two gaps is a dot: a line to itself, with round caps or not, of some length."""
+    """A point between two gaps is a short line."""
     commands, pen = [], "M"
     for i, point in enumerate(points):
         if point is None:

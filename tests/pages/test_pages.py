@@ -177,7 +177,7 @@ def test_series_differ_for_all_eyes(theme, eyes):
 
 
 def test_a_plot_says_its_range_and_leaves_gaps():
-    drawn = plot("loss", "loss", [Line("s0", [0, 1, 2, 3, 4], [1.0, None, 3.0, 4.0, None])], axis="step")
+    drawn = plot("loss", "loss", [Line("s0", [0, 1, 2, 3, 4], [1.0, np.nan, 3.0, 4.0, None])], axis="step")
     assert re.findall(r"<span>([^<]*)</span>", drawn) == ["4", "2.5", "1", "0", "step", "4"]
     assert 'd="M0 600h12M500 200L750 0"' in drawn
     for values in ([], [None], [2.0], [0.0, 0.0], [-1e-9, 1e9], [1e-3, 10.0]):

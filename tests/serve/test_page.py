@@ -68,10 +68,10 @@ def test_many_sessions_can_be_read_at_every_width(server, tab):
     tab.open(f"http://127.0.0.1:{server.port}/")
     tab.wait_for(f"{SHOWN}.includes('No robot is connected.')")
     assert faults(tab) == []
-    names = [{"env": "aloha"}, {"env": LONG, "session": "i" * 120}, {}, {"session": "</script>'\""}]
+    names = [("aloha", None), (LONG, "i" * 120), ("", None), ("", "</script>'\""), *[("sim", None)] * 13]
     with ExitStack() as stack:
-        for number in range(17):
-            policy = stack.enter_context(Client(address(server), **(names[number] if number < 4 else {"env": "sim"})))
+        for number, (env, session) in enumerate(names):
+            policy = stack.enter_context(Client(address(server), env=env, session=session))
             policy.reset(LONG * 5 if number == 1 else TASK)
             policy.infer(frame(number, dim=14 + 2 * (number % 2)))
         tab.wait_for("document.querySelectorAll('article').length == 17")
