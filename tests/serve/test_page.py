@@ -14,7 +14,7 @@ from mem0_jax.serve.server import Settings
 from mem0_jax.serve.service import Service
 
 LONG = "<b>" + "W" * 300
-SHOWN = "document.querySelector('h1') && document.body.innerText"
+SHOWN = "document.body.innerText"
 
 
 @pytest.fixture(scope="module")
@@ -43,23 +43,22 @@ def test_names_are_those_that_people_gave(server):
     assert all(one["connected"] for one in shown)
 
 
-def test_the_whole_server_is_measured_over_a_stated_window(bundle):
-    with serving(lambda: Service(bundle, slots=4, rows=4)) as own:
-        empty = sessions(own)["statistics"]
-        assert [row["count"] for row in empty["rows"]] == [0] * 5
-        assert all(row["p99"] is None for row in empty["rows"])
-        with Client(address(own)) as policy:
-            policy.reset(TASK)
-            for number in range(12):
-                policy.infer(frame(number))
-        found = sessions(own)
+def test_the_whole_server_is_measured_over_a_stated_window(server):
+    before = sessions(server)["statistics"]
+    with Client(address(server)) as policy:
+        policy.reset(TASK)
+        for number in range(12):
+            policy.infer(frame(number))
+    found = sessions(server)
     assert (found["state"], found["statistics"]["seconds"]) == ("ready", 60)
     latency, step, plan, batch, queue = found["statistics"]["rows"]
-    assert (latency["count"], step["count"], plan["count"]) == (12, 12, 0)
-    for row in (latency, step):
-        assert row["unit"] == "ms"
-        assert 0 < row["p50"] <= row["p90"] <= row["p99"] == row["most"]
-    assert (batch["most"], queue["most"], batch["p50"]) == (1, 1, 1)
+    assert plan["count"] == 0
+    assert plan["p50"] is plan["p99"] is plan["now"] is None
+    for row, old in zip((latency, step, batch, queue), [before["rows"][i] for i in (0, 1, 3, 4)]):
+        assert row["count"] <= old["count"] + 12  # some of the old ones may have left the window
+        assert 0 < row["p50"] <= row["p90"] <= row["p99"] <= row["most"]
+    assert [row["unit"] for row in (latency, step, batch, queue)] == ["ms", "ms", "sessions", "requests"]
+    assert (batch["now"], queue["now"]) == (1, 1)
 
 
 @pytest.mark.browser
@@ -101,19 +100,19 @@ def test_it_asks_for_the_token_and_says_when_the_server_goes_and_comes(bundle, t
         port = free.getsockname()[1]
     settings = Settings(port=port, token="s3cret")
     tab.resize(400)
-    with serving(lambda: Service(bundle, slots=2, rows=2), settings):
+    with serving(lambda: Service(bundle, slots=1, rows=1), settings):
         tab.open(f"http://127.0.0.1:{port}/")
         tab.wait_for(f"{SHOWN}.includes('This server asks for its token.')")
         assert faults(tab) == []
         tab.ask("document.querySelector('#token').value = 'wrong', document.querySelector('form button').click()")
         tab.wait_for(f"{SHOWN}.includes('This is not the server')")
         tab.ask("document.querySelector('#token').value = 's3cret', document.querySelector('form button').click()")
-        tab.wait_for(f"{SHOWN}.includes('0 of 2 sessions')")
+        tab.wait_for(f"{SHOWN}.includes('0 of 1 sessions')")
         assert not tab.ask("document.querySelector('form').checkVisibility()")
     tab.wait_for(f"{SHOWN}.includes('The server does not answer since')")
     assert faults(tab) == []
-    with serving(lambda: Service(bundle, slots=3, rows=3), settings):
-        tab.wait_for(f"{SHOWN}.includes('0 of 3 sessions')")
+    with serving(lambda: Service(bundle, slots=2, rows=1), settings):
+        tab.wait_for(f"{SHOWN}.includes('0 of 2 sessions')")
         tab.wait_for(f"!{SHOWN}.includes('does not answer')")
         tab.open(f"http://127.0.0.1:{port}/#token=%zz")
         tab.ask("location.reload()")
