@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 # From the ground up; the rooms of one line do not know each other. A module of mem0_jax itself is a room of its own.
 FLOORS = (
-    ("errors",),
+    ("errors", "pages"),
     ("config", "tree"),
     ("nn", "store"),
     ("backbones", "data", "distributed", "envs", "heads", "memory"),
