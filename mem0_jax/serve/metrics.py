@@ -9,10 +9,8 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 _SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
-
-
-WINDOW = 60.0  # seconds
-MOST = 2**14  # values kept of one kind: a busy server's window is shorter
+WINDOW = 60.0  # seconds that the page tells of
+MOST = 2**14  # values kept of one kind: the window of a very busy server is shorter
 
 
 class Recent:
@@ -60,7 +58,6 @@ class Metrics:
         )
         self.queue = Gauge("mem0_queue", "Requests that wait for a step", registry=registry)
         self.dropped = Counter("mem0_sessions_dropped", "Sessions dropped for being idle", registry=registry)
-
         self.turn_ms, self.step_ms, self.plan_ms, self.together, self.waiting = (Recent() for _ in range(5))
 
     def stepped(self, seconds: float, sessions: int) -> None:
