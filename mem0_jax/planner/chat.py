@@ -183,7 +183,7 @@ def _turn(message: Any, where: str, controls: tuple[str, ...], images: list[np.n
             text += said
         elif kind == "image_url":
             if len(images) >= limits.images:
-                raise ChatError(f"{at} is image {len(images) + 1}, more than the {limits.images} of a request", at)
+                raise ChatError(f"{at}: more than {limits.images} images, this is number {len(images) + 1}", at)
             url = _of(_of(part, "image_url", dict, at), "url", str, f"{at}.image_url")
             images.append(_image(url, f"{at}.image_url.url", limits.image_pixels))
             text += IMAGE_TOKENS
@@ -210,6 +210,6 @@ def _image(url: str, where: str, most: int) -> np.ndarray:
     except ChatError:
         raise
     except binascii.Error:
-        raise ChatError(f"{where}: no base64 follows {found[0]}", where) from None
+        raise ChatError(f"{where}: no readable PNG or JPEG, what follows {found[0]} is no base64", where) from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         raise ChatError(f"{where}: no readable PNG or JPEG", where) from None

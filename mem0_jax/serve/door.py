@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Refuse = Callable[[str, str, int], web.Response]
 MAX_LINE, MAX_HEADERS = 8190, 128  # of a request's head: bytes of a line, and lines
-SILENT_SECONDS = 30.0  # for the head of a request, and between two requests
+SILENT_SECONDS = 75.0  # for the head of a request, and between two: longer than proxies keep theirs
 SILENT_CONNECTIONS = 128  # that may be open without a request: the oldest is cut off for a newer one
 LINGER_SECONDS, LINGER_PAUSE = 10.0, 0.5
 

@@ -232,11 +232,14 @@ def test_pictures_that_are_none_are_told_in_words(address):
 
     at = "messages[0].content[0].image_url.url: "
     assert told("data:image/png;base64,AAAA") == at + "no readable PNG or JPEG"
-    assert told("data:image/png;base64,A") == at + "no base64 follows data:image/png;base64,"
+    assert (
+        told("data:image/png;base64,A")
+        == at + "no readable PNG or JPEG, what follows data:image/png;base64, is no base64"
+    )
     file = io.BytesIO()
     Image.fromarray(PICTURE).save(file, "PNG")
     url = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
-    assert told(url, 5) == "messages[0].content[4] is image 5, more than the 4 of a request"
+    assert told(url, 5) == "messages[0].content[4]: more than 4 images, this is number 5"
 
 
 GARBAGE = {
