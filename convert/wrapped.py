@@ -118,14 +118,14 @@ def _notes(found: _Set) -> list[str]:
     if found.keys not in ((), ("model_state_dict",)):
         averages = " (averages over training)" if AVERAGES & set(found.keys) else ""
         notes.append(f"the weights are those under {'/'.join(found.keys)!r}{averages}")
-    words = sorted(WRAPPERS & {part for name in found.names for part in name.split(".")})
+    words = sorted(WRAPPERS & {part for name in found.names for part in str(name).split(".")})
     if words:
         notes.append(
             f"names are taken without {', '.join(f'{word}.' for word in words)}, which wrappers of PyTorch add"
         )
     if found.prefix:
         notes.append(f"names are taken without {found.prefix!r} before them")
-    if left := sorted(set(found.state) - set(found.names)):
+    if left := sorted(map(str, set(found.state) - set(found.names))):
         notes.append(f"left out: {', '.join(left[:8])}" + (f" and {len(left) - 8} more" if len(left) > 8 else ""))
     return notes
 

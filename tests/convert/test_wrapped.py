@@ -149,3 +149,8 @@ def test_what_is_no_set_of_weights_is_named(tmp_path, case):
 def test_what_has_another_beginning_is_left_to_the_plan(tmp_path):
     source = opened(tmp_path, {"state_dict": prefixed("model.") | {"loss.weight": np.ones(1, np.float32)}})
     assert set(source.tensors) == {*MEM0, "loss.weight"}
+
+
+def test_keys_that_are_no_names(tmp_path):
+    source = opened(tmp_path, {"state_dict": prefixed("model.") | {7: np.ones(1, np.float32)}})
+    assert len(source.tensors) == 5

@@ -47,7 +47,7 @@ _UNQUANTIZED = {"quantization_config": (), "compression_config": ()}
 _ONE_OF_MANY = dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "num_experts_per_tok"), (0, 1))
 # Values that are implemented; null and a missing entry stand for the first of them, or for none.
 FIXED: dict[str, dict[str, tuple[Any, ...]]] = {
-    "": {"model_type": ("qwen3_vl",), "is_encoder_decoder": (False,)} | _UNQUANTIZED,
+    "": {"model_type": ("qwen3_vl",)} | _UNQUANTIZED,
     TEXT: {
         "model_type": ("qwen3_vl_text",),
         "hidden_act": ("silu",),
@@ -89,7 +89,7 @@ FREE = frozenset(
         *("attention_dropout", "tie_word_embeddings", "rope_theta", "layer_types", "sliding_window", "problem_type"),
         *("output_attentions", "output_hidden_states", "return_dict", "id2label", "label2id", "torchscript"),
         *("decoder_sparse_step", "mlp_only_layers", "norm_topk_prob", "router_aux_loss_coef", "output_router_logits"),
-        *("auto_map", "chunk_size_feed_forward", "attn_implementation", "use_return_dict"),
+        *("auto_map", "chunk_size_feed_forward", "attn_implementation", "use_return_dict", "is_encoder_decoder"),
     )
 )
 ROPE_EXAMPLE = "{'rope_type': 'default', 'mrope_interleaved': True, 'mrope_section': [24, 20, 20]}"
