@@ -7,6 +7,7 @@ consecutive frames, V views, P patches, S tokens, C action horizon.
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import os
 import re
 import tempfile
@@ -147,9 +148,9 @@ def topology_devices(topology: str) -> tuple[str, list[Any]]:
     try:
         return kind, list(topologies.get_topology_desc(topology, platform="tpu").devices)
     except Exception as error:  # the plugin raises whatever its layers raise
+        if importlib.util.find_spec("libtpu") is None:
+            raise AotError(f"compiling for TPUs needs libtpu: {how_to_install('aot')}") from error
         first = (str(error).splitlines() or [""])[0]
-        if "libtpu" in first and "lockfile" not in first:
-            raise AotError(f"libtpu is missing: {how_to_install('aot')} ({first})") from error
         raise AotError(f"topology {topology!r}: {first}") from error
 
 
