@@ -18,7 +18,7 @@ from mem0_jax.data.check_meta import Metadata, check_meta
 from mem0_jax.data.check_pictures import PictureReport, check_images, check_video_file
 from mem0_jax.data.check_stats import check_stats
 from mem0_jax.data.files import AnyPath, DatasetError, MissingFile, dataset_path
-from mem0_jax.data.findings import Finding, Findings
+from mem0_jax.data.findings import Finding, Findings, once_a_cause
 from mem0_jax.data.lerobot_meta import Episode
 
 
@@ -89,7 +89,8 @@ def check_dataset(
     found += _check_ids(meta, {episode: number for report in data for episode, number in report.ids.items()})
     found += check_stats(meta, moments, colors)
     ordered = sorted(
-        found, key=lambda f: (f.severity, -1 if f.episode is None else f.episode, f.frames, f.feature, f.message)
+        once_a_cause(sorted(found, key=lambda f: f.file)),
+        key=lambda f: (f.severity, -1 if f.episode is None else f.episode, f.frames, f.feature, f.message),
     )
     return Report(ordered, len(meta.episodes), sum(e.length for e in meta.episodes), len(jobs))
 

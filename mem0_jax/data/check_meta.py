@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mem0_jax.data import lerobot_meta
+from mem0_jax.data.camera_shape import picture_shape
 from mem0_jax.data.files import AnyPath, DatasetError, MissingFile
 from mem0_jax.data.findings import Findings
 from mem0_jax.data.lerobot_meta import Episode, Info
@@ -63,6 +64,11 @@ def _check_features(info: Info, found: Findings) -> None:
     for key in AUTOMATIC:
         if key not in info.features:
             found.error("feature", "info.json lacks this feature, which every dataset has", feature=key)
+    for key in [*info.videos, *info.images]:
+        try:
+            picture_shape(info.features[key])
+        except DatasetError as error:
+            found.error("shape", str(error), feature=key)
     for key, feature in info.features.items():
         names, shape = feature.get("names"), feature.get("shape", ())
         # Names may be those of the numbers or those of the axes.

@@ -14,12 +14,13 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
+from mem0_jax.data.camera_shape import is_depth_map, other_size, picture_shape
 from mem0_jax.data.check_columns import TIME_TOLERANCE
 from mem0_jax.data.check_meta import Metadata
 from mem0_jax.data.files import AnyPath, DatasetError, MissingFile
-from mem0_jax.data.findings import Findings, runs
-from mem0_jax.data.images import EpisodeImages
-from mem0_jax.data.lerobot_meta import Episode, picture_shape
+from mem0_jax.data.findings import Findings, by_cause, runs
+from mem0_jax.data.images import EpisodeImages, ImageError
+from mem0_jax.data.lerobot_meta import Episode
 from mem0_jax.data.video import DECODE_ERRORS, VideoError, frames_per_period, open_video_file
 
 _SAMPLES = 20  # pictures of an episode whose brightness is measured
@@ -37,11 +38,11 @@ class PictureReport:
 def check_video_file(
     meta: Metadata, camera: str, path: AnyPath, episodes: Sequence[Episode], decode: bool
 ) -> PictureReport:
-    """Check one mp4 that is to hold the pictures of `episodes`; without `decode` only that it is there."""
+    """Check one mp4 with the pictures of `episodes`; without `decode`, or of depths, only that it is there."""
     report = PictureReport(Findings(path))
     found = report.findings
     try:
-        if not decode:
+        if not decode or is_depth_map(meta.info.features[camera]):
             if not path.is_file():
                 raise MissingFile(f"video file {path} is missing")
             return report
@@ -53,9 +54,6 @@ def check_video_file(
         return report
     with opened:
         _check_stream(meta, camera, stream, found)
-        shape = picture_shape(meta.info.features[camera])[:2]
-        if (stream.height, stream.width) != shape:
-            return report
         frames = _decode(stream, meta.info.fps, camera, episodes, report)
     for episode in episodes:
         _check_span(frames, episode, camera, found)
@@ -67,16 +65,18 @@ def check_video_file(
 
 
 def check_images(meta: Metadata, camera: str, path: AnyPath, episodes: Sequence[Episode]) -> PictureReport:
-    """Decode the image column of one parquet file."""
-    report = PictureReport(Findings(path))
-    height, width, channels = picture_shape(meta.info.features[camera])
-    if channels != 3:
-        report.findings.warning("channels", f"{channels} channels; only RGB pictures are checked", feature=camera)
+    """Decode the image column of one parquet file, unless it holds depths."""
+    report, feature = PictureReport(Findings(path)), meta.info.features[camera]
+    try:
+        shape = None if is_depth_map(feature) else picture_shape(feature)
+    except DatasetError:
+        shape = None  # reported with the metadata
+    if shape is None:
         return report
     for episode in episodes:
         images = EpisodeImages(
             path, key=camera, root=meta.root, first_row=episode.data_row, length=episode.length,
-            shape=(height, width), name=f"{episode.name} ({camera})",
+            shape=shape[:2], name=f"{episode.name} ({camera})",
         )  # fmt: skip
         try:
             _decode_images(images, episode, camera, report)
@@ -86,18 +86,21 @@ def check_images(meta: Metadata, camera: str, path: AnyPath, episodes: Sequence[
 
 
 def _decode_images(images: EpisodeImages, episode: Episode, camera: str, report: PictureReport) -> None:
-    sampled, colors = _sampled(episode), []
+    sampled, colors, wrong = _sampled(episode), [], {}
     for i in range(episode.length):
-        where: dict[str, Any] = {"episode": episode.index, "feature": camera}
         try:
             picture = images.read(i, 1)[0]
         except MissingFile:
             return  # reported with the columns of the file
+        except ImageError as error:
+            wrong[i] = error.cause
         except DatasetError as error:
-            report.findings.error("picture", str(error), frames=((i, i),), **where)
-            continue
-        if i in sampled:
-            colors.append(picture.mean((0, 1)) / 255)
+            wrong[i] = str(error)
+        else:
+            if i in sampled:
+                colors.append(picture.mean((0, 1)) / 255)
+    for cause, frames in by_cause(wrong):
+        report.findings.error("picture", cause, frames=frames, episode=episode.index, feature=camera)
     if colors:
         report.means[episode.index] = np.mean(colors, 0)
 
@@ -107,11 +110,13 @@ def _sampled(episode: Episode) -> set[int]:
 
 
 def _check_stream(meta: Metadata, camera: str, stream: VideoStream, found: Findings) -> None:
-    feature, info = meta.info.features[camera], meta.info
-    height, width, _ = picture_shape(feature)
-    if (stream.height, stream.width) != (height, width):
-        message = f"pictures are {stream.height}x{stream.width}, info.json declares {height}x{width}"
-        found.error("shape", message, feature=camera)
+    feature, info, size = meta.info.features[camera], meta.info, (stream.height, stream.width)
+    try:
+        declared = picture_shape(feature)[:2]
+    except DatasetError:
+        declared = size  # reported with the metadata
+    if size != declared:
+        found.error("shape", f"pictures are {other_size(size, declared)}", feature=camera)
     declared = feature.get("info") or feature.get("video_info") or {}
     codec = declared.get("video.codec") if isinstance(declared, dict) else None
     if codec not in (None, stream.codec.canonical_name):

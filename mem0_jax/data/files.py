@@ -14,7 +14,7 @@ import re
 import string
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any, BinaryIO, cast
 
 from mem0_jax.errors import UserError
@@ -153,6 +153,11 @@ def dataset_path(root: str | Path | RemotePath) -> AnyPath:
     return root if isinstance(root, RemotePath) else Path(root)
 
 
+def ffmpeg_name(path: Path) -> str:
+    """Return what FFmpeg calls a local file: of a bare name it takes what comes before a colon for a protocol."""
+    return f"file:{path}"
+
+
 def open_binary(path: AnyPath) -> BinaryIO:
     """Open a file for reading bytes; it can seek."""
     return cast(BinaryIO, path.open("rb"))
@@ -177,8 +182,11 @@ def inside(root: AnyPath, name: str, where: str) -> AnyPath:
 
     Links are followed: a download cache links every file of a dataset to a place of its own.
     """
-    if name.startswith(("/", "\\")) or ":" in name.split("/")[0] or ".." in name.replace("\\", "/").split("/"):
+    drive, chained = PureWindowsPath(name).drive, isinstance(root, RemotePath) and "::" in name
+    if name.startswith(("/", "\\")) or drive or chained or ".." in name.replace("\\", "/").split("/"):
         raise DatasetError(f"{where}: {name!r} leads outside the dataset {root}")
+    if re.search("[\0\ud800-\udfff]", name):
+        raise DatasetError(f"{where}: {name!r} is no name of a file")
     return root / name
 
 

@@ -5,7 +5,9 @@ Axes: N frames of an episode.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -76,3 +78,30 @@ def runs(wrong: np.ndarray) -> Runs:
     """Return the runs of True in bool [N] as (first, last) pairs."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], wrong, [False]]).astype(np.int8)))
     return tuple((int(a), int(b) - 1) for a, b in zip(edges[::2], edges[1::2]))
+
+
+def by_cause(causes: Mapping[int, str]) -> list[tuple[str, Runs]]:
+    """Group frames of an episode by what is wrong with them: one message and its runs a cause.
+
+    Args:
+        causes: what is wrong, by frame. Messages that differ in their numbers only are one cause, told by the first.
+    """
+    groups: dict[str, list[int]] = {}
+    for frame, cause in causes.items():
+        groups.setdefault(re.sub(r"\d+", "0", cause), []).append(frame)
+    return [(causes[frames[0]], runs(np.isin(np.arange(max(frames) + 1), frames))) for frames in groups.values()]
+
+
+def once_a_cause(findings: Iterable[Finding]) -> list[Finding]:
+    """Join findings about whole files that differ in the file only: the first stands for all, and counts them."""
+    first: dict[Finding, list[Finding]] = {}
+    for finding in findings:
+        # One about an episode stays: it says which to replace.
+        key = finding if finding.episode is not None else replace(finding, file="")
+        first.setdefault(key, []).append(finding)
+    return [
+        replace(same[0], message=f"{same[0].message} (in {len(same)} files, the first is {same[0].file})")
+        if len(same) > 1
+        else same[0]
+        for same in first.values()
+    ]

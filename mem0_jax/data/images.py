@@ -1,4 +1,4 @@
-"""One episode's pictures from an image column of a parquet file: PNG or JPEG, a struct of bytes and path.
+"""One episode's pictures from an image column of a parquet file: PNG, JPEG, WEBP or BMP, a struct of bytes and path.
 
 Axes: N frames, H height, W width.
 """
@@ -12,18 +12,25 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mem0_jax.data import files, parquet
+from mem0_jax.data.camera_shape import other_size
 from mem0_jax.data.files import AnyPath, DatasetError, open_binary
+from mem0_jax.stand_in import HEAD_BYTES, stand_in
 
-_FORMATS = ("PNG", "JPEG")
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")  # of 8 bits a channel
 _BATCH = 16  # rows fetched at once
 _MAX_FILE = 64 * 2**20
 
 
 class ImageError(DatasetError):
-    """A picture that is missing or damaged."""
+    """A picture that is missing or damaged: `cause` is the message without the place."""
+
+    def __init__(self, where: str, cause: str):
+        super().__init__(f"{where}: {cause}")
+        self.cause = cause
 
 
 class EpisodeImages:
@@ -74,13 +81,13 @@ class EpisodeImages:
             self._opened.close()
             self._cells = self._walk(self._first + start)
         for i in range(count):
-            self._next = -1  # stays so if anything below fails
+            self._next = -1  # stays so if the file cannot be read on
             where = f"{self.name}: frame {start + i} in {self.path}"
             cell = next(self._cells, None)
             if cell is None:
-                raise ImageError(f"{where} is missing; the file ends before it")
-            out[i] = decode_image(self._bytes(cell, where), self.shape, where)
+                raise ImageError(where, "is missing; the file ends before it")
             self._next = start + i + 1
+            out[i] = decode_image(self._bytes(cell, where), self.shape, where)
         return out
 
     def close(self) -> None:
@@ -110,41 +117,56 @@ class EpisodeImages:
                 yield from batch.column(0).slice(skip)
                 skip = 0
         except (pa.ArrowException, OSError) as error:
-            raise ImageError(f"{self.name}: {self.path} is damaged ({error})") from error
+            raise ImageError(f"{self.name}: {self.path}", f"is damaged ({error})") from error
 
     def _bytes(self, cell: pa.Scalar, where: str) -> bytes:
         value: Any = cell.as_py()
         if isinstance(value, bytes):
             return value
+        if isinstance(value, str):
+            value = {"path": value}
         if isinstance(value, dict) and isinstance(value.get("bytes"), bytes):
             return value["bytes"]
         if not isinstance(value, dict) or not isinstance(value.get("path"), str):
-            raise ImageError(f"{where}: expected an image as bytes and path, got {cell.type}")
+            empty = value is None or (isinstance(value, dict) and not any(value.values()))
+            found = "an empty cell" if empty else cell.type
+            raise ImageError(where, f"expected an image as bytes and path, got {found}")
         path = files.inside(self._root, value["path"], where)
         try:
             with open_binary(path) as file:
                 return file.read(_MAX_FILE)
         except OSError as error:
-            raise ImageError(f"{where}: neither the image nor its file {path} is there ({error})") from error
+            raise ImageError(
+                where, f"neither the image nor its file {path} is there ({error.strerror or error})"
+            ) from error
 
 
 def decode_image(data: bytes, shape: tuple[int, int], where: str) -> np.ndarray:
-    """Decode a PNG or JPEG of a known size to uint8 [H, W, 3], RGB.
+    """Decode a PNG, JPEG, WEBP or BMP of a known size to uint8 [H, W, 3], RGB.
+
+    Grey, palette and CMYK become RGB as by Pillow, and transparency is dropped; of an animation the first picture
+    counts, as in LeRobot.
 
     Raises:
-        ImageError: damaged, of another format, mode or size; the size is compared before anything is decoded.
+        ImageError: damaged, of another format, size, or more than 8 bits of grey; the size is compared before anything
+            is decoded.
     """
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             if (min(image.size), max(image.size)) != (min(shape), max(shape)):  # a turned one is turned back below
-                raise ImageError(f"{where}: image is {image.height}x{image.width}, info.json declares {shape}")
-            if image.mode != "RGB":
-                raise ImageError(f"{where}: image has the mode {image.mode}; only RGB pictures can be read")
+                raise ImageError(where, f"image is {other_size(image.size[::-1], shape)}")
+            if image.mode not in _MODES:
+                cause = f"image has the mode {image.mode}, as depth maps have; expected 8 bits a channel"
+                raise ImageError(where, cause)
             turned = ImageOps.exif_transpose(image)
             if turned.size != shape[::-1]:
-                raise ImageError(f"{where}: image is {turned.height}x{turned.width}, info.json declares {shape}")
-            return np.asarray(turned)
+                raise ImageError(where, f"image is {other_size(turned.size[::-1], shape)}")
+            turned.info.pop("transparency", None)  # Pillow warns of what it drops
+            return np.asarray(turned.convert("RGB"))
     except ImageError:
         raise
+    except UnidentifiedImageError as error:
+        found = stand_in(data[:HEAD_BYTES])
+        raise ImageError(where, f"not a readable PNG or JPEG, nor WEBP or BMP{found and f': it {found}'}") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ImageError(f"{where}: not a readable PNG or JPEG ({error})") from error
+        raise ImageError(where, f"not a readable PNG or JPEG, nor WEBP or BMP ({error})") from error

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from mem0_jax.data import lerobot_meta, parquet
+from mem0_jax.data.camera_shape import is_depth_map, picture_shape
 from mem0_jax.data.files import AnyPath, DatasetError, MissingFile, RemotePath, check_fits, dataset_path
 from mem0_jax.data.images import EpisodeImages
 from mem0_jax.data.lerobot_meta import VERSIONS, Episode, Statistics, VideoSpan
@@ -37,7 +38,7 @@ class LeRobotDataset:
         fps: frames per second.
         info: all of info.json.
         features: info.json's features by key.
-        cameras: keys of the video and image features.
+        cameras: keys of the video and image features; depth maps are none.
         episodes: all episodes, ordered by index.
         num_frames: F.
 
@@ -50,7 +51,8 @@ class LeRobotDataset:
         self._info = lerobot_meta.read_info(self.root)
         self.version, self.fps, self.info = self._info.version, self._info.fps, self._info.raw
         self.features, self.robot_type = self._info.features, self.info.get("robot_type")
-        self.cameras = [key for key, value in self.features.items() if value["dtype"] in ("video", "image")]
+        pictures = [*self._info.videos, *self._info.images]
+        self.cameras = [key for key in self.features if key in pictures and not is_depth_map(self.features[key])]
         self.episodes = self._read_episodes()
         self.num_frames = sum(episode.length for episode in self.episodes)
         declared = self.info.get("total_episodes"), self.info.get("total_frames")
@@ -105,11 +107,13 @@ class LeRobotDataset:
         """Return (height, width) of a camera's pictures."""
         if camera not in self.cameras:
             raise DatasetError(
-                f"{self.root}: no video feature {camera!r} and no such image; cameras are {self.cameras}"
+                f"{self.root}: no video feature {camera!r} and no such image; cameras are {self.cameras}, depth maps "
+                "are none"
             )
-        height, width, channels = lerobot_meta.picture_shape(self.features[camera])
-        if channels != 3:
-            raise DatasetError(f"{self.root}: {camera} has {channels} channels; only RGB pictures can be read")
+        try:
+            height, width, _ = picture_shape(self.features[camera])
+        except DatasetError as error:
+            raise DatasetError(f"{self.root}: {camera}: {error}") from error
         return height, width
 
     def open_video(self, episode: Episode, camera: str) -> EpisodeVideo | EpisodeImages:

@@ -117,14 +117,6 @@ def read_info(root: AnyPath) -> Info:
     return Info(version, float(fps), features, data, video, chunks, raw)
 
 
-def picture_shape(feature: Mapping[str, Any]) -> tuple[int, int, int]:
-    """Return (height, width, channels) of a picture feature; `names` tells whether channels come first."""
-    shape, names = [int(n) for n in feature["shape"]], feature.get("names")
-    if isinstance(names, list) and names and str(names[0]).startswith("channel"):
-        shape = [*shape[1:], shape[0]]
-    return shape[0], shape[1], shape[2]
-
-
 def episode_rows(root: AnyPath, info: Info) -> list[dict[str, Any]]:
     """Return the rows of the episode table in the order of its files, unchecked.
 
@@ -257,15 +249,17 @@ def _check_feature(key: str, value: Any, where: str) -> None:
     kind, shape = value["dtype"], value.get("shape")
     if not (_is_numeric(kind) or kind in ("string", "video", "image", "language")):
         raise DatasetError(f"{where} has the unknown dtype {kind!r}")
+    if "/" in key or key.startswith("."):
+        raise DatasetError(f"{where}: names hold no slash and do not start with a dot")
+    if kind in ("video", "image"):  # the rest is read by `camera_shape`, where pictures are asked for
+        if isinstance(shape, list) and any(isinstance(n, int) and n > MAX_SIDE for n in shape):
+            raise DatasetError(f"{where} has shape {shape}; expected a picture of up to {MAX_SIDE} pixels a side")
+        return
     if not isinstance(shape, list | tuple) or not all(isinstance(n, int) and n > 0 for n in shape):
         if kind == "language":
             return
         raise DatasetError(f"{where} has shape {shape!r}; expected a list of positive integers")
-    if "/" in key or key.startswith("."):
-        raise DatasetError(f"{where}: names hold no slash and do not start with a dot")
-    if kind in ("video", "image") and (len(shape) != 3 or max(shape) > MAX_SIDE):
-        raise DatasetError(f"{where} has shape {shape}; expected [height, width, channels] of up to {MAX_SIDE} pixels")
-    if math.prod(shape) > _MAX_VALUES and kind not in ("video", "image"):
+    if math.prod(shape) > _MAX_VALUES:
         raise DatasetError(f"{where} has shape {shape}; more than {_MAX_VALUES} numbers a frame cannot be meant")
 
 

@@ -118,7 +118,7 @@ def _facts(view: View) -> str:
 
 
 def _kind(feature: Mapping[str, Any]) -> str:
-    return f"{feature['dtype']} [{', '.join(str(n) for n in feature['shape'])}]"
+    return f"{feature['dtype']} {feature.get('shape')}"
 
 
 def _sheets(view: View, index: int, sheets: Sequence[Sheet]) -> str:

@@ -17,12 +17,15 @@ from av.error import FFmpegError
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
-from mem0_jax.data.files import AnyPath, MissingFile, open_binary
+from mem0_jax.data.camera_shape import other_size
+from mem0_jax.data.files import AnyPath, MissingFile, ffmpeg_name, open_binary
 from mem0_jax.errors import UserError
+from mem0_jax.stand_in import HEAD_BYTES, stand_in
 
 # A truncated or damaged file, or a connection that fails, shows up as any of these.
 DECODE_ERRORS = (FFmpegError, EOFError, OSError)
 CODECS = ("av1", "h264", "hevc", "vp9", "mpeg4")
+_EBML = b"\x1a\x45\xdf\xa3"  # how Matroska and WebM begin
 
 
 class VideoError(UserError, ValueError):
@@ -32,8 +35,8 @@ class VideoError(UserError, ValueError):
 def open_video_file(path: AnyPath, name: str) -> tuple[Any, VideoStream, contextlib.ExitStack]:
     """Open an mp4 and its video stream for one reader.
 
-    A remote file is read piece by piece as the decoder asks for it. Only the mp4 container and the codecs in `CODECS`
-    are let through: other containers can name further files and addresses.
+    A remote file is read piece by piece as the decoder asks for it. Only mp4 (or Matroska and WebM under that name) and
+    the codecs in `CODECS` are let through: other containers can name further files and addresses.
 
     Args:
         path: the file.
@@ -45,15 +48,18 @@ def open_video_file(path: AnyPath, name: str) -> tuple[Any, VideoStream, context
     Raises:
         MissingFile, VideoError
     """
-    stack = contextlib.ExitStack()
+    stack, head = contextlib.ExitStack(), b"\0"
     try:
         if not path.is_file():
             raise MissingFile(f"{name}: video file {path} is missing; download or record the dataset again")
-        source: Any = str(path) if isinstance(path, Path) else stack.enter_context(open_binary(path))
-        container = stack.enter_context(av.open(source, "r", format="mp4"))
-        if not container.streams.video:
+        with open_binary(path) as file:
+            head = file.read(HEAD_BYTES)
+        source: Any = ffmpeg_name(path) if isinstance(path, Path) else stack.enter_context(open_binary(path))
+        container = stack.enter_context(av.open(source, "r", format="matroska" if head[:4] == _EBML else "mp4"))
+        # Of several streams LeRobot's decoder takes the same: not the cover, which comes first in some files.
+        stream: Any = container.streams.best("video")
+        if stream is None:
             raise VideoError(f"{name}: {path} holds no video stream")
-        stream = container.streams.video[0]
         codec = stream.codec.canonical_name if stream.codec_context else "unknown"
         if codec not in CODECS:
             raise VideoError(f"{name}: {path} has the codec {codec}; expected one of {', '.join(CODECS)}")
@@ -64,7 +70,9 @@ def open_video_file(path: AnyPath, name: str) -> tuple[Any, VideoStream, context
         stack.close()
         if isinstance(error, MissingFile):
             raise
-        raise VideoError(f"{name}: {path} is not a readable video ({error}); it may be truncated") from error
+        reason = getattr(error, "strerror", None) or error
+        found = stand_in(head) or f"is not a readable video ({reason}); it may be truncated"
+        raise VideoError(f"{name}: {path} {found}") from error
     except BaseException:
         stack.close()
         raise
@@ -109,10 +117,8 @@ class EpisodeVideo:
     def _check_stream(self, fps: float) -> None:
         stream = self._stream
         if (stream.height, stream.width) != self.shape:
-            raise VideoError(
-                f"{self.name}: pictures of {self.path} are {stream.height}x{stream.width}, "
-                f"but info.json declares {self.shape[0]}x{self.shape[1]}"
-            )
+            size = other_size((stream.height, stream.width), self.shape)
+            raise VideoError(f"{self.name}: pictures of {self.path} are {size}")
         self._multiple = frames_per_period(stream, fps)
         last = self.first_frame + self.length
         if stream.frames and stream.frames < (last - 1) * self._multiple + 1:
@@ -190,7 +196,10 @@ class EpisodeVideo:
             if at != wanted:
                 found = Fraction(at, self._multiple)
                 raise VideoError(f"{self.name}: {self.path} has frame {found} where frame {number} was expected")
-            if frame.is_corrupt or (frame.height, frame.width) != self.shape:
+            if (frame.height, frame.width) != self.shape:
+                size = other_size((frame.height, frame.width), self.shape)
+                raise VideoError(f"{self.name}: {self.path}: frame {number} (row {row} of {self.length}) is {size}")
+            if frame.is_corrupt:
                 raise VideoError(f"{self.name}: {self.path} is damaged at frame {number} (row {row} of {self.length})")
             self._next = row + 1
             return self._reformatter.reformat(frame, format="rgb24").to_ndarray()
