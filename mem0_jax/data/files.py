@@ -171,10 +171,22 @@ def size_of(path: AnyPath) -> int:
 def find(folder: AnyPath, pattern: str) -> list[AnyPath]:
     """Return the files below `folder` whose relative name matches the shell pattern, sorted."""
     if isinstance(folder, Path):
-        names = sorted(str(p.relative_to(folder).as_posix()) for p in folder.glob("**/*") if p.is_file())
+        names = sorted(p.relative_to(folder).as_posix() for p in _walk(folder) if p.is_file())
     else:
         names = folder.find()
     return [folder / name for name in names if fnmatch.fnmatchcase(name, pattern)]
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """The names below a folder, those behind linked folders too, each folder once."""
+    seen = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        status = os.stat(place)
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        yield from (Path(place, name) for name in names)
 
 
 def inside(root: AnyPath, name: str, where: str) -> AnyPath:
@@ -247,9 +259,9 @@ def _read_text(path: AnyPath) -> str:
     except OSError as error:
         raise DatasetError(f"{path} cannot be read ({error})") from error
     try:
-        return data.decode("utf-8")
+        return data.decode("utf-8-sig")  # editors on Windows begin with a mark
     except UnicodeDecodeError as error:
-        raise DatasetError(f"{path} is not UTF-8 text ({error})") from error
+        raise DatasetError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from error
 
 
 def _parse(text: str, where: Any) -> Any:
