@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -66,6 +67,8 @@ def main(argv: Sequence[str]) -> int:
         f"{packed.root}: {packed.episodes} episodes, {packed.frames} frames in {packed.shards} shards, "
         f"{packed.bytes / 2**20:.1f} MiB ({packed.bytes / packed.frames / 1000:.1f} kB a frame)"
     )
+    if packed.left_out:
+        print(f"left out, as 'data check' says why: {', '.join(packed.left_out)}", file=sys.stderr)
     print(f'with TFDS: tfds.builder_from_directory("{packed.root}").as_data_source("train")')
     return 0
 

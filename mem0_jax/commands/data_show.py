@@ -47,4 +47,6 @@ def main(argv: Sequence[str]) -> None:
         for sheet in sheets:
             if sheet.problem:
                 print(f"episode {index}, {sheet.camera}: no pictures ({sheet.problem})", file=sys.stderr)
+    for key, problem in view.problems.items():
+        print(f"{key}: not shown ({problem})", file=sys.stderr)
     print(f"{flags.out}: {len(view.dataset.episodes)} episodes, {flags.out.stat().st_size / 2**20:.1f} MiB")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,9 +13,10 @@ from mem0_jax.data import lerobot_meta
 from mem0_jax.data.camera_shape import picture_shape
 from mem0_jax.data.files import AnyPath, DatasetError, MissingFile
 from mem0_jax.data.findings import Findings
+from mem0_jax.data.lerobot_features import AUTOMATIC, COMMON, PICTURES, unreadable
 from mem0_jax.data.lerobot_meta import Episode, Info
+from mem0_jax.data.lerobot_tasks import read_tasks, tasks_path
 
-AUTOMATIC = ("timestamp", "frame_index", "episode_index", "index", "task_index")
 _GRID = 0.01  # frames; how far a video's from_timestamp may lie beside a frame
 
 
@@ -35,7 +36,8 @@ def check_meta(root: AnyPath, info: Info) -> tuple[Metadata, Findings]:
     _check_features(info, found)
     tasks = _check_tasks(root, info, found)
     episodes, rows = _read_episodes(root, info, found)
-    _check_totals(info, episodes, rows, found)
+    if episodes:
+        _check_totals(info, episodes, rows, found)
     if info.version == "v3.0":
         _check_spans(info, episodes, rows, found)
     if tasks is not None:
@@ -44,6 +46,12 @@ def check_meta(root: AnyPath, info: Info) -> tuple[Metadata, Findings]:
             if unknown:
                 found.error("task", f"the task table has no {unknown}", file=_table(root, info), episode=episode.index)
     return Metadata(root, info, episodes, tasks), found
+
+
+def severity(found: Findings, key: str, feature: Mapping[str, Any] | None = None) -> Callable[..., None]:
+    """Return `found.error` for a feature that commands read and for pictures, else `found.warning`."""
+    pictures = feature is not None and feature["dtype"] in PICTURES
+    return found.error if key in COMMON or pictures else found.warning
 
 
 def feature_names(feature: Mapping[str, Any]) -> list[str]:
@@ -57,7 +65,7 @@ def feature_names(feature: Mapping[str, Any]) -> list[str]:
 
 
 def _table(root: AnyPath, info: Info) -> str:
-    return str(root / (lerobot_meta.EPISODES if info.version == "v3.0" else "meta/episodes.jsonl"))
+    return str(root / (lerobot_meta.EPISODES if info.version == "v3.0" else lerobot_meta.EPISODES_V2))
 
 
 def _check_features(info: Info, found: Findings) -> None:
@@ -70,6 +78,9 @@ def _check_features(info: Info, found: Findings) -> None:
         except DatasetError as error:
             found.error("shape", str(error), feature=key)
     for key, feature in info.features.items():
+        problem = unreadable(feature)
+        if problem and feature["dtype"] != "language":  # not for robots
+            severity(found, key)("feature", f"cannot be read: {problem}", feature=key)
         names, shape = feature.get("names"), feature.get("shape", ())
         # Names may be those of the numbers or those of the axes.
         if key in info.numbers and isinstance(names, list) and len(names) not in (0, math.prod(shape), len(shape)):
@@ -81,9 +92,9 @@ def _check_features(info: Info, found: Findings) -> None:
 
 
 def _check_tasks(root: AnyPath, info: Info, found: Findings) -> dict[int, str] | None:
-    file = str(root / ("meta/tasks.parquet" if info.version == "v3.0" else "meta/tasks.jsonl"))
+    file = str(tasks_path(root, info))
     try:
-        rows = lerobot_meta.read_tasks(root, info)
+        rows = read_tasks(root, info)
     except (DatasetError, MissingFile) as error:
         found.error("tasks", str(error), file=file)
         return None
@@ -153,12 +164,19 @@ def _check_totals(
     for key, value in totals.items():
         if info.raw.get(key) != value:
             found.error("totals", f"{key} is {info.raw.get(key)!r}, but the episode table gives {value}")
-    for episode in episodes:
-        expected = {"dataset_from_index": episode.start, "dataset_to_index": episode.start + episode.length}
-        for key, value in expected.items():
+    for key, at_end in (("dataset_from_index", 0), ("dataset_to_index", 1)):
+        # Where one is wrong, those behind it mostly are by as much.
+        wrong: list[tuple[int | None, int, str]] = []
+        for episode in episodes:
+            value = episode.start + at_end * episode.length
             given = rows[episode.index].get(key, value)
             if given != value:
-                found.error("episode-table", f"{key} is {given}; the lengths add up to {value}", episode=episode.index)
+                off = given - value if isinstance(given, int) else None
+                wrong.append((off, episode.index, f"{key} is {given!r}; the lengths add up to {value}"))
+        for _, group in itertools.groupby(wrong, lambda entry: entry[0]):
+            (_, first, message), *others = group
+            more = f" (and it is as far off up to episode {others[-1][1]})" if others else ""
+            found.error("episode-table", message + more, episode=first)
 
 
 def _check_spans(

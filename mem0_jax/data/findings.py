@@ -16,6 +16,8 @@ from mem0_jax.data.files import AnyPath
 
 Severity = Literal["error", "warning"]
 Runs = tuple[tuple[int, int], ...]
+_MAX_RUNS = 8  # said of a finding
+_MAX_EPISODES = 5  # that have findings of their own though these are alike
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Finding:
     def __str__(self) -> str:
         where = [] if self.episode is None else [f"episode {self.episode}"]
         if self.frames:
-            text = ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in self.frames)
+            text = ranges(self.frames)
             where.append(("frame " if text.isdigit() else "frames ") + text)
         if self.feature:
             where.append(self.feature)
@@ -80,6 +82,14 @@ def runs(wrong: np.ndarray) -> Runs:
     return tuple((int(a), int(b) - 1) for a, b in zip(edges[::2], edges[1::2]))
 
 
+def ranges(found: Runs) -> str:
+    """Say runs as 3, 5-9, ...; of many only the first and how many numbers there are in all."""
+    text = ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in found[:_MAX_RUNS])
+    if len(found) <= _MAX_RUNS:
+        return text
+    return f"{text}, ... {found[-1][1]} ({sum(b - a + 1 for a, b in found)} in all)"
+
+
 def by_cause(causes: Mapping[int, str]) -> list[tuple[str, Runs]]:
     """Group frames of an episode by what is wrong with them: one message and its runs a cause.
 
@@ -93,15 +103,29 @@ def by_cause(causes: Mapping[int, str]) -> list[tuple[str, Runs]]:
 
 
 def once_a_cause(findings: Iterable[Finding]) -> list[Finding]:
-    """Join findings about whole files that differ in the file only: the first stands for all, and counts them."""
-    first: dict[Finding, list[Finding]] = {}
+    """Join findings that differ in the file only, and those of many episodes that differ in the episode only.
+
+    The first stands for all, and counts them. Numbers in messages do not tell causes apart. Those that name frames
+    stay.
+    """
+    groups: dict[Finding, list[Finding]] = {}
     for finding in findings:
-        # One about an episode stays: it says which to replace.
-        key = finding if finding.episode is not None else replace(finding, file="")
-        first.setdefault(key, []).append(finding)
-    return [
-        replace(same[0], message=f"{same[0].message} (in {len(same)} files, the first is {same[0].file})")
-        if len(same) > 1
-        else same[0]
-        for same in first.values()
-    ]
+        key = finding
+        if not finding.frames:
+            key = replace(finding, file="", episode=None, message=re.sub(r"\d+", "0", finding.message))
+        groups.setdefault(key, []).append(finding)
+    return [finding for same in groups.values() for finding in _joined(same)]
+
+
+def _joined(same: list[Finding]) -> list[Finding]:
+    first, files = same[0], {finding.file for finding in same}
+    episodes = sorted({finding.episode for finding in same if finding.episode is not None})
+    more = ""
+    if 1 < len(episodes) <= _MAX_EPISODES:
+        return same
+    if len(episodes) > 1:
+        first = next(finding for finding in same if finding.episode == episodes[0])
+        more = f" (in {len(episodes)} episodes: {ranges(runs(np.isin(np.arange(episodes[-1] + 1), episodes)))})"
+    elif len(files) > 1:
+        more = f" (in {len(files)} files, the first is {first.file})"
+    return [replace(first, message=first.message + more)]

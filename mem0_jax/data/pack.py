@@ -28,7 +28,9 @@ from tqdm import tqdm
 
 from mem0_jax.data import files, lerobot_meta
 from mem0_jax.data import packed_format as form
+from mem0_jax.data.files import DatasetError
 from mem0_jax.data.lerobot import LeRobotDataset
+from mem0_jax.data.lerobot_features import COMMON
 from mem0_jax.data.pictures import open_frames
 from mem0_jax.data.transforms import resize
 from mem0_jax.errors import UserError
@@ -71,7 +73,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Packed:
-    """What was written. `bytes` counts the shards."""
+    """What was written. `bytes` counts the shards; `left_out` are features that cannot be read."""
 
     root: Path
     name: str
@@ -79,6 +81,7 @@ class Packed:
     frames: int
     shards: int
     bytes: int
+    left_out: list[str]
 
 
 def pack(
@@ -120,16 +123,31 @@ def pack(
         shutil.rmtree(partial / _WORK)
         partial.rename(out)
     size_in_bytes = sum(path.stat().st_size for path in out.glob("*.array_record-*"))
-    return Packed(out, settings["name"], len(dataset.episodes), dataset.num_frames, len(shards), size_in_bytes)
+    packed = {*dataset.cameras, *(column.key for column in columns)}
+    left_out = [key for key in dataset.features if key not in packed]
+    return Packed(
+        out, settings["name"], len(dataset.episodes), dataset.num_frames, len(shards), size_in_bytes, left_out
+    )
 
 
 def read_columns(dataset: LeRobotDataset) -> list[Column]:
-    """Return every low-dimensional column of a dataset, and its task texts as "task"."""
+    """Return every low-dimensional column of a dataset that can be read, and its task texts as "task".
+
+    Raises:
+        DatasetError: one that commands read cannot be.
+    """
     info = lerobot_meta.read_info(dataset.root)
-    columns = [Column(key, _little_endian(dataset.column(key))) for key in info.numbers]
-    for key in dict.fromkeys([*info.texts, "task"]):
-        ids, texts = dataset.texts(key)
-        columns.append(Column(key, _little_endian(ids.astype(np.int32)), texts))
+    columns: list[Column] = []
+    for key in dict.fromkeys([*info.numbers, *info.texts, "task"]):
+        try:
+            if key in info.numbers:
+                columns.append(Column(key, _little_endian(dataset.column(key))))
+            else:
+                ids, texts = dataset.texts(key)
+                columns.append(Column(key, _little_endian(ids.astype(np.int32)), texts))
+        except DatasetError:
+            if key in (*COMMON, "task"):
+                raise
     return columns
 
 

@@ -105,14 +105,16 @@ def _facts(view: View) -> str:
         "format": f"LeRobot {dataset.version}",
         "robot": dataset.robot_type or "not said",
         "episode length": f"{min(lengths)} to {max(lengths)} frames, median {np.median(lengths):g}",
-        "tasks": len(dataset.tasks()),
     }
+    if "task" in view.texts:
+        rows["tasks"] = len(dataset.tasks())
     for camera in dataset.cameras:
         feature = dataset.features[camera]
         rows[camera] = _kind(feature)
     for key, feature in dataset.features.items():
         if key in view.histograms:
             rows[key] = _kind(feature)
+    rows |= {f"{key}: not shown": problem for key, problem in view.problems.items()}
     items = "".join(f"<div><dt>{escape(key)}</dt><dd>{escape(str(value))}</dd></div>" for key, value in rows.items())
     return f'<dl class="facts">{items}</dl>'
 
