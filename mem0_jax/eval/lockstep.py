@@ -68,7 +68,7 @@ def play(
 
 def check_camera(task: str, camera: str) -> None:
     """Raises UserError: the environments of a task do not have the camera that a policy was trained on."""
-    view = make(task, render=False).observation_space["observation"]
+    view = make(task, render=False).observation_space["observation"]  # pyright: ignore[reportIndexIssue]
     assert isinstance(view, gymnasium.spaces.Dict)
     if camera not in view.spaces:
         raise UserError(f"the policy was trained on the camera {camera!r}; {task} has {', '.join(view.spaces)} alone")

@@ -17,6 +17,7 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import jax
 import numpy as np
 import openai
 import pytest
@@ -30,10 +31,10 @@ from mem0_jax.config import to_dict
 from mem0_jax.planner.chat_server import ChatServer, ServerLimits
 from mem0_jax.planner.local import IMAGES, load_generator
 from mem0_jax.planner.prompt import build
-from mem0_jax.planner.render import chat_messages, chat_text
+from mem0_jax.planner.render import chat_messages, chat_text, data_url
 from mem0_jax.policies.bundle import new_folder, save_params, write_description
 
-KEY, NAME, CONTEXT = "secret", "planner", 4096
+KEY, NAME, CONTEXT = "secret", "planner", 1000
 UNTIED = random_models.CONFIGS["untied"]
 CONFIG = dataclasses.replace(UNTIED, text=dataclasses.replace(UNTIED.text, num_hidden_layers=2))
 PICTURE = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
@@ -58,11 +59,19 @@ def bundle(tmp_path_factory) -> Path:
     return folder
 
 
-def start(bundle: Path, *flags: str, log: Path | None = None) -> tuple[subprocess.Popen, str]:
+@pytest.fixture(autouse=True, scope="module")
+def _compile_quickly():
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def start(bundle: Path, log: Path, *flags: str) -> tuple[subprocess.Popen, str]:
+    """The process and its address; it tells `log` of all that it compiles."""
     command = [sys.executable, "-m", "mem0_jax.cli", "plan", "serve", str(bundle), "--port", "0", *flags]
-    environment = os.environ | {"MEM0_API_KEY": KEY}
-    with (log or Path(os.devnull)).open("w") as errors:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, env=environment, text=True)
+    environment = os.environ | {"MEM0_API_KEY": KEY, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_LOG_COMPILES": "1"}
+    with log.open("a") as file:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=file, env=environment, text=True)
     assert process.stdout is not None
     line = process.stdout.readline()
     assert "serving planner at http://127.0.0.1:" in line
@@ -76,7 +85,9 @@ def log(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def address(bundle, log):
-    process, url = start(bundle, "--context", str(CONTEXT), "--max-images", "4", "--batch", "2", log=log)
+    process, url = start(bundle, log, "--context", str(CONTEXT), "--max-images", "4", "--batch", "2")
+    with log.open("a") as file:
+        file.write("it listens\n")
     yield url
     process.terminate()
     assert process.wait(60) == 0
@@ -90,7 +101,7 @@ def client(address) -> openai.OpenAI:
 @pytest.fixture(scope="module")
 def expected(bundle):
     generator = load_generator(bundle, context=CONTEXT)
-    return generator.generate([Prompt(chat_text(ASKED), tuple(ASKED.images))], Settings(max_tokens=2048))[0]
+    return generator.generate([Prompt(chat_text(ASKED), tuple(ASKED.images))], Settings(max_tokens=600))[0]
 
 
 def reference_messages() -> list:
@@ -100,7 +111,7 @@ def reference_messages() -> list:
 
 
 def test_the_references_calls_are_answered(client, expected):
-    answer = client.chat.completions.create(model=NAME, messages=reference_messages(), max_tokens=2048)
+    answer = client.chat.completions.create(model=NAME, messages=reference_messages(), max_tokens=600)
     assert expected.finished
     assert len(expected.tokens) > 1
     assert answer.choices[0].message.content == expected.text
@@ -110,9 +121,34 @@ def test_the_references_calls_are_answered(client, expected):
     assert answer.usage.completion_tokens == len(expected.tokens)
 
 
+def test_nothing_is_compiled_once_it_listens(client, log):
+    """Questions of many lengths, with images of many sizes, alone and together, drawn and streamed."""
+    rng = np.random.default_rng(1)
+
+    def ask(number: int) -> None:
+        sizes = [(40, 60), (240, 320), (9, 500)][: number % 4]
+        pictures = [{"image_url": {"url": data_url(rng.integers(0, 256, (*size, 3), np.uint8))}} for size in sizes]
+        content = [{"type": "text", "text": "w3 " * [1, 200, 400][number % 3]}]
+        content += [{"type": "image_url"} | picture for picture in pictures]
+        messages = [{"role": "user", "content": content}]
+        stream = number == 5
+        answer = client.chat.completions.create(
+            model=NAME, messages=messages, max_tokens=[3, 40][number % 2], temperature=float(number % 2), stream=stream
+        )
+        assert len(list(answer)) > 1 if stream else answer.choices[0].message.content is not None
+
+    for number in range(4):
+        ask(number)
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(ask, range(8)))
+    before, after = log.read_text().split("it listens\n")
+    assert before.count("Finished XLA compilation") > 10
+    assert "Finished XLA compilation" not in after
+
+
 def test_without_v1_in_the_address(client, address, expected):
     bare = openai.OpenAI(api_key=KEY, base_url=address.removesuffix("/v1"), timeout=300)
-    answer = bare.chat.completions.create(model=NAME, messages=reference_messages(), max_tokens=2048)
+    answer = bare.chat.completions.create(model=NAME, messages=reference_messages(), max_tokens=600)
     assert answer.choices[0].message.content == expected.text
     assert [model.id for model in client.models.list()] == [NAME]
     assert client.models.retrieve(NAME).id == NAME
@@ -124,7 +160,7 @@ def test_streaming_gives_the_same_in_pieces(client, expected):
     stream = client.chat.completions.create(
         model=NAME,
         messages=reference_messages(),
-        max_tokens=2048,
+        max_tokens=600,
         stream=True,
         stream_options={"include_usage": True},
     )
@@ -139,12 +175,12 @@ def test_streaming_gives_the_same_in_pieces(client, expected):
 def test_many_at_once_and_one_that_goes_away(client, expected):
     def ask(number: int) -> str | None:
         if number == 3:
-            hot = {"temperature": 50.0, "max_tokens": 2048, "seed": 1}
+            hot = {"temperature": 50.0, "max_tokens": 600, "seed": 1}
             stream = client.chat.completions.create(model=NAME, messages=reference_messages(), stream=True, **hot)
             next(iter(stream))
             stream.close()
             return expected.text
-        answer = client.chat.completions.create(model=NAME, messages=reference_messages(), max_tokens=2048)
+        answer = client.chat.completions.create(model=NAME, messages=reference_messages(), max_tokens=600)
         return answer.choices[0].message.content
 
     with ThreadPoolExecutor(6) as pool:
@@ -157,11 +193,11 @@ def test_errors_are_those_that_the_package_knows(client, address):
 
     with pytest.raises(openai.NotFoundError, match="does not exist, only 'planner'"):
         ask(model="gpt")
-    with pytest.raises(openai.BadRequestError, match="context of 4096 tokens") as caught:
+    with pytest.raises(openai.BadRequestError, match="context of 1000 tokens") as caught:
         ask("hi " * 5000)
     assert caught.value.code == "context_length_exceeded"
-    with pytest.raises(openai.BadRequestError, match="context of 4096"):
-        ask(max_tokens=4096)
+    with pytest.raises(openai.BadRequestError, match="context of 1000"):
+        ask(max_tokens=1000)
     with pytest.raises(openai.BadRequestError, match="temperature"):
         ask(temperature=-1)
     part = {"type": "image_url", "image_url": {"url": "http://127.0.0.1/x.png"}}
@@ -281,8 +317,8 @@ def test_garbage_is_told_in_few_lines(address, log):
     assert 4 <= lines.count(" so far") < 30
 
 
-def test_a_signal_lets_it_finish_what_runs(bundle):
-    process, url = start(bundle)
+def test_a_signal_lets_it_finish_what_runs(bundle, tmp_path):
+    process, url = start(bundle, tmp_path / "stderr", "--context", "500", "--batch", "1")
     client = openai.OpenAI(api_key=KEY, base_url=url, timeout=300, max_retries=0)
     stream = client.chat.completions.create(
         model=NAME,

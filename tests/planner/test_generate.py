@@ -25,6 +25,13 @@ GOLDEN = dict(np.load(Path(__file__).parent / "assets" / "generation.npz"))
 ASKED = prompts(SEED)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _compile_quickly():
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(scope="module")
 def generators():
     return {name: random_models.generator(name, SEED) for name in CONFIGS}

@@ -34,6 +34,13 @@ def status(port: int, path: str) -> int:
         return error.code
 
 
+class Turns:
+    """The planner's words, in this process."""
+
+    def next_subtask(self, situation) -> Plan:
+        return Plan(TEXTS[1 + len(situation.finished) % 2])
+
+
 def test_until_it_is_warm_it_is_not_healthy_and_connections_wait(bundle, monkeypatch):
     gate, warm_up = threading.Event(), Engine.warm_up
 
@@ -41,9 +48,14 @@ def test_until_it_is_warm_it_is_not_healthy_and_connections_wait(bundle, monkeyp
         assert gate.wait(60)
         warm_up(self)
 
+    class CompilingPlanner(Turns):
+        def warm_up(self) -> None:
+            seen.append(status(cold.port, "/healthz"))
+
+    seen: list[int] = []
     monkeypatch.setattr(Engine, "warm_up", warm_up_when_told)
     with (
-        serving(lambda: Service(bundle, slots=1, rows=1), wait=False) as cold,
+        serving(lambda: Service(bundle, None, CompilingPlanner(), slots=1, rows=1), wait=False) as cold,
         connect(address(cold)) as ws,
         ThreadPoolExecutor(1) as pool,
     ):
@@ -59,9 +71,10 @@ def test_until_it_is_warm_it_is_not_healthy_and_connections_wait(bundle, monkeyp
         assert not client.done()
         gate.set()
         assert isinstance(ws.recv(timeout=100), bytes)
+        assert seen == [503]
         assert status(cold.port, "/healthz") == 200
         with client.result(30) as policy:
-            policy.reset(TASK)
+            policy.reset(TASK, planner="none")
             assert policy.infer(frame(0))["actions"].shape == (3, 14)
 
 
@@ -174,13 +187,6 @@ def command(folder: Path, *flags: object) -> Iterator[str]:
             assert process.wait(30) == 0
         finally:
             process.kill()
-
-
-class Turns:
-    """The planner's words, in this process."""
-
-    def next_subtask(self, situation) -> Plan:
-        return Plan(TEXTS[1 + len(situation.finished) % 2])
 
 
 def test_a_staged_session_by_the_command_and_its_second_start(bundle, planner, tmp_path):

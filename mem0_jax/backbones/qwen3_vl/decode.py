@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mem0_jax.backbones.qwen3_vl.config import Qwen3VLConfig
 from mem0_jax.backbones.qwen3_vl.model import normalised
@@ -44,10 +45,10 @@ class Sampling(NamedTuple):
         seed: uint32 [B]; what is drawn depends on it and on the number of the token, not on the rest of the batch.
     """
 
-    temperature: Array
-    top_p: Array
-    top_k: Array
-    seed: Array
+    temperature: Array | np.ndarray
+    top_p: Array | np.ndarray
+    top_k: Array | np.ndarray
+    seed: Array | np.ndarray
 
 
 class Progress(NamedTuple):
@@ -61,12 +62,12 @@ class Progress(NamedTuple):
         start, place: int32 [], where in the cache the answers begin, and where `token` goes.
     """
 
-    token: Array
-    position: Array
-    length: Array
-    left: Array
-    start: Array
-    place: Array
+    token: Array | np.ndarray
+    position: Array | np.ndarray
+    length: Array | np.ndarray
+    left: Array | np.ndarray
+    start: Array | np.ndarray
+    place: Array | np.ndarray
 
 
 def take_apart(params: dict[str, Any], *, int8: bool = False) -> Weights:
@@ -214,7 +215,7 @@ class Decoder:
     def _left(self, left: Array, token: Array) -> Array:
         return jnp.where(jnp.isin(token, jnp.array(self.stops)), 0, jnp.maximum(left - 1, 0))
 
-    def _embedded(self, weights: Weights, ids: Array) -> Array:
+    def _embedded(self, weights: Weights, ids: Array | np.ndarray) -> Array:
         return weights["language_model"]["embed_tokens"]["embedding"][ids].astype(self.dtype)
 
     def _angle(self, position: Array) -> Array:

@@ -185,7 +185,7 @@ class Generator:
             limit, alone = np.ones(1, np.int32), self._sampling([Settings()])
             _, _, read = abstract(decoder.prefill, weights, prompt, seen, limit, alone, places=places)
             for rows in {1, self.batch}:
-                progress, sampling, cache = _nowhere(rows), self._sampling([Settings()] * rows), read
+                progress, sampling, cache = _together([], rows), self._sampling([Settings()] * rows), read
                 if rows > 1:
                     cache = abstract(decoder.put, abstract(decoder.grow, read, size=rows, axis=0), read, at)
                 for room in self._places[self._places.index(places) :]:
@@ -290,20 +290,19 @@ class Generator:
         self, encoded: Sequence[Encoded], replies: Sequence["_Reply"], rows: int, length: int, places: int
     ) -> tuple[decode.Progress, decode.Cache]:
         """Progress and cache of a batch of so many rows whose prompts were read, one by one."""
-        progress, cache = _nowhere(rows), None
+        begun, cache = [], None
         for row, (one, reply) in enumerate(zip(encoded, replies)):
             prompt, limit, sampling = self._prompt_arrays(one, length), reply.limit, self._sampling([reply.settings])
-            _, begun, read = self._decoder.prefill(
+            _, progress, read = self._decoder.prefill(
                 self.weights, prompt, self._see(one, length), np.array([limit], np.int32), sampling, places=places
             )
-            for whole, part in zip(progress, jax.device_get(begun)):
-                whole[row if whole.ndim else ...] = part[0] if whole.ndim else part
+            begun.append(jax.device_get(progress))
             if cache is None:
                 cache = read if rows == 1 else self._decoder.grow(read, size=rows, axis=0)
             else:
                 cache = self._decoder.put(cache, read, np.int32(row))
         assert cache is not None
-        return progress, cache
+        return _together(begun, rows), cache
 
     def _prompt_arrays(self, encoded: Encoded, length: int) -> dict[str, np.ndarray]:
         ids = np.full((1, length), self.config.tokens.pad, np.int32)
@@ -385,7 +384,9 @@ def abstract(program: Any, *arguments: Any, **static: Any) -> Any:
     return jax.tree.map(lambda one, at: jax.ShapeDtypeStruct(one.shape, one.dtype, sharding=at), made, where)
 
 
-def _nowhere(rows: int) -> decode.Progress:
-    """The progress of answers that are complete."""
-    zeros, ones = (np.full(rows, value, np.int32) for value in (0, 1))
-    return decode.Progress(zeros, zeros.copy(), ones, zeros.copy(), np.array(0, np.int32), np.array(0, np.int32))
+def _together(begun: Sequence[decode.Progress], rows: int) -> decode.Progress:
+    """The progress of several answers as one; rows that only fill up are complete."""
+    fill = (np.full(rows - len(begun), value, np.int32) for value in (0, 0, 1, 0))
+    token, position, length, left = (np.concatenate([*(one[i] for one in begun), more]) for i, more in enumerate(fill))
+    place = begun[0].place if begun else np.zeros((), np.int32)
+    return decode.Progress(token, position, length, left, place, place)
