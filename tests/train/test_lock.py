@@ -128,7 +128,8 @@ def test_another_machines_recent_word_counts_unless_told_otherwise(tmp_path, mon
 
 def test_another_machines_old_word_does_not_count(tmp_path, caplog):
     lock = write(tmp_path, boot="another", host="node-7")
-    os.utime(lock, (time.time() - 2 * STALE,) * 2)
+    old = time.time() - 2 * STALE
+    os.utime(lock, (old, old))
     with hold_folder(tmp_path):
         pass
     assert "taken over from process" in caplog.text
