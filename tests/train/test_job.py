@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from tiny import write_config, write_dataset
+from jobs import write_config, write_dataset
 
 from mem0_jax import tree
 from mem0_jax.cli import main
