@@ -44,6 +44,9 @@ def kind(head: bytes) -> str:
     """What follows the name of a file that begins with `head`, its first `HEAD_BYTES`; "" if that tells nothing."""
     if said := stand_in(head):
         return said
+    # First: its own first bytes are the length of what follows them, and may look like anything below.
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 2**32:
+        return SAFETENSORS
     for start, said in KINDS.items():
         if head.startswith(start):
             return said
@@ -56,8 +59,6 @@ def kind(head: bytes) -> str:
         if name.encode().startswith(LEGACY_TAR):
             return f"is in the legacy tar format of torch < 0.2; convert it where torch is installed: {SAVE_AGAIN}"
         return f"is a tar archive that begins with {name!r}: unpack it first (tar xf)"
-    if head[8:10] in (b'{"', b"{ ") and int.from_bytes(head[:8], "little") < 2**32:
-        return SAFETENSORS
     return ""
 
 

@@ -283,7 +283,7 @@ def test_killed_halfway_leaves_no_bundle_and_the_next_run_succeeds(tensors, tmp_
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert not out.exists()
-    assert len(list(tmp_path.glob("bundles/.wide.*"))) == 1
+    assert len(list(tmp_path.glob("bundles/.wide.unfinished*"))) == 1
     subprocess.run(words, cwd=tmp_path, check=True, stdout=subprocess.DEVNULL)
     assert [path.name for path in (tmp_path / "bundles").iterdir()] == ["wide"]
     np.testing.assert_array_equal(open_source(out).tensors[name].read(), wide[name])
