@@ -25,6 +25,7 @@ from mem0_jax.backbones.qwen3_vl.images import PixelBounds, image_patches, most_
 from mem0_jax.backbones.qwen3_vl.positions import Grid, patch_positions, token_positions
 from mem0_jax.backbones.qwen3_vl.processor import SPECIAL_TOKENS, token_ids
 from mem0_jax.errors import UserError
+from mem0_jax.nn.numbers import same_numbers
 from mem0_jax.nn.sizes import bucket, padded, sizes_up_to
 
 CONTEXT = 8192  # tokens of prompt and answer together, unless a generator is told otherwise
@@ -377,9 +378,11 @@ class _Reply:
         return Answer(self._text, tuple(self._tokens), self.finished, self.prompt_tokens)
 
 
+@same_numbers
 def abstract(program: Any, *arguments: Any, **static: Any) -> Any:
-    """Compiles a jitted function for arguments that may be abstract; gives its results as such, with where they lie."""
-    lowered = program.lower(*arguments, **static)
+    """Compiles a function of the decoder for arguments that may be abstract; gives its results as such, with where they
+    lie."""
+    lowered = program.__wrapped__.lower(*arguments, **static)
     made, where = lowered.out_info, lowered.compile().output_shardings
     return jax.tree.map(lambda one, at: jax.ShapeDtypeStruct(one.shape, one.dtype, sharding=at), made, where)
 
