@@ -42,6 +42,8 @@ LEGACY_TAR = (b"sys_info", b"storages", b"tensors", b"pickle")
 
 def kind(head: bytes) -> str:
     """What follows the name of a file that begins with `head`, its first `HEAD_BYTES`; "" if that tells nothing."""
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 2**32:
+        return SAFETENSORS  # first: the length at its begin may be the signature of another
     if said := stand_in(head):
         return said
     for start, said in KINDS.items():
@@ -56,8 +58,6 @@ def kind(head: bytes) -> str:
         if name.encode().startswith(LEGACY_TAR):
             return f"is in the legacy tar format of torch < 0.2; convert it where torch is installed: {SAVE_AGAIN}"
         return f"is a tar archive that begins with {name!r}: unpack it first (tar xf)"
-    if head[8:10] in (b'{"', b"{ ") and int.from_bytes(head[:8], "little") < 2**32:
-        return SAFETENSORS
     return ""
 
 
