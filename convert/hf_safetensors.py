@@ -163,7 +163,7 @@ def _tensor(parts: Parts, base: int, name: str, entry: Any) -> StoredTensor:
 def _read_index(path: Path) -> dict[str, StoredTensor]:
     if path.stat().st_size > MAX_HEADER_BYTES:
         raise SafetensorsError(f"{path}: has more than {MAX_HEADER_BYTES} bytes")
-    if said := stand_in(path):
+    if path.stat().st_size and (said := stand_in(path)):
         raise SafetensorsError(f"{path} {said}")
     where = _parse(path.read_bytes(), path).get("weight_map")
     if not isinstance(where, dict) or not where or not all(_is_file_name(shard) for shard in where.values()):

@@ -186,3 +186,13 @@ def test_the_hand_written_file_is_a_good_one(tmp_path):
     path = write(tmp_path / "a.pt", tensor_pickle(4), {"data/0": bytes(16)})
     with pytest.raises(UserError, match="found StoredTensor"):
         open_source(path)
+
+
+@pytest.mark.parametrize("start", [b"\x80\x02", b"\x80\x04", b"\x1f\x8b", b"BZh"])
+def test_a_length_that_looks_like_a_signature(tmp_path, start):
+    """The first bytes of safetensors are a number."""
+    length = int.from_bytes(start, "little")
+    entry = {"model.visual.a": {"dtype": "U8", "shape": [2], "data_offsets": [0, 2]}}
+    header = json.dumps(entry).encode().ljust(length)
+    (tmp_path / "a.safetensors").write_bytes(length.to_bytes(8, "little") + header + b"12")
+    assert list(open_source(tmp_path / "a.safetensors").tensors) == ["model.visual.a"]
