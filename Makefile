@@ -49,9 +49,10 @@ $(EXTRAS): %: $(VENV)/installed-%
 pins: $(BIN)/python  ## compile requirements/*.txt anew from pyproject.toml (ARGS=--upgrade for newest versions)
 	@mkdir -p requirements
 	$(COMPILE) -o requirements/base.txt
-	@before="-c requirements/base.txt"; for extra in tpu test lint $(filter-out tpu,$(EXTRAS)); do \
+	@before="-c requirements/base.txt"; for extra in test lint $(filter-out tpu,$(EXTRAS)); do \
 		echo $$extra; $(COMPILE) $$before --extra $$extra -o requirements/$$extra.txt || exit 1; \
 		before="$$before -c requirements/$$extra.txt"; done
+	$(COMPILE) -c requirements/base.txt --extra tpu -o requirements/tpu.txt  # jax's own choice of libtpu
 
 clean:  ## remove .venv and caches
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build *.egg-info
@@ -73,9 +74,11 @@ $(BIN)/python:
 		$(FIRST_UV)/bin/uv pip install -q --python $(BIN)/python uv; \
 	else echo "$(PYTHON) has neither venv nor pip (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; fi
 
+# Chips need the libtpu of their jax, whatever was installed since for aot or the tests, which do without chips.
 # convert/ and configs/ are installed as mem0_jax.convert and mem0_jax.configs; the links show that to pyright.
 $(VENV)/installed-%: requirements/%.txt pyproject.toml | $(BIN)/python
 	$(UV) pip install -q --python $(BIN)/python -r $<
+	$(if $(wildcard $(VENV)/installed-tpu),$(UV) pip install -q --python $(BIN)/python -r requirements/tpu.txt)
 	$(UV) pip install -q --python $(BIN)/python --no-deps -e .
 	@mkdir -p $(VENV)/editable/mem0_jax
 	@ln -sfn ../../../convert $(VENV)/editable/mem0_jax/convert

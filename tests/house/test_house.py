@@ -102,12 +102,15 @@ def test_pins_cover_the_base_install_and_agree():
 
 
 def test_extras_can_be_had_together():
-    """No two of them pin a package at different versions: to install one takes nothing from another."""
+    """No two of them pin a package at different versions: to install one takes nothing from another.
+
+    But for libtpu, which jax holds back where there are chips: make puts that one back whatever is installed later.
+    """
     chosen: dict[str, set[str]] = {}
     for name in extras():
         for package, version in pins(name).items():
             chosen.setdefault(package, set()).add(version)
-    assert {package: versions for package, versions in chosen.items() if len(versions) > 1} == {}
+    assert {package for package, versions in chosen.items() if len(versions) > 1} <= {"libtpu"}
 
 
 def test_pins_are_within_the_ranges_of_pyproject():
