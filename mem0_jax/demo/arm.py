@@ -152,7 +152,7 @@ def end_with_the_parent() -> None:
     """Ends this process when the one that started it ends, even killed: the pipe to standard input closes then."""
 
     def wait() -> None:
-        while sys.stdin.buffer.read(1):
+        while os.read(0, 1):  # not of sys.stdin, whose lock the interpreter's end would wait for
             pass
         os._exit(1)
 

@@ -89,7 +89,7 @@ def _restore(run: Path, job: PlannerJob, rows: int) -> TrainState:
     )
     folder = run / "checkpoints"
     if folder.is_dir():
-        with Checkpoints(folder, config.keep) as checkpoints:
+        with Checkpoints(folder, config.keep, read_only=True) as checkpoints:
             if (restored := checkpoints.restore(template)) is not None:
                 return restored.state
     raise UserError(f"{run} has no checkpoint yet: it saves one every {config.save_every} steps and at the end")

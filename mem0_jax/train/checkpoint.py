@@ -70,11 +70,13 @@ class _Kept:
 class Checkpoints:
     """The checkpoints of one run in one folder; use it as a context manager, which waits for the last write."""
 
-    def __init__(self, directory: Path, keep: int, keep_best: int = 0) -> None:
+    def __init__(self, directory: Path, keep: int, keep_best: int = 0, read_only: bool = False) -> None:
         """Open `directory`, made if absent; unfinished writes go before the next save.
 
-        Stay: the `keep` newest, and the `keep_best` of the lowest score.
+        Stay: the `keep` newest, and the `keep_best` of the lowest score. With `read_only` nothing is changed, so that
+        the run may be under way.
         """
+        self._read_only = read_only
         self._directory = check_folder(directory.resolve(), joined=True)
         self._kept = _Kept(keep, keep_best)
         self._manager = ocp.CheckpointManager(
@@ -82,7 +84,9 @@ class Checkpoints:
             item_names=("state", "meta"),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=self._kept,
-                cleanup_tmp_directories=True,
+                cleanup_tmp_directories=not read_only,
+                read_only=read_only,
+                create=not read_only,
                 enable_async_checkpointing=True,
                 lightweight_initialize=True,  # a damaged checkpoint must not prevent opening the others
             ),
@@ -165,7 +169,7 @@ class Checkpoints:
     def restore(self, template: TrainState) -> Restored | None:
         """Read the newest intact checkpoint; None if there is none at all.
 
-        A damaged one is moved aside, with a warning, and the one before is tried.
+        A damaged one is moved aside unless `read_only`, with a warning, and the one before is tried.
 
         Args:
             template: the state expected, as arrays or `jax.ShapeDtypeStruct`; those with a sharding are read into it.
@@ -180,10 +184,8 @@ class Checkpoints:
                 return self._read(step, template)
             except CorruptedError as error:
                 reasons.append(f"step {step}: {error}")
-                aside = self._move_aside(step)
-                _log.warning(
-                    "checkpoint of step %d is damaged (%s); moved to %s, trying the one before", step, error, aside
-                )
+                what = "left where it is" if self._read_only else f"moved to {self._move_aside(step)}"
+                _log.warning("checkpoint of step %d is damaged (%s); %s, trying the one before", step, error, what)
         if not steps:
             return None
         raise CheckpointError(
