@@ -43,12 +43,9 @@ LEGACY_TAR = (b"sys_info", b"storages", b"tensors", b"pickle")
 def kind(head: bytes) -> str:
     """What follows the name of a file that begins with `head`, its first `HEAD_BYTES`; "" if that tells nothing."""
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 2**32:
-        return SAFETENSORS  # first: the length at its begin may be the signature of another
+        return SAFETENSORS  # first: the length at its begin may look like the signature of another
     if said := stand_in(head):
         return said
-    # First: its own first bytes are the length of what follows them, and may look like anything below.
-    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 2**32:
-        return SAFETENSORS
     for start, said in KINDS.items():
         if head.startswith(start):
             return said

@@ -34,10 +34,8 @@ FIXES = {
 }
 # Libraries that are not Python's give the number, or only the words, in their message.
 _NUMBER = re.compile(r"(?:errno |os error |os_error_code=')(\d+)", re.IGNORECASE)
-_WORDS = {
-    os.strerror(number): number
-    for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.EFBIG)
-}
+_HARD = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.EFBIG}
+_WORDS = {os.strerror(number): number for number in _HARD}
 _PATH = re.compile(r"""["'](/[^"']+)["']""")
 
 
@@ -54,14 +52,17 @@ def explained(error: BaseException, place: str | Path = "", kept: str = "") -> D
         kept: what is not lost, as a sentence's part.
     """
     seen: BaseException | None = error
+    numbers = set(FIXES)
     while seen is not None:
-        if (found := _refusal(seen)) is not None:
+        if (found := _refusal(seen)) is not None and found[0] in numbers:
             number, path = found
             told = f"{place or path or 'a file'}: {os.strerror(number)}"
             if place and path and path not in str(place) and f"/.{Path(place).name}." not in path:
                 told += f" ({path})"
             return DiskError("; ".join(part for part in (told, kept, FIXES[number]) if part))
-        seen = seen.__cause__ or seen.__context__
+        if seen.__cause__ is None:
+            numbers = _HARD  # what was merely being handled, such as a file that was there already, may be harmless
+        seen = seen.__cause__ or (None if seen.__suppress_context__ else seen.__context__)
     return None
 
 

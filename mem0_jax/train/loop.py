@@ -162,16 +162,20 @@ def fit(
         run = _Run(policy, loader_factory(), config, workdir, checkpoints, progress, extras or Extras())
         run.before_save = still_ours
         with run.bar, run.watchdog:
-            while run.step < config.steps:
+            stopped = False
+            while run.step < config.steps and not stopped:
                 run.advance()
-                if stop.reached(run.step) and run.step < config.steps:
-                    run.save()
-                    checkpoints.wait()
-                    raise TrainingInterrupted(
-                        f"stopped after step {run.step} of {config.steps}, saved in {workdir}; "
-                        "run the same command again to continue from there"
-                    )
-            run.finish()
+                stopped = stop.reached(run.step)
+            if run.step < config.steps:
+                run.save()
+                checkpoints.wait()
+            else:
+                run.finish()
+    if stopped or stop.requested:  # at the end as well: what the caller goes on to is not what was asked for
+        raise TrainingInterrupted(
+            f"stopped after step {run.step} of {config.steps}, saved in {workdir}; "
+            "run the same command again to continue from there"
+        )
     rows = read_rows(workdir / "metrics.jsonl")
     return FitResult(run.state, rows, run.resumed_from, time.perf_counter() - started, run.compile_seconds)
 

@@ -59,6 +59,21 @@ def test_other_errors_stay_what_they_are(error):
         raise error
 
 
+def during(handled: Exception) -> Exception:
+    try:
+        try:
+            raise handled
+        except OSError:
+            return {}["a fault of ours"]
+    except KeyError as error:
+        return error
+
+
+def test_a_fault_while_a_harmless_refusal_was_handled_is_not_the_disks():
+    assert explained(during(FileExistsError(errno.EEXIST, "there already", "x"))) is None
+    assert explained(during(OSError(errno.ENOSPC, "full", "x"))) is not None
+
+
 def test_what_cannot_be_written_whole_leaves_what_was_there(tmp_path):
     path, before = tmp_path / "a.json", resource.getrlimit(resource.RLIMIT_FSIZE)
     write_whole(path, "old")
