@@ -74,10 +74,11 @@ $(BIN)/python:
 		$(FIRST_UV)/bin/uv pip install -q --python $(BIN)/python uv; \
 	else echo "$(PYTHON) has neither venv nor pip (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; fi
 
+# Bytecode comes with it, as pip's does: without, the first start takes long, and all do where no bytecode may be written.
 # Chips need the libtpu of their jax, whatever was installed since for aot or the tests, which do without chips.
 # convert/ and configs/ are installed as mem0_jax.convert and mem0_jax.configs; the links show that to pyright.
 $(VENV)/installed-%: requirements/%.txt pyproject.toml | $(BIN)/python
-	$(UV) pip install -q --python $(BIN)/python -r $<
+	$(UV) pip install -q --compile-bytecode --python $(BIN)/python -r $<
 	$(if $(wildcard $(VENV)/installed-tpu),$(UV) pip install -q --python $(BIN)/python -r requirements/tpu.txt)
 	$(UV) pip install -q --python $(BIN)/python --no-deps -e .
 	@mkdir -p $(VENV)/editable/mem0_jax

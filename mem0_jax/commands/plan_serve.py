@@ -80,9 +80,8 @@ def main(argv: Sequence[str]) -> None:
     sizes = {"context": flags.context, "batch": flags.batch}
     with Progress(f"opening {flags.bundle}"):
         generator = load_generator(flags.bundle, dtype=flags.dtype, int8=flags.int8, mesh=mesh, **sizes)
-    with Progress("compiling what answers need"):
-        generator.warm_up()
-        generator.generate([Prompt("<|im_start|>user\n")], Settings(max_tokens=2))  # it works, before anyone asks
+    generator.warm_up()
+    generator.generate([Prompt("<|im_start|>user\n")], Settings(max_tokens=2))  # it works, before anyone asks
     limits = ServerLimits(flags.batch, flags.queue, seconds=flags.timeout, chat=ChatLimits(images=flags.max_images))
     name = flags.name or flags.bundle.absolute().name
     server = ChatServer(generator, name, key, limits)

@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from tokenizers import Tokenizer
-from tqdm import tqdm
 
 from mem0_jax.backbones.qwen3_vl import decode
 from mem0_jax.backbones.qwen3_vl.config import Qwen3VLConfig
@@ -27,6 +26,7 @@ from mem0_jax.backbones.qwen3_vl.processor import SPECIAL_TOKENS, token_ids
 from mem0_jax.errors import UserError
 from mem0_jax.nn.numbers import same_numbers
 from mem0_jax.nn.sizes import bucket, padded, sizes_up_to
+from mem0_jax.progress import Progress
 
 CONTEXT = 8192  # tokens of prompt and answer together, unless a generator is told otherwise
 SHORTEST = 256  # tokens that prompts are padded to at least
@@ -155,7 +155,7 @@ class Generator:
     def warm_up(self, shortest: int = 1) -> None:
         """Compiles all that prompts of at least so many tokens and their answers can need, several programs at a time.
 
-        Nothing is computed. Shows a progress bar on a terminal.
+        Nothing is computed. Shows its progress.
         """
         with self._in_mesh():
             small = abstract(self._decoder.see, self.weights, self._blank(self._images[0]), rows=self._room)
@@ -165,8 +165,9 @@ class Generator:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             made = [pool.submit(part) for part in parts]
             try:
-                for one in tqdm(as_completed(made), "warming up", len(made), unit="size", disable=None):
-                    one.result()
+                with Progress("compiling what answers need", len(made), "size") as progress:
+                    for one in progress.over(as_completed(made)):
+                        one.result()
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
