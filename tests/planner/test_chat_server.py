@@ -34,7 +34,7 @@ from mem0_jax.planner.prompt import build
 from mem0_jax.planner.render import chat_messages, chat_text, data_url
 from mem0_jax.policies.bundle import new_folder, save_params, write_description
 
-KEY, NAME, CONTEXT = "secret", "planner", 1000
+KEY, NAME, CONTEXT = "secret", "planner", 700
 UNTIED = random_models.CONFIGS["untied"]
 CONFIG = dataclasses.replace(UNTIED, text=dataclasses.replace(UNTIED.text, num_hidden_layers=2))
 PICTURE = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
@@ -43,7 +43,7 @@ ASKED = build("count", PICTURE, [("press.", 255 - PICTURE)])
 
 def parameters():
     """Random, but with a liking for the end of the answer, as a trained model has."""
-    made = random_models.params(CONFIG, 1)
+    made = random_models.params(CONFIG, 5)
     made["lm_head"]["kernel"][:, random_models.TOKENS.im_end] *= 2.0
     return made
 
@@ -101,7 +101,7 @@ def client(address) -> openai.OpenAI:
 @pytest.fixture(scope="module")
 def expected(bundle):
     generator = load_generator(bundle, context=CONTEXT)
-    return generator.generate([Prompt(chat_text(ASKED), tuple(ASKED.images))], Settings(max_tokens=600))[0]
+    return generator.generate([Prompt(chat_text(ASKED), tuple(ASKED.images))], Settings(max_tokens=300))[0]
 
 
 def reference_messages() -> list:
@@ -111,7 +111,7 @@ def reference_messages() -> list:
 
 
 def test_the_references_calls_are_answered(client, expected):
-    answer = client.chat.completions.create(model=NAME, messages=reference_messages(), max_tokens=600)
+    answer = client.chat.completions.create(model=NAME, messages=reference_messages(), max_tokens=300)
     assert expected.finished
     assert len(expected.tokens) > 1
     assert answer.choices[0].message.content == expected.text
@@ -128,7 +128,7 @@ def test_nothing_is_compiled_once_it_listens(client, log):
     def ask(number: int) -> None:
         sizes = [(40, 60), (240, 320), (9, 500)][: number % 4]
         pictures = [{"image_url": {"url": data_url(rng.integers(0, 256, (*size, 3), np.uint8))}} for size in sizes]
-        content = [{"type": "text", "text": "w3 " * [1, 200, 400][number % 3]}]
+        content = [{"type": "text", "text": "w3 " * [1, 200, 300][number % 3]}]
         content += [{"type": "image_url"} | picture for picture in pictures]
         messages = [{"role": "user", "content": content}]
         stream = number == 5
@@ -148,7 +148,7 @@ def test_nothing_is_compiled_once_it_listens(client, log):
 
 def test_without_v1_in_the_address(client, address, expected):
     bare = openai.OpenAI(api_key=KEY, base_url=address.removesuffix("/v1"), timeout=300)
-    answer = bare.chat.completions.create(model=NAME, messages=reference_messages(), max_tokens=600)
+    answer = bare.chat.completions.create(model=NAME, messages=reference_messages(), max_tokens=300)
     assert answer.choices[0].message.content == expected.text
     assert [model.id for model in client.models.list()] == [NAME]
     assert client.models.retrieve(NAME).id == NAME
@@ -160,7 +160,7 @@ def test_streaming_gives_the_same_in_pieces(client, expected):
     stream = client.chat.completions.create(
         model=NAME,
         messages=reference_messages(),
-        max_tokens=600,
+        max_tokens=300,
         stream=True,
         stream_options={"include_usage": True},
     )
@@ -175,12 +175,12 @@ def test_streaming_gives_the_same_in_pieces(client, expected):
 def test_many_at_once_and_one_that_goes_away(client, expected):
     def ask(number: int) -> str | None:
         if number == 3:
-            hot = {"temperature": 50.0, "max_tokens": 600, "seed": 1}
+            hot = {"temperature": 50.0, "max_tokens": 300, "seed": 1}
             stream = client.chat.completions.create(model=NAME, messages=reference_messages(), stream=True, **hot)
             next(iter(stream))
             stream.close()
             return expected.text
-        answer = client.chat.completions.create(model=NAME, messages=reference_messages(), max_tokens=600)
+        answer = client.chat.completions.create(model=NAME, messages=reference_messages(), max_tokens=300)
         return answer.choices[0].message.content
 
     with ThreadPoolExecutor(6) as pool:
@@ -193,11 +193,11 @@ def test_errors_are_those_that_the_package_knows(client, address):
 
     with pytest.raises(openai.NotFoundError, match="does not exist, only 'planner'"):
         ask(model="gpt")
-    with pytest.raises(openai.BadRequestError, match="context of 1000 tokens") as caught:
+    with pytest.raises(openai.BadRequestError, match="context of 700 tokens") as caught:
         ask("hi " * 5000)
     assert caught.value.code == "context_length_exceeded"
-    with pytest.raises(openai.BadRequestError, match="context of 1000"):
-        ask(max_tokens=1000)
+    with pytest.raises(openai.BadRequestError, match="context of 700"):
+        ask(max_tokens=700)
     with pytest.raises(openai.BadRequestError, match="temperature"):
         ask(temperature=-1)
     part = {"type": "image_url", "image_url": {"url": "http://127.0.0.1/x.png"}}
