@@ -112,14 +112,9 @@ def main(
         return _complain(program, f"{strange[0]!r} is no UTF-8 text: rename the file or folder", BAD_USAGE)
     name, rest = argv[0], argv[1:]
     if name in ("-h", "--help", "help"):
-        try:
-            print(usage(commands, program), flush=True)
-        except BrokenPipeError:
-            return _stop_printing()
-        return OK
+        return _print(program, usage(commands, program))
     if name == "--version":
-        print(f"mem0-jax {__version__}")
-        return OK
+        return _print(program, f"mem0-jax {__version__}")
     if name not in commands:
         kind = "flag" if name.startswith("-") else "command"
         hint = did_you_mean(name, commands)
@@ -166,6 +161,10 @@ class CommandParser(argparse.ArgumentParser):
             allow_abbrev=False,
         )
 
+    def print_help(self, file=None):
+        """As argparse does, which says nothing where it cannot be written."""
+        print(self.format_help(), end="", file=file)
+
     def parse_known_args(self, args=None, namespace=None):  # pyright: ignore[reportIncompatibleMethodOverride]
         """As argparse does; an address such as gs://bucket in place of a file or folder of this machine is refused."""
         parsed, unknown = super().parse_known_args(args, namespace)
@@ -205,11 +204,9 @@ def _run(title: str, command: Command, argv: list[str]) -> int:
             installed.check()
             for remark in jax_environment.settle():
                 print(f"{title}: {remark}", file=sys.stderr)
-        code = importlib.import_module(command.module).main(argv) or OK
+        code = _code_of(command, argv)
         sys.stdout.flush()
         return code
-    except SystemExit as stop:  # from a flag parser: --help, or a wrong flag
-        return stop.code if isinstance(stop.code, int) else OK if stop.code is None else FAILED
     except KeyboardInterrupt:
         return _complain(title, "interrupted", INTERRUPTED)
     except BrokenPipeError:
@@ -225,6 +222,24 @@ def _run(title: str, command: Command, argv: list[str]) -> int:
         except OSError:  # it goes to a full disk
             _stop_printing()
         return _complain(title, str(told), FAILED)
+
+
+def _code_of(command: Command, argv: list[str]) -> int:
+    try:
+        return importlib.import_module(command.module).main(argv) or OK
+    except SystemExit as stop:  # from a flag parser: --help, or a wrong flag
+        return stop.code if isinstance(stop.code, int) else OK if stop.code is None else FAILED
+
+
+def _print(title: str, text: str) -> int:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        return _stop_printing()
+    except OSError as error:
+        _stop_printing()
+        return _complain(title, f"standard output: {error.strerror}", FAILED)
+    return OK
 
 
 def _explained(error: Exception) -> object | None:

@@ -31,11 +31,14 @@ FIXES = {
     errno.EISDIR: "a folder stands where a file is needed: name another place",
     errno.EEXIST: "it is in the way: move it, or name another place",
     errno.ENOTEMPTY: "it is in the way: move it, or name another place",
+    errno.ELOOP: "a link is in the way: remove it",
 }
 # Libraries that are not Python's give the number, or only the words, in their message.
 _NUMBER = re.compile(r"(?:errno |os error |os_error_code=')(\d+)", re.IGNORECASE)
 _HARD = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.EFBIG}
 _WORDS = {os.strerror(number): number for number in _HARD}
+_OPEN = re.compile(r"/dev/(stdout|stderr|fd/\d+)|/proc/self/fd/\d+")
+_STANDARD = {"stdout": 1, "stderr": 2}
 _PATH = re.compile(r"""["'](/[^"']+)["']""")
 
 
@@ -56,7 +59,7 @@ def explained(error: BaseException, place: str | Path = "", kept: str = "") -> D
     while seen is not None:
         if (found := _refusal(seen)) is not None and found[0] in numbers:
             number, path = found
-            told = f"{place or path or 'a file'}: {os.strerror(number)}"
+            told = f"{place or path or 'a file or standard output'}: {os.strerror(number)}"
             if place and path and path not in str(place) and f"/.{Path(place).name}." not in path:
                 told += f" ({path})"
             return DiskError("; ".join(part for part in (told, kept, FIXES[number]) if part))
@@ -110,11 +113,33 @@ def _but_late_writes(unraisable: Any) -> None:
         sys.__unraisablehook__(unraisable)
 
 
+def behind(path: Path) -> Path:
+    """Where a path leads, there or not: what is put there by renaming leaves links to it what they are."""
+    return Path(os.path.realpath(path))
+
+
+def is_stream(path: Path) -> bool:
+    """Whether nothing can take a path's place: a device, a pipe, or what this process has open."""
+    return _OPEN.fullmatch(str(path)) is not None or not (path.is_file() or path.is_dir() or not path.exists())
+
+
 def write_whole(path: Path, content: bytes | str) -> None:
-    """Beside first, then renamed: nobody ever sees half a file. A text is written as UTF-8."""
+    """Beside first, then renamed: nobody ever sees half a file. A text is written as UTF-8.
+
+    Devices and pipes are written as they stand, and a link stays one.
+    """
+    content = content.encode() if isinstance(content, str) else content
+    if is_stream(path):
+        sys.stdout.flush()
+        # What is open already is not opened anew: that would begin again at its start.
+        opened = _OPEN.fullmatch(str(path))
+        with open(os.dup(_STANDARD.get(path.name) or int(path.name)) if opened else path, "wb") as file:
+            file.write(content)
+        return
+    path = behind(path)
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
-        beside.write_bytes(content.encode() if isinstance(content, str) else content)
+        beside.write_bytes(content)
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)

@@ -19,8 +19,12 @@ FIXED = {
     "JAX_NUMPY_RANK_PROMOTION": ("allow",),
     "JAX_THREEFRY_PARTITIONABLE": ("1", "y", "yes", "t", "true", "on"),
     "JAX_DEFAULT_PRNG_IMPL": ("threefry2x32",),
+    "JAX_TRANSFER_GUARD": ("allow", "log"),
 }
 EXTRAS = {"gpu": "gpu", "cuda": "gpu", "tpu": "tpu"}  # of pyproject.toml, which bring a backend
+_CHOICES = ("JAX_PLATFORMS", "JAX_PLATFORM_NAME", "JAX_DEFAULT_DEVICE")
+_CPU_COUNTS = ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")
+_BACKEND = re.compile(r"Un(?:able to initialize|known) backend:? '?([\w ]*)'?")
 _NO_BACKEND = (RuntimeError, AssertionError)  # the second where JAX_PLATFORMS=cuda and no card is visible
 # XLA ends the process where it cannot read its flags, so another one reads them first.
 PROBE = "from jaxlib import xla_client; xla_client.CompileOptions()"
@@ -55,25 +59,29 @@ def explained(error: Exception) -> str | None:
         for name, value in os.environ.items():
             if name.startswith("JAX_") and (name.lower() in str(error).lower() or repr(value) in str(error)):
                 return f"JAX cannot read {name}={value} ({error}): correct or unset {name}"
-    variable = next((name for name in ("JAX_PLATFORMS", "JAX_PLATFORM_NAME") if os.environ.get(name)), None)
-    if (
-        "jax" in sys.modules
-        and isinstance(error, _NO_BACKEND)
-        and (variable or str(error).startswith("Unable to init"))
-    ):
+    if "jax" not in sys.modules or not isinstance(error, _NO_BACKEND):
+        return None
+    if _BACKEND.match(str(error)):
+        return _without_backend(str(error))
+    if any(os.environ.get(name) for name in _CHOICES):  # asked again, it may say more
         try:
             sys.modules["jax"].devices()
         except _NO_BACKEND as again:
-            return _without_backend(str(again), variable)
+            return _without_backend(str(again))
     return None
 
 
-def _without_backend(said: str, variable: str | None) -> str | None:
-    wanted = os.environ[variable].split(",") if variable else []
-    named = re.match(r"Un(?:able to initialize|known) backend:? '?([^':]*)'?", said)
+def _without_backend(said: str) -> str | None:
+    named = _BACKEND.match(said)
+    given = {name: os.environ[name].split(",") for name in _CHOICES if os.environ.get(name)}
+    variable = next((name for name in given if named and named[1] in given[name]), next(iter(given), None))
+    wanted = given[variable] if variable else []
     backend = named[1] if named else next(iter(wanted), None)
     if backend is None:
         return None
+    if backend == "cpu" and (counts := [name for name in _CPU_COUNTS if os.environ.get(name)]):
+        told = " and ".join(f"{name}={os.environ[name]}" for name in counts)
+        return f"JAX cannot start its backend 'cpu' with {told}: correct or unset it"
     if backend not in wanted and "gpu" in wanted:
         backend = "gpu"  # which JAX takes for all kinds of them
     because = f" ({variable}={os.environ[variable]})" if variable else ""

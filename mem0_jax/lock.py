@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from pathlib import Path
 
-from mem0_jax.disk import disk_told
+from mem0_jax.disk import behind, disk_told
 from mem0_jax.errors import UserError
 
 BEAT, STALE = 15.0, 120.0  # seconds: between signs of life; after which another machine's holder counts as gone
@@ -81,8 +81,9 @@ def hold_folder(folder: Path) -> Iterator[Callable[[], None]]:
 def hold_output(out: Path) -> Iterator[Callable[[], None]]:
     """This process alone makes the file or folder `out` while the block runs; gives what `_hold` does."""
     with disk_told(out):
-        out.absolute().parent.mkdir(parents=True, exist_ok=True)
-    with _hold(out.absolute().parent.resolve() / f".{out.name}.lock", out) as check:
+        behind(out).parent.mkdir(parents=True, exist_ok=True)
+    place = behind(out)  # a link to it is the same place
+    with _hold(place.with_name(f".{place.name}.lock"), out) as check:
         yield check
 
 
@@ -123,12 +124,14 @@ def _hold(path: Path, what: Path) -> Iterator[Callable[[], None]]:
 def _acquire(path: Path, what: Path) -> tuple[int, Holder]:
     """The open lock file, and what stands in it."""
     while True:
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         _descriptors.add(file)
         try:
             if (mine := _try(file, path, what)) is not None:
                 return file, mine
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, OSError) and not os.fstat(file).st_size:  # ours, and the disk is full
+                path.unlink(missing_ok=True)
             _close(file)
             raise
         _close(file)

@@ -32,7 +32,7 @@ from mem0_jax.data.lerobot import LeRobotDataset
 from mem0_jax.data.lerobot_features import COMMON
 from mem0_jax.data.pictures import open_frames
 from mem0_jax.data.transforms import resize
-from mem0_jax.disk import disk_told, explained
+from mem0_jax.disk import behind, disk_told, explained
 from mem0_jax.errors import UserError
 from mem0_jax.installed import how_to_install
 from mem0_jax.lock import hold_output
@@ -113,7 +113,7 @@ def pack(
             another robot.
         LockedError, DiskError: another process packs into `out`, or the disk refused; finished shards are kept.
     """
-    out = Path(out)
+    out = behind(Path(out))
     _check_arguments(out, size, quality, shard_mib, workers)
     check_names(dataset)
     partial = out.parent / f".{out.name}.partial"

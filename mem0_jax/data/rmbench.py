@@ -103,6 +103,15 @@ def open_task(folder: str | Path, instructions: Mapping[str, str] | None = None)
     return TaskFolder(task, setting, instruction, staged, _episodes(setting), annotations)
 
 
+def require_h5py() -> Any:
+    """The package. Raises RmbenchError: it is missing."""
+    try:
+        import h5py
+    except ImportError as error:
+        raise RmbenchError(f"reading HDF5 needs the package h5py: {how_to_install('rmbench')}") from error
+    return h5py
+
+
 class Recording:
     """One HDF5 file, opened for reading; a context manager.
 
@@ -115,13 +124,9 @@ class Recording:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
+        self._h5py = require_h5py()
         try:
-            import h5py
-        except ImportError as error:
-            raise RmbenchError(f"reading HDF5 needs the package h5py: {how_to_install('rmbench')}") from error
-        self._h5py = h5py
-        try:
-            self._file = h5py.File(self.path, "r")
+            self._file = self._h5py.File(self.path, "r")
         except OSError as error:
             raise RmbenchError(f"{self.path} is not a readable HDF5 file ({error}); copy or record it again") from error
         try:

@@ -25,10 +25,10 @@ import numpy as np
 
 from mem0_jax.data.lerobot_writer import LeRobotWriter, mem0_features
 from mem0_jax.data.lerobot_writer_v21 import LeRobotWriterV21
-from mem0_jax.data.rmbench import Recording, RmbenchError, TaskFolder, open_task
+from mem0_jax.data.rmbench import Recording, RmbenchError, TaskFolder, open_task, require_h5py
 from mem0_jax.data.video_encode import CRF, GOP, PRESET
 from mem0_jax.data.video_join import EncodedVideo
-from mem0_jax.disk import disk_told
+from mem0_jax.disk import behind, disk_told
 from mem0_jax.lock import hold_output
 from mem0_jax.progress import Progress
 
@@ -102,7 +102,8 @@ def import_rmbench(
         RmbenchError: a folder is unfit, or recordings are damaged: all of them are named. What was prepared is kept.
         LockedError, DiskError: another process makes `out`, or the disk refused; what was prepared is kept.
     """
-    out = Path(out)
+    require_h5py()
+    out = behind(Path(out))
     if out.exists():
         raise RmbenchError(f"{out} exists; choose another folder or remove it first")
     tasks = [open_task(folder, instructions) for folder in folders]

@@ -22,7 +22,7 @@ from PIL import Image
 
 from mem0_jax.data.files import DatasetError
 from mem0_jax.data.pictures import open_frames
-from mem0_jax.disk import disk_told
+from mem0_jax.disk import behind, disk_told
 from mem0_jax.errors import UserError
 from mem0_jax.inference.planning import Plan, PlannerError
 from mem0_jax.lock import hold_output
@@ -96,6 +96,7 @@ def prepare(
 @contextmanager
 def _new_folder(out: Path) -> Iterator[Path]:
     """A folder beside `out` to fill, which takes its place when the block ends well."""
+    out = behind(out)
     partial = out.with_name(f".{out.name}.unfinished")
     with hold_output(out), disk_told(out, "nothing of it is kept"):
         shutil.rmtree(partial, ignore_errors=True)  # of a killed process

@@ -30,7 +30,7 @@ from mem0_jax.config import from_dict, to_dict
 from mem0_jax.data.cameras import HEAD_CAMERA, camera_name
 from mem0_jax.data.normalize import Normalizer, NormStats
 from mem0_jax.data.transforms import ObservationTransform
-from mem0_jax.disk import disk_told
+from mem0_jax.disk import behind, disk_told
 from mem0_jax.errors import UserError
 from mem0_jax.lock import hold_output
 from mem0_jax.nn import module
@@ -140,7 +140,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
         LockedError: another process fills it.
         DiskError: the disk refused; an older bundle is still there.
     """
-    folder = folder.absolute()
+    folder = behind(folder)  # a link to a bundle stays one
     if folder.exists() and not _replaceable(folder):
         raise BundleError(f"{folder} exists and is no bundle: name another folder, or remove it")
     unfinished, replaced = (folder.with_name(f".{folder.name}.{what}") for what in ("unfinished", "replaced"))

@@ -8,12 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mem0_jax.cli import main
-from mem0_jax.disk import DiskError, disk_told, explained, safe_name, write_whole
+from mem0_jax.convert.torch_pt_write import write_pt
+from mem0_jax.disk import DiskError, disk_told, explained, safe_name, write_json, write_whole
+from mem0_jax.errors import UserError
 
 TINY = Path(__file__).parents[1] / "model" / "assets" / "tiny_a"
 LIMITED = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)); "
@@ -29,7 +32,8 @@ def test_many_writes_that_fail_at_once_are_one_line(tmp_path):
         env=os.environ | {"JAX_PLATFORMS": "cpu"},
     )
     assert process.returncode == 1
-    line = rf"mem0-jax convert: {tmp_path}/bundle: File too large; raise the limit on the size of files .*\n"
+    told = rf"mem0-jax convert: {tmp_path}/bundle: File too large; raise the limit on the size of files .*\n"
+    line = rf"([\d:]+ convert .*\n)*{told}"  # a slow machine tells its progress, too
     assert re.fullmatch(line, process.stderr), process.stderr
     assert not list(tmp_path.iterdir())
 
@@ -84,6 +88,32 @@ def test_what_cannot_be_written_whole_leaves_what_was_there(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert [(each.name, each.read_text()) for each in tmp_path.iterdir()] == [("a.json", "old")]
+
+
+def test_streams_are_written_as_they_stand_and_links_stay_links(tmp_path):
+    fifo, target, link = (tmp_path / name for name in ("fifo", "target.json", "link.json"))
+    os.mkfifo(fifo)
+    with subprocess.Popen(["cat", fifo], stdout=subprocess.PIPE, text=True) as reader:
+        write_json(fifo, [1])
+        assert reader.communicate()[0] == "[\n 1\n]"
+    assert fifo.is_fifo()
+    link.symlink_to(target.name)
+    for value in ("dangling", "there"):
+        write_whole(link, value)
+        assert (link.is_symlink(), target.read_text()) == (True, value)
+    with pytest.raises(UserError, match="a device or a pipe"):
+        write_pt(fifo, {"a": np.zeros(2)})
+    write_pt(link, {"a": np.zeros(2)})
+    assert link.is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fifo", "link.json", "target.json"]
+
+
+def test_results_go_to_standard_output_where_that_is_asked_for(tmp_path):
+    code = "import sys; from pathlib import Path; from mem0_jax.disk import write_json; print('table', flush=True); "
+    code += "write_json(Path('/dev/stdout'), 1)"
+    with (tmp_path / "out").open("w") as out:
+        subprocess.run([sys.executable, "-c", code], stdout=out, check=True)
+    assert (tmp_path / "out").read_text() == "table\n1"
 
 
 @given(st.text())

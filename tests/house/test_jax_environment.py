@@ -22,7 +22,8 @@ from mem0_jax.cli import Command, main
 
 def probe(argv):
     import jax
-    print(jax.devices())
+    jax.devices()
+    print(jax.numpy.ones(3).sum())
 
 sys.modules["probe"] = types.SimpleNamespace(main=probe)
 sys.exit(main(["golden"], {"golden": Command("looks for devices", "mem0-jax golden", "probe")}))
@@ -42,6 +43,10 @@ def run(*words: object, **environment: str) -> subprocess.CompletedProcess[str]:
         ("JAX_PLATFORMS", "gpu,cpu", UNKNOWN.format("gpu", "JAX_PLATFORMS=gpu,cpu")),
         ("JAX_PLATFORMS", "cpuu", UNKNOWN.format("cpuu", "JAX_PLATFORMS=cpuu") + "JAX_PLATFORMS=cpu"),
         ("JAX_PLATFORM_NAME", "gpu", UNKNOWN.format("gpu", "JAX_PLATFORM_NAME=gpu")),
+        ("JAX_PLATFORMS", "cpu,cpuu", UNKNOWN.format("cpuu", "JAX_PLATFORMS=cpu,cpuu") + "JAX_PLATFORMS=cpu"),
+        ("JAX_PLATFORM_NAME", "cpuu", UNKNOWN.format("cpuu", "JAX_PLATFORM_NAME=cpuu")),
+        ("JAX_DEFAULT_DEVICE", "gpu", UNKNOWN.format("gpu", "JAX_DEFAULT_DEVICE=gpu")),
+        ("XLA_FLAGS", "--xla_force_host_platform_device_count=0", "JAX cannot start its backend 'cpu' with XLA_FLAGS="),
         ("JAX_DEBUG_NANS", "maybe", "JAX cannot read JAX_DEBUG_NANS=maybe (invalid truth value 'maybe'"),
         ("JAX_NUM_CPU_DEVICES", "two", "JAX cannot read JAX_NUM_CPU_DEVICES=two"),
         (

@@ -38,6 +38,15 @@ def test_saving_replaces_an_older_bundle(bundle, tmp_path):
     assert load_bundle(tmp_path / "bundle").provenance["by"] == "again"
 
 
+def test_a_link_to_a_bundle_stays_one(bundle, tmp_path):
+    (tmp_path / "latest").symlink_to("v1")
+    for steps in (1, 2):
+        save_bundle(dataclasses.replace(bundle, provenance={"steps": steps}), tmp_path / "latest")
+        assert load_bundle(tmp_path / "v1").provenance["steps"] == steps
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "v1"]
+    assert (tmp_path / "latest").is_symlink()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -7,10 +7,12 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from toy import make_config, make_loader, make_policy
 
+from mem0_jax.disk import DiskError
 from mem0_jax.lock import STALE, TAKE_OVER, LockedError, hold_folder, hold_output
 from mem0_jax.train.log import read_rows
 from mem0_jax.train.loop import fit
@@ -171,3 +173,22 @@ def test_a_second_run_is_refused_and_the_first_unharmed(tmp_path):
     fit(make_policy(), make_loader, make_config(200, save_every=20, seed=7), tmp_path / "run")
     assert [row["step"] for row in read_rows(tmp_path / "run" / "metrics.jsonl")] == list(range(5, 201, 5))
     assert not (tmp_path / "run" / ".lock").exists()
+
+
+def test_a_link_to_what_is_made_is_the_same_place(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    with hold_output(tmp_path / "real"), ThreadPoolExecutor(1) as beside, pytest.raises(LockedError):
+        beside.submit(hold_output(tmp_path / "link").__enter__).result()
+
+
+def test_a_link_in_the_place_of_the_lock_and_a_full_disk_leave_nothing(tmp_path):
+    (tmp_path / ".lock").symlink_to(tmp_path / "nowhere" / "lock")
+    with pytest.raises(DiskError, match="a link is in the way: remove it"), hold_folder(tmp_path):
+        pass
+    limited = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)); "
+    code = limited + "from mem0_jax.lock import hold_folder; from pathlib import Path; "
+    code += f"hold_folder(Path({str(tmp_path / 'full')!r})).__enter__()"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "DiskError" in run.stderr
+    assert not list((tmp_path / "full").iterdir())
