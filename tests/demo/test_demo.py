@@ -163,5 +163,5 @@ def test_a_failing_arm_says_why_or_is_reported_with_its_log(tmp_path: Path):
     with pytest.raises(UserError, match=r"dataset/meta/info\.json is missing"):
         run_arms(demo)
     (demo.out / "settings.json").unlink()
-    with pytest.raises(UserError, match="(?s)with_memory ended with code 1; the end of .*FileNotFoundError"):
+    with pytest.raises(UserError, match=r"(?s)with_memory ended with code 1; the end of .*FileNotFoundError"):
         run_arms(demo)
