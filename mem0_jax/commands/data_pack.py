@@ -68,8 +68,8 @@ def main(argv: Sequence[str]) -> int:
         f"{packed.root}: {packed.episodes} episodes, {packed.frames} frames in {packed.shards} shards, "
         f"{size(packed.bytes, binary=True)} ({packed.bytes / packed.frames / 1000:.1f} kB a frame)"
     )
-    if packed.left_out:
-        print(f"left out, as 'data check' says why: {', '.join(packed.left_out)}", file=sys.stderr)
+    for key, why in packed.left_out.items():
+        print(f"left out: {key} ({why})", file=sys.stderr)
     print(f'with TFDS: tfds.builder_from_directory("{packed.root}").as_data_source("train")')
     return 0
 
