@@ -80,7 +80,7 @@ def _check_features(info: Info, found: Findings) -> None:
             found.error("feature", "info.json lacks this feature; there is nothing to train on", feature=key)
         elif key in info.numbers and info.features[key]["shape"] != [MODEL_DIM]:
             message = f"has shape {info.features[key]['shape']}; training and statistics need [{MODEL_DIM}]"
-            found.error("shape", f"{message}, two arms of 7 joints and a gripper", feature=key)
+            found.error("robot", f"{message}, two arms of 7 joints and a gripper", feature=key)
     for key in (key for key in COMMON if key in info.features):
         kind = info.features[key]["dtype"]
         if key == TEXT_KEY and key in info.numbers:

@@ -87,11 +87,11 @@ def pack(
     out = Path(out)
     _check_arguments(out, size, quality, shard_mib, workers)
     check_names(dataset)
+    columns = read_columns(dataset)
+    cameras, lost = readable_cameras(dataset)
     partial = out.parent / f".{out.name}.partial"
     with hold_output(out), disk_told(out, f"finished shards are kept in {partial}"):
         (partial / _WORK).mkdir(parents=True, exist_ok=True)
-        columns = read_columns(dataset)
-        cameras, lost = readable_cameras(dataset)
         settings = {"format": form.FORMAT, "size": size, "quality": quality, "shard_mib": shard_mib}
         settings |= {"name": _tfds_name(out), "source": _fingerprint(dataset, columns), "cameras": cameras}
         shards = _plan(partial, json.loads(json.dumps(settings)), dataset)
