@@ -35,6 +35,7 @@ class Metadata:
 def check_meta(root: AnyPath, info: Info) -> tuple[Metadata, Findings]:
     """Read the metadata and return it with everything wrong in it; unreadable episodes are left out of it."""
     found = Findings(root / "meta/info.json")
+    _check_needed(info, found)
     _check_features(info, found)
     tasks = _check_tasks(root, info, found)
     episodes, rows = _read_episodes(root, info, found)
@@ -71,7 +72,8 @@ def _table(root: AnyPath, info: Info) -> str:
     return str(root / (lerobot_meta.EPISODES if info.version == "v3.0" else lerobot_meta.EPISODES_V2))
 
 
-def _check_features(info: Info, found: Findings) -> None:
+def _check_needed(info: Info, found: Findings) -> None:
+    """Features that commands read: are they there, and of the kind that they are read as?"""
     for key in AUTOMATIC:
         if key not in info.features:
             found.error("feature", "info.json lacks this feature, which every dataset has", feature=key)
@@ -87,6 +89,9 @@ def _check_features(info: Info, found: Findings) -> None:
             found.error("dtype", f"is declared as {kind}; commands read it as texts, of dtype 'string'", feature=key)
         if key != TEXT_KEY and kind in (*TEXTS, *PICTURES):
             found.error("dtype", f"is declared as {kind}; commands read it as numbers", feature=key)
+
+
+def _check_features(info: Info, found: Findings) -> None:
     for key in [*info.videos, *info.images]:
         try:
             picture_shape(info.features[key])
