@@ -99,7 +99,11 @@ def _column(key: str, values: Callable[[int], pa.Array]) -> Callable[[Path], Non
 
 
 def _both(*bends: Callable[[Path], None]) -> Callable[[Path], None]:
-    return lambda root: [bend(root) for bend in bends] and None
+    def bend_all(root: Path) -> None:
+        for bend in bends:
+            bend(root)
+
+    return bend_all
 
 
 def _drop(*keys: str) -> Callable[[Path], None]:
