@@ -14,8 +14,9 @@ from mem0_jax.units import size
 
 SUMMARY = (
     "Turns a LeRobot dataset into ArrayRecord shards of JPEG frames, for many readers at once and for object stores. "
-    "States, actions and every other column stay exact. tfds.data_source reads the folder as well. An interrupted run "
-    "is continued by the same command; the folder appears when it is complete."
+    "States, actions and every other column stay exact; a feature or camera of which nothing can be read is left out "
+    "and named. tfds.data_source reads the folder as well. An interrupted run is continued by the same command; the "
+    "folder appears when it is complete."
 )
 
 

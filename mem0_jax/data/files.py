@@ -193,8 +193,8 @@ def _walk(folder: Path) -> Iterator[Path]:
 def inside(root: AnyPath, name: str, where: str) -> AnyPath:
     """Return the file `name` of the dataset `root`; a name that leads outside is refused.
 
-    Links are followed: a download cache links every file of a dataset to a place of its own. So are whole names of
-    files in the dataset's folder.
+    Links are followed: a download cache links every file of a dataset to a place of its own. An absolute name
+    of a file in the dataset's folder is as good as a relative one.
     """
     if re.search("[\0\ud800-\udfff]", name):
         raise DatasetError(f"{where}: {name!r} is no name of a file")
@@ -206,7 +206,7 @@ def inside(root: AnyPath, name: str, where: str) -> AnyPath:
 
 
 def _shortened(root: AnyPath, name: str) -> str:
-    """A whole name of a file inside `root` as the name that it has there; any other name as it is."""
+    """An absolute name of a file inside `root` as the name that it has there; any other name as it is."""
     if isinstance(root, RemotePath):
         return name.removeprefix(f"{root.url.rstrip('/')}/")
     if os.path.isabs(name) and ".." not in Path(name).parts:

@@ -216,6 +216,7 @@ def span_warnings(stats: NormStats) -> list[str]:
 
 
 def vectors(dataset: LeRobotDataset, key: str) -> np.ndarray:
+    """Return the states or actions of a dataset, [F, D]; ValueError if they are not those of the model layout."""
     check_names(dataset)
     x = dataset.column(key)
     if x.shape[1:] != (MODEL_DIM,):

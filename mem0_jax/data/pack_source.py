@@ -12,7 +12,7 @@ import numpy as np
 
 from mem0_jax.data import lerobot_meta
 from mem0_jax.data.camera_shape import is_depth_map
-from mem0_jax.data.files import DatasetError
+from mem0_jax.data.files import DatasetError, RemoteError
 from mem0_jax.data.lerobot import LeRobotDataset
 from mem0_jax.data.lerobot_features import COMMON, unreadable
 from mem0_jax.data.pictures import open_frames
@@ -90,6 +90,8 @@ def _unreadable(dataset: LeRobotDataset, camera: str) -> str:
     for episode in dataset.episodes:
         try:
             reader.read_frames(episode, np.zeros(1, np.int64))
+        except RemoteError:  # it may be there
+            raise
         except DAMAGE as error:
             first = first or str(error)
         else:
