@@ -14,8 +14,9 @@ from mem0_jax.units import size
 
 SUMMARY = (
     "Turns a LeRobot dataset into ArrayRecord shards of JPEG frames, for many readers at once and for object stores. "
-    "States, actions and every other column stay exact. tfds.data_source reads the folder as well. An interrupted run "
-    "is continued by the same command; the folder appears when it is complete."
+    "States, actions and every other column stay exact; a feature or camera of which nothing can be read is left out "
+    "and named. tfds.data_source reads the folder as well. An interrupted run is continued by the same command; the "
+    "folder appears when it is complete."
 )
 
 
@@ -68,8 +69,8 @@ def main(argv: Sequence[str]) -> int:
         f"{packed.root}: {packed.episodes} episodes, {packed.frames} frames in {packed.shards} shards, "
         f"{size(packed.bytes, binary=True)} ({packed.bytes / packed.frames / 1000:.1f} kB a frame)"
     )
-    if packed.left_out:
-        print(f"left out, as 'data check' says why: {', '.join(packed.left_out)}", file=sys.stderr)
+    for key, why in packed.left_out.items():
+        print(f"left out: {key} ({why})", file=sys.stderr)
     print(f'with TFDS: tfds.builder_from_directory("{packed.root}").as_data_source("train")')
     return 0
 

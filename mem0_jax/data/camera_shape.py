@@ -28,6 +28,9 @@ def picture_shape(feature: Mapping[str, Any]) -> tuple[int, int]:
     shape, names = feature.get("shape"), feature.get("names")
     order = _order(shape, names)
     sizes = dict(zip(order, shape or ()))
+    if isinstance(shape, list | tuple) and not all(map(_is_size, shape)):
+        quoted = ", without quotes" if any(isinstance(n, str) for n in shape) else ""
+        raise DatasetError(f"shape {shape} is not that of a picture; expected whole numbers above 0{quoted}")
     if not order or sizes.get("channels", 1) not in _CHANNELS:
         read = f", read as {', '.join(order)}," if order else ""
         raise DatasetError(
@@ -52,11 +55,13 @@ def other_size(found: tuple[int, ...], declared: tuple[int, ...]) -> str:
     return text
 
 
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
 def _order(shape: Any, names: Any) -> tuple[str, ...]:
     """Name the axes of a declared shape; () if it cannot be a picture's."""
-    if not isinstance(shape, list | tuple) or len(shape) not in (2, 3):
-        return ()
-    if not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in shape):
+    if not isinstance(shape, list | tuple) or len(shape) not in (2, 3) or not all(map(_is_size, shape)):
         return ()
     axes = _AXES[: len(shape)]
     if named := _named(names, axes):

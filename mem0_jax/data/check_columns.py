@@ -133,10 +133,16 @@ def _numbers(
     except DatasetError as error:
         _locate_bad_cells(column, math.prod(shape) if len(shape) == 1 else None, str(error), key, rows, found)
         return None
-    if values.dtype != np.dtype(feature["dtype"]):
-        message = f"holds {values.dtype}, info.json declares {feature['dtype']}"
-        severe = (values.dtype.kind in "f") != (np.dtype(feature["dtype"]).kind in "f")
-        (severity(found, key) if severe else found.warning)("dtype", message, feature=key)
+    dtype = np.dtype(feature["dtype"])
+    try:
+        parquet.as_declared(values, dtype, "the column")
+    except DatasetError as error:
+        severity(found, key)("dtype", str(error), feature=key)
+    else:
+        if values.dtype != dtype:
+            severe = (values.dtype.kind in "f") != (dtype.kind in "f")
+            message = f"holds {values.dtype}, info.json declares {dtype}"
+            (severity(found, key) if severe else found.warning)("dtype", message, feature=key)
     return values.reshape(len(values), -1)
 
 
@@ -256,7 +262,7 @@ def _check_task(meta: Metadata, episode: Episode, numbers: dict[str, np.ndarray]
     texts, listed = {meta.tasks[int(i)] for i in np.unique(index)}, set(episode.tasks)
     if listed and texts != listed and listed <= set(meta.tasks.values()):  # else it is said of the tables
         message = f"the rows' tasks are {sorted(texts)}, the episode table's {sorted(listed)}"
-        found.warning("task", message, **where)
+        (found.warning if texts <= listed else found.error)("task", message, **where)
 
 
 def _check_subtask_ends(

@@ -14,7 +14,8 @@ from mem0_jax.data.camera_shape import picture_shape
 from mem0_jax.data.files import AnyPath, DatasetError, MissingFile
 from mem0_jax.data.findings import Findings
 from mem0_jax.data.joint_names import VECTORS, describe, flat_names, foreign_names
-from mem0_jax.data.lerobot_features import AUTOMATIC, COMMON, PICTURES, unreadable
+from mem0_jax.data.layout import MODEL_DIM
+from mem0_jax.data.lerobot_features import AUTOMATIC, COMMON, PICTURES, TEXT_KEY, TEXTS, unreadable
 from mem0_jax.data.lerobot_meta import Episode, Info
 from mem0_jax.data.lerobot_tasks import read_tasks, tasks_path
 
@@ -34,6 +35,7 @@ class Metadata:
 def check_meta(root: AnyPath, info: Info) -> tuple[Metadata, Findings]:
     """Read the metadata and return it with everything wrong in it; unreadable episodes are left out of it."""
     found = Findings(root / "meta/info.json")
+    _check_needed(info, found)
     _check_features(info, found)
     tasks = _check_tasks(root, info, found)
     episodes, rows = _read_episodes(root, info, found)
@@ -41,6 +43,10 @@ def check_meta(root: AnyPath, info: Info) -> tuple[Metadata, Findings]:
         _check_totals(info, episodes, rows, found)
     if info.version == "v3.0":
         _check_spans(info, episodes, rows, found)
+    for episode in episodes:
+        for camera, why in episode.lost.items():
+            message = why.removeprefix(f"{episode.name}: ")
+            found.error("missing-video", message, file=_table(root, info), episode=episode.index, feature=camera)
     if tasks is not None:
         for episode in episodes:
             unknown = sorted(set(episode.tasks) - set(tasks.values()))
@@ -57,7 +63,8 @@ def severity(found: Findings, key: str, feature: Mapping[str, Any] | None = None
 
 def feature_names(feature: Mapping[str, Any]) -> list[str]:
     """Return a name for every number of a feature: those of info.json where they fit, else its position."""
-    count, names = math.prod(feature["shape"]), flat_names(feature.get("names"))
+    count = math.prod(feature["shape"])
+    names = flat_names(feature.get("names"), count)
     return names if len(names) == count else [f"[{i}]" for i in range(count)]
 
 
@@ -65,10 +72,26 @@ def _table(root: AnyPath, info: Info) -> str:
     return str(root / (lerobot_meta.EPISODES if info.version == "v3.0" else lerobot_meta.EPISODES_V2))
 
 
-def _check_features(info: Info, found: Findings) -> None:
+def _check_needed(info: Info, found: Findings) -> None:
+    """Features that commands read: are they there, and of the kind that they are read as?"""
     for key in AUTOMATIC:
         if key not in info.features:
             found.error("feature", "info.json lacks this feature, which every dataset has", feature=key)
+    for key in VECTORS:
+        if key not in info.features:
+            found.error("feature", "info.json lacks this feature; there is nothing to train on", feature=key)
+        elif key in info.numbers and info.features[key]["shape"] != [MODEL_DIM]:
+            message = f"has shape {info.features[key]['shape']}; training and statistics need [{MODEL_DIM}]"
+            found.error("robot", f"{message}, two arms of 7 joints and a gripper", feature=key)
+    for key in (key for key in COMMON if key in info.features):
+        kind = info.features[key]["dtype"]
+        if key == TEXT_KEY and key in info.numbers:
+            found.error("dtype", f"is declared as {kind}; commands read it as texts, of dtype 'string'", feature=key)
+        if key != TEXT_KEY and kind in (*TEXTS, *PICTURES):
+            found.error("dtype", f"is declared as {kind}; commands read it as numbers", feature=key)
+
+
+def _check_features(info: Info, found: Findings) -> None:
     for key in [*info.videos, *info.images]:
         try:
             picture_shape(info.features[key])
@@ -76,7 +99,7 @@ def _check_features(info: Info, found: Findings) -> None:
             found.error("shape", str(error), feature=key)
     for key, feature in info.features.items():
         problem = unreadable(feature)
-        if problem and feature["dtype"] != "language":  # not for robots
+        if problem:
             severity(found, key)("feature", f"cannot be read: {problem}", feature=key)
         names, shape = feature.get("names"), feature.get("shape", ())
         # Names may be those of the numbers or those of the axes.
@@ -116,6 +139,8 @@ def _read_episodes(root: AnyPath, info: Info, found: Findings) -> tuple[list[Epi
     except (DatasetError, MissingFile) as error:
         found.error("episode-table", str(error), file=table)
         return [], {}
+    if not raw:
+        found.error("episode-table", "holds no episode", file=table)
     readable: dict[int, Episode] = {}
     rows: dict[int, Mapping[str, Any]] = {}
     last = -1
@@ -187,6 +212,8 @@ def _check_spans(
         for episode in episodes:
             row = rows[episode.index]
             where: dict[str, Any] = {"episode": episode.index, "feature": camera}
+            if camera in episode.lost:
+                continue
             begin, end = (row.get(f"videos/{camera}/{key}") for key in ("from_timestamp", "to_timestamp"))
             begin = float(begin or 0) * info.fps
             if abs(begin - round(begin)) > _GRID:

@@ -93,8 +93,8 @@ def _decode_images(images: EpisodeImages, episode: Episode, camera: str, report:
             return  # reported with the columns of the file
         except ImageError as error:
             wrong[i] = error.cause
-        except DatasetError as error:
-            wrong[i] = str(error)
+        except DatasetError:
+            return  # likewise
         else:
             if i in sampled:
                 colors.append(picture.mean((0, 1)) / 255)

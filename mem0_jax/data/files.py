@@ -193,14 +193,27 @@ def _walk(folder: Path) -> Iterator[Path]:
 def inside(root: AnyPath, name: str, where: str) -> AnyPath:
     """Return the file `name` of the dataset `root`; a name that leads outside is refused.
 
-    Links are followed: a download cache links every file of a dataset to a place of its own.
+    Links are followed: a download cache links every file of a dataset to a place of its own. An absolute name
+    of a file in the dataset's folder is as good as a relative one.
     """
+    if re.search("[\0\ud800-\udfff]", name):
+        raise DatasetError(f"{where}: {name!r} is no name of a file")
+    name = _shortened(root, name)
     drive, chained = PureWindowsPath(name).drive, isinstance(root, RemotePath) and "::" in name
     if name.startswith(("/", "\\")) or drive or chained or ".." in name.replace("\\", "/").split("/"):
         raise DatasetError(f"{where}: {name!r} leads outside the dataset {root}")
-    if re.search("[\0\ud800-\udfff]", name):
-        raise DatasetError(f"{where}: {name!r} is no name of a file")
     return root / name
+
+
+def _shortened(root: AnyPath, name: str) -> str:
+    """An absolute name of a file inside `root` as the name that it has there; any other name as it is."""
+    if isinstance(root, RemotePath):
+        return name.removeprefix(f"{root.url.rstrip('/')}/")
+    if os.path.isabs(name) and ".." not in Path(name).parts:
+        for inner, outer in ((name, os.path.abspath(root)), (os.path.realpath(name), os.path.realpath(root))):
+            if Path(inner).is_relative_to(outer):
+                return Path(inner).relative_to(outer).as_posix()
+    return name
 
 
 def checked_template(template: Any, where: str) -> str:

@@ -105,14 +105,12 @@ def by_cause(causes: Mapping[int, str]) -> list[tuple[str, Runs]]:
 def once_a_cause(findings: Iterable[Finding]) -> list[Finding]:
     """Join findings that differ in the file only, and those of many episodes that differ in the episode only.
 
-    The first stands for all, and counts them. Numbers in messages do not tell causes apart. Those that name frames
-    stay.
+    The first stands for all, and counts them. Numbers in messages and frames do not tell causes apart.
     """
     groups: dict[Finding, list[Finding]] = {}
     for finding in findings:
-        key = finding
-        if not finding.frames:
-            key = replace(finding, file="", episode=None, message=re.sub(r"\d+", "0", finding.message))
+        message = re.sub(r"\d+", "0", finding.message)
+        key = replace(finding, file="", episode=None, frames=(), message=message)
         groups.setdefault(key, []).append(finding)
     return [finding for same in groups.values() for finding in _joined(same)]
 
@@ -121,7 +119,7 @@ def _joined(same: list[Finding]) -> list[Finding]:
     first, files = same[0], {finding.file for finding in same}
     episodes = sorted({finding.episode for finding in same if finding.episode is not None})
     more = ""
-    if 1 < len(episodes) <= _MAX_EPISODES:
+    if 1 < len(episodes) <= _MAX_EPISODES or (len(episodes) == 1 and first.frames):
         return same
     if len(episodes) > 1:
         first = next(finding for finding in same if finding.episode == episodes[0])

@@ -1,4 +1,4 @@
-"""One episode's pictures from an image column of a parquet file: PNG, JPEG, WEBP or BMP, a struct of bytes and path.
+"""One episode's pictures from an image column of a parquet file: PNG, JPEG and the like, a struct of bytes and path.
 
 Axes: N frames, H height, W width.
 """
@@ -17,9 +17,12 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from mem0_jax.data import files, parquet
 from mem0_jax.data.camera_shape import other_size
 from mem0_jax.data.files import AnyPath, DatasetError, open_binary
+from mem0_jax.data.media import media_kind
 from mem0_jax.stand_in import HEAD_BYTES, stand_in
 
-_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+# Whose size stands in front, so that no more is decoded than it says.
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+_EXPECTED = f"{', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}"
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")  # of 8 bits a channel
 _BATCH = 16  # rows fetched at once
 _MAX_FILE = 64 * 2**20
@@ -117,7 +120,7 @@ class EpisodeImages:
                 yield from batch.column(0).slice(skip)
                 skip = 0
         except (pa.ArrowException, OSError) as error:
-            raise ImageError(f"{self.name}: {self.path}", f"is damaged ({error})") from error
+            raise ImageError(self.name, f"{self.path} is damaged ({error})") from error
 
     def _bytes(self, cell: pa.Scalar, where: str) -> bytes:
         value: Any = cell.as_py()
@@ -129,9 +132,12 @@ class EpisodeImages:
             return value["bytes"]
         if not isinstance(value, dict) or not isinstance(value.get("path"), str):
             empty = value is None or (isinstance(value, dict) and not any(value.values()))
-            found = "an empty cell" if empty else cell.type
+            found = "an empty cell" if empty else f"{cell.type}; encode arrays of pixels as PNG, or as a video"
             raise ImageError(where, f"expected an image as bytes and path, got {found}")
-        path = files.inside(self._root, value["path"], where)
+        try:
+            path = files.inside(self._root, value["path"], where)
+        except DatasetError as error:
+            raise ImageError(where, str(error).removeprefix(f"{where}: ")) from error
         try:
             with open_binary(path) as file:
                 return file.read(_MAX_FILE)
@@ -141,7 +147,7 @@ class EpisodeImages:
 
 
 def decode_image(data: bytes, shape: tuple[int, int], where: str) -> np.ndarray:
-    """Decode a PNG, JPEG, WEBP or BMP of a known size to uint8 [H, W, 3], RGB.
+    """Decode a picture of one of `_FORMATS` and of a known size to uint8 [H, W, 3], RGB.
 
     Grey, palette and CMYK become RGB as by Pillow, and transparency is dropped; of an animation the first picture
     counts, as in LeRobot.
@@ -155,7 +161,8 @@ def decode_image(data: bytes, shape: tuple[int, int], where: str) -> np.ndarray:
             if (min(image.size), max(image.size)) != (min(shape), max(shape)):  # a turned one is turned back below
                 raise ImageError(where, f"image is {other_size(image.size[::-1], shape)}")
             if image.mode not in _MODES:
-                cause = f"image has the mode {image.mode}, as depth maps have; expected 8 bits a channel"
+                depths = ", as depth maps have" if image.mode[0] in "IF" else ""
+                cause = f"image has the mode {image.mode}{depths}; expected 8 bits a channel, grey or colours"
                 raise ImageError(where, cause)
             turned = ImageOps.exif_transpose(image)
             if turned.size != shape[::-1]:
@@ -164,8 +171,17 @@ def decode_image(data: bytes, shape: tuple[int, int], where: str) -> np.ndarray:
             return np.asarray(turned.convert("RGB"))
     except ImageError:
         raise
-    except UnidentifiedImageError as error:
-        found = stand_in(data[:HEAD_BYTES])
-        raise ImageError(where, f"not a readable PNG or JPEG, nor WEBP or BMP{found and f': it {found}'}") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ImageError(where, f"not a readable PNG or JPEG, nor WEBP or BMP ({error})") from error
+        raise ImageError(where, _unread(data[:HEAD_BYTES], error)) from error
+
+
+def _unread(head: bytes, error: Exception) -> str:
+    """Why a picture is not read: it is another thing, of another format, or damaged."""
+    kind, why = media_kind(head), "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
+    if not kind and (found := stand_in(head)):
+        return f"not a readable picture: it {found}"
+    if not kind:
+        return f"not a readable picture{why}; expected {_EXPECTED}"
+    if kind.split(" ", 1)[1] in _FORMATS:
+        return f"not a readable picture: {kind} that is damaged or cut off{why}"
+    return f"not a readable picture: it is {kind}; expected {_EXPECTED}: convert the pictures to PNG"

@@ -15,7 +15,9 @@ from mem0_jax.data.layout import JOINT_NAMES
 
 VECTORS = ("observation.state", "action")
 _WIDTHS = (14, 16)  # of a robot with two arms
-_DEEPEST = 8
+_DEEPEST = 32
+_PLACES = ("index", "idx", "place")  # what entries of a number say besides its name
+_APART = re.compile(r"[,;|\n]")
 _WORD, _HUMP = re.compile(r"[^\W\d_]+|\d+"), re.compile(r"(?<=[a-z])(?=[A-Z])")
 _SIDES = {"left": "left", "l": "left", "right": "right", "r": "right"}
 _SILENT = {"arm", "joint", "j", "pos", "position", "qpos"}  # words that a joint's name may have besides
@@ -23,21 +25,65 @@ _COUNTED = _SILENT | {"joints", "motor", "motors", "dim", "axis", "dof", "index"
 _COUNTED |= {"observation", "actions", "feature", "channel", "element", "number", "name", "q", "x", "s", "a", "m", "d"}
 
 
-def flat_names(names: Any, depth: int = 0) -> list[str]:
-    """The names of info.json as one list, whatever wraps them: {"motors": [...]}, lists of lists, {name: place}.
+def flat_names(names: Any, count: int) -> list[str]:
+    """The names that info.json gives `count` numbers as one list, however it has them.
 
-    >>> flat_names({"left": ["a", "b"], "right": {"d": 1, "c": 0}})
+    They are texts or keys, {"motors": [...]}, lists of lists, {name: place}, {name: unit}, "a,b,c": of all depths the
+    outermost counts that has `count` different names with a meaning, else the innermost with different ones.
+
+    >>> flat_names({"left": ["a", "b"], "right": {"d": 1, "c": 0}}, 4)
     ['a', 'b', 'c', 'd']
+    >>> flat_names({"left_waist": {"index": 0}, "left_elbow": None}, 2)
+    ['left_waist', 'left_elbow']
     """
-    if names is None or depth > _DEEPEST:
-        return []
-    if isinstance(names, Mapping):
-        if names and all(isinstance(place, int) for place in names.values()):
-            return sorted(map(str, names), key=lambda name: names[name])
-        names = list(names.values())
-    if isinstance(names, list | tuple):
-        return [name for part in names for name in flat_names(part, depth + 1)]
-    return [str(names)]
+    depths = _depths(names)
+    different = [found for found in depths if len(set(found)) == len(found)]
+    fitting = [found for found in different if len(found) == count]
+    meant = [found for found in fitting if not _only_count(found)]
+    as_many = [found for found in depths if len(found) == count]
+    found = (meant or fitting or as_many or different[::-1] or depths[::-1])[0]
+    words = found[0].split() if len(found) == 1 else []
+    return words if len(words) == count else found
+
+
+def _depths(names: Any) -> list[list[str]]:
+    """The names at each depth; one with nothing below it is among those of all depths further down."""
+    nodes, found = [(None, names)], []
+    for _ in range(_DEEPEST):
+        nodes = [node for name, below in nodes for node in (_nodes(below) or ([(name, None)] if name else []))]
+        found.append([name for name, _ in nodes if name])
+        if all(below is None for _, below in nodes):
+            break
+    return [depth for depth in found if depth] or [[]]
+
+
+def _nodes(value: Any) -> list[tuple[str | None, Any]]:
+    """What lies directly below a part of the names: (name or None, what lies below that)."""
+    if isinstance(value, Mapping):
+        named = [(str(key), None if _place(part) is not None else part, _place(part)) for key, part in value.items()]
+        if all(place is None for _, _, place in named):
+            named = [(key, part, _place(key)) for key, part, _ in named]  # {place: name}
+    elif isinstance(value, list | tuple):
+        entries = [part if isinstance(part, Mapping) and isinstance(part.get("name"), str) else None for part in value]
+        named = [
+            (None, part, None) if entry is None else (entry["name"], None, _place(entry))
+            for part, entry in zip(value, entries)
+        ]
+    else:
+        texts = [] if value is None else [text.strip(" \t\r'\"[](){}") for text in _APART.split(str(value))]
+        return [(text, None) for text in texts if text]
+    if all(place is not None for _, _, place in named):
+        named.sort(key=lambda entry: entry[2] or 0)
+    return [(key, part) for key, part, _ in named]
+
+
+def _place(value: Any) -> int | None:
+    """Where a number stands among the others, if an entry of it says so."""
+    if isinstance(value, Mapping):
+        value = next((value[key] for key in _PLACES if key in value), None)
+    whole = isinstance(value, int | float) and not isinstance(value, bool) and value == value // 1
+    whole = whole or (isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value.strip()))
+    return int(value) if whole else None
 
 
 def foreign_names(feature: Mapping[str, Any]) -> list[str]:
@@ -45,8 +91,11 @@ def foreign_names(feature: Mapping[str, Any]) -> list[str]:
 
     Names of the axes alone, such as ["motors"], name no number.
     """
-    shape, names = list(feature.get("shape") or ()), flat_names(feature.get("names"))
-    if len(shape) != 1 or shape[0] not in _WIDTHS or len(names) in (0, 1) or _only_count(names):
+    shape = list(feature.get("shape") or ())
+    if len(shape) != 1 or shape[0] not in _WIDTHS:
+        return []
+    names = flat_names(feature.get("names"), shape[0])
+    if len(names) in (0, 1) or _only_count(names):
         return []
     found = [_joint(name) for name in names]
     if ("left", 7) in found:  # they count from 1

@@ -130,6 +130,8 @@ class LeRobotDataset:
                 shape=shape,
                 name=name,
             )
+        if camera in episode.lost:
+            raise DatasetError(episode.lost[camera])
         span = episode.videos[camera]
         return EpisodeVideo(
             span.path, fps=self.fps, first_frame=span.first_frame, length=episode.length, shape=shape, name=name

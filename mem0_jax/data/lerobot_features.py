@@ -10,6 +10,7 @@ import numpy as np
 
 AUTOMATIC = {"timestamp": "float32"} | dict.fromkeys(("frame_index", "episode_index", "index", "task_index"), "int64")
 COMMON = (*AUTOMATIC, "observation.state", "action", "subtask", "subtask_end", "episode_id")  # commands read these
+TEXT_KEY = "subtask"  # the only one of them that is read as texts
 PICTURES = ("video", "image")
 TEXTS = ("string", "large_string")
 _MAX_VALUES = 2**24  # of a feature, in one frame
@@ -18,11 +19,11 @@ _ARROW_NAMES = {"double": "float64", "float": "float32", "half_float": "float16"
 
 def plain(feature: Mapping[str, Any]) -> dict[str, Any]:
     """Return an entry of info.json with dtype and shape in their usual spelling, where they have one."""
-    kind, shape = feature["dtype"], feature.get("shape")
+    kind, shape = feature["dtype"], _whole(feature.get("shape"))
     if _is_count(shape):
         shape = [shape]
     elif isinstance(shape, list | tuple):
-        shape = list(shape) or [1]
+        shape = [_whole(size) for size in shape] or ([] if kind in PICTURES else [1])
     return {**feature, "dtype": _ARROW_NAMES.get(kind, kind), "shape": shape}
 
 
@@ -44,6 +45,11 @@ def unreadable(feature: Mapping[str, Any]) -> str:
     if math.prod(shape) > _MAX_VALUES:
         return f"its shape is {shape}; more than {_MAX_VALUES} numbers a frame cannot be meant"
     return ""
+
+
+def _whole(value: Any) -> Any:
+    """A float without fraction as the integer that it is meant as."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _is_count(value: Any) -> bool:

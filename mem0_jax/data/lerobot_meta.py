@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -40,7 +40,8 @@ class VideoSpan:
 class Episode:
     """One episode: its frames are rows `start` to `start + length - 1` of every column.
 
-    In its parquet file `data_path` they begin at row `data_row`.
+    In its parquet file `data_path` they begin at row `data_row`. Of a video camera it has a span in `videos`, or
+    in `lost` why not.
     """
 
     index: int
@@ -50,6 +51,7 @@ class Episode:
     data_path: AnyPath
     videos: dict[str, VideoSpan]
     data_row: int = 0
+    lost: dict[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -59,7 +61,7 @@ class Episode:
 
 @dataclass(frozen=True)
 class Info:
-    """What meta/info.json says, checked; `raw` is all of it.
+    """What meta/info.json says, checked but for `video_path`, which nobody may ask for; `raw` is all of it.
 
     `features` have dtype and shape in their usual spelling; those that are neither in `numbers`, `texts`, `videos` nor
     `images` cannot be read.
@@ -69,7 +71,7 @@ class Info:
     fps: float
     features: dict[str, dict[str, Any]]
     data_path: str
-    video_path: str
+    video_path: Any
     chunks_size: int
     raw: dict[str, Any]
 
@@ -102,13 +104,7 @@ def read_info(root: AnyPath) -> Info:
     """
     path = root / "meta/info.json"
     raw = files.read_json(path)
-    label = raw.get("codebase_version")
-    version = re.sub(r"^[vV]?(\d+\.\d+)(\.0)?$", r"v\1", str(label))
-    if version not in VERSIONS:
-        raise DatasetError(
-            f"{path}: codebase_version {label!r} is unknown; this reader knows {', '.join(VERSIONS[:-1])} and "
-            f"{VERSIONS[-1]}. Convert the dataset with lerobot's conversion scripts"
-        )
+    version = _version(raw.get("codebase_version"), path)
     fps: Any = raw.get("fps")
     chunks, features = raw.get("chunks_size", 1000), raw.get("features")
     if not _is_number(fps) or not 0 < fps <= 10_000:
@@ -117,13 +113,27 @@ def read_info(root: AnyPath) -> Info:
         raise DatasetError(f"{path}: chunks_size is {chunks!r}; expected a positive integer{_unquoted(chunks)}")
     if not isinstance(features, dict) or not features:
         raise DatasetError(f"{path}: features is missing or empty; expected one entry for every column and camera")
-    for key, value in features.items():
-        _check_feature(key, value, f"{path}: feature {key!r}")
-    features = {key: plain(value) for key, value in features.items()}
+    features = {key: _checked_feature(key, value, f"{path}: feature {key!r}") for key, value in features.items()}
     data = files.checked_template(raw.get("data_path"), f"{path}: data_path")
-    has_video = any(value["dtype"] == "video" for value in features.values())
-    video = files.checked_template(raw.get("video_path"), f"{path}: video_path") if has_video else ""
-    return Info(version, float(fps), features, data, video, chunks, raw)
+    return Info(version, float(fps), features, data, raw.get("video_path"), chunks, raw)
+
+
+def _version(label: Any, path: AnyPath) -> str:
+    """The version that info.json names: "v3.0", "V3.0", "3.0.0", "v3" and 3 are one."""
+    found = re.fullmatch(r"[vV]?([0-9]{1,4})(?:\.([0-9]{1,4}))?(?:\.0)?", str(label).strip())
+    major, minor = (int(found[1]), found[2] and int(found[2])) if found else (None, None)
+    if major == 2 and minor is None:
+        cure = "write v2.1 if there is meta/episodes_stats.jsonl, else v2.0"
+    elif major is None or not isinstance(label, str | int | float):
+        cure = f"write v3.0 if there is {EPISODES}, v2.1 if there is meta/episodes_stats.jsonl, else v2.0"
+    elif (version := f"v{major}.{minor or 0}") in VERSIONS:
+        return version
+    elif major < 2:
+        cure = "convert the dataset with lerobot's conversion scripts"
+    else:
+        cure = "if its files are laid out as in one of these, write that there"
+    known = f"{', '.join(VERSIONS[:-1])} and {VERSIONS[-1]}"
+    raise DatasetError(f"{path}: codebase_version {label!r} is unknown; this reader knows {known}: {cure}")
 
 
 def episode_rows(root: AnyPath, info: Info) -> list[dict[str, Any]]:
@@ -139,7 +149,6 @@ def episode_rows(root: AnyPath, info: Info) -> list[dict[str, Any]]:
                 raise
             raise _mislabelled(root, info, "v3.0", EPISODES) from error
     required = ["episode_index", "length", "tasks", *(f"data/{key}" for key in _PLACE)]
-    required += [f"videos/{camera}/{key}" for camera in info.videos for key in (*_PLACE, "from_timestamp")]
     rows = []
     if not (found := _episode_files(root)):
         if (root / EPISODES_V2).is_file():
@@ -148,7 +157,9 @@ def episode_rows(root: AnyPath, info: Info) -> list[dict[str, Any]]:
     for path in found:
         with parquet.opened(path, "episode table") as file:
             names = file.schema_arrow.names
-        known = ("dataset_from_index", "dataset_to_index", *(f"videos/{camera}/to_timestamp" for camera in info.videos))
+        times = (*_PLACE, "from_timestamp", "to_timestamp")
+        known = ["dataset_from_index", "dataset_to_index"]
+        known += [f"videos/{camera}/{key}" for camera in info.videos for key in times]
         columns = required + [name for name in known if name in names]
         rows += parquet.read_table(path, columns, "episode table").to_pylist()
     return rows
@@ -167,16 +178,17 @@ def make_episode(root: AnyPath, info: Info, row: Mapping[str, Any], start: int) 
     texts = (tasks,) if isinstance(tasks, str) else tuple(tasks or ()) if isinstance(tasks, list | None) else ()
     if info.version == "v3.0":
         place = {key: integer(row, f"data/{key}", where, 0) for key in _PLACE}
-        videos = {camera: _span(root, info, row, camera, where) for camera in info.videos}
     else:
         place = {"episode_chunk": index // info.chunks_size, "episode_index": index}
-        videos = {
-            camera: VideoSpan(format_path(root, info.video_path, info, video_key=camera, **place), 0)
-            for camera in info.videos
-        }
-    return Episode(
-        index, start, length, tuple(map(str, texts)), format_path(root, info.data_path, info, **place), videos
-    )
+    path = format_path(root, info.data_path, info, **place)
+    videos: dict[str, VideoSpan] = {}
+    lost: dict[str, str] = {}
+    for camera in info.videos:
+        try:
+            videos[camera] = _span(root, info, row, camera, place, where)
+        except DatasetError as error:  # which matters where its pictures are asked for
+            lost[camera] = str(error)
+    return Episode(index, start, length, tuple(map(str, texts)), path, videos, lost=lost)
 
 
 def format_path(root: AnyPath, template: str, info: Info, **fields: Any) -> AnyPath:
@@ -247,28 +259,39 @@ def _mislabelled(root: AnyPath, info: Info, found: str, file: str) -> DatasetErr
     )
 
 
-def _span(root: AnyPath, info: Info, row: Mapping[str, Any], camera: str, where: str) -> VideoSpan:
-    if any(row.get(f"videos/{camera}/{key}") is None for key in (*_PLACE, "from_timestamp")):
-        raise DatasetError(f"{where}: no video of {camera}; the recording was not finished")
+def _span(
+    root: AnyPath, info: Info, row: Mapping[str, Any], camera: str, place: Mapping[str, int], where: str
+) -> VideoSpan:
+    template = files.checked_template(info.video_path, f"{root}/meta/info.json: video_path")
+    if info.version != "v3.0":
+        return VideoSpan(format_path(root, template, info, video_key=camera, **place), 0)
+    lacking = [name for key in (*_PLACE, "from_timestamp") if row.get(name := f"videos/{camera}/{key}") is None]
+    if lacking:
+        raise DatasetError(
+            f"{where}: the episode table does not say where its video of {camera} is ({', '.join(lacking)}): the "
+            "recording was not finished, or there are none and the feature is to be taken out of meta/info.json"
+        )
     place = {key: integer(row, f"videos/{camera}/{key}", where, 0) for key in _PLACE}
     seconds = row[f"videos/{camera}/from_timestamp"]
     if not _is_number(seconds) or not 0 <= seconds < _MAX_INDEX:
         raise DatasetError(f"{where}: videos/{camera}/from_timestamp is {seconds!r}; expected seconds, 0 or more")
     # from_timestamp is a running sum of floats, a hair below or above the frame's time: floor would be wrong.
-    return VideoSpan(format_path(root, info.video_path, info, video_key=camera, **place), round(seconds * info.fps))
+    return VideoSpan(format_path(root, template, info, video_key=camera, **place), round(seconds * info.fps))
 
 
-def _check_feature(key: str, value: Any, where: str) -> None:
+def _checked_feature(key: str, value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict) or not isinstance(value.get("dtype"), str):
         raise DatasetError(f"{where} has no dtype; expected an entry with dtype and shape")
-    kind, shape = value["dtype"], value.get("shape")
-    if kind not in PICTURES:
-        return  # whether it can be read matters where it is asked for
+    feature = plain(value)
+    shape = feature["shape"]
+    if feature["dtype"] not in PICTURES:
+        return feature  # whether it can be read matters where it is asked for
     if "/" in key or key.startswith("."):
         raise DatasetError(f"{where}: names hold no slash and do not start with a dot")
     # The rest is read by `camera_shape`, where pictures are asked for.
     if isinstance(shape, list) and any(isinstance(n, int) and n > MAX_SIDE for n in shape):
         raise DatasetError(f"{where} has shape {shape}; expected a picture of up to {MAX_SIDE} pixels a side")
+    return feature
 
 
 def _is_number(value: Any) -> bool:

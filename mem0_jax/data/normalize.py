@@ -66,7 +66,7 @@ class NormStats:
             ValueError: a feature is missing, has another shape than [F, D], or NaN; names the dataset.
         """
         return cls(
-            *(_measure([_vectors(dataset, key) for dataset in datasets]) for key in ("observation.state", "action"))
+            *(_measure([vectors(dataset, key) for dataset in datasets]) for key in ("observation.state", "action"))
         )
 
     @classmethod
@@ -215,7 +215,8 @@ def span_warnings(stats: NormStats) -> list[str]:
     return found
 
 
-def _vectors(dataset: LeRobotDataset, key: str) -> np.ndarray:
+def vectors(dataset: LeRobotDataset, key: str) -> np.ndarray:
+    """Return the states or actions of a dataset, [F, D]; ValueError if they are not those of the model layout."""
     check_names(dataset)
     x = dataset.column(key)
     if x.shape[1:] != (MODEL_DIM,):

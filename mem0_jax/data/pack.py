@@ -26,14 +26,12 @@ import numpy as np
 
 from mem0_jax.data import files, lerobot_meta
 from mem0_jax.data import packed_format as form
-from mem0_jax.data.files import DatasetError
 from mem0_jax.data.joint_names import check_names
 from mem0_jax.data.lerobot import LeRobotDataset
-from mem0_jax.data.lerobot_features import COMMON
+from mem0_jax.data.pack_source import DAMAGE, Column, PackError, read_columns, readable_cameras, why_not
 from mem0_jax.data.pictures import open_frames
 from mem0_jax.data.transforms import resize
 from mem0_jax.disk import behind, disk_told, explained
-from mem0_jax.errors import UserError
 from mem0_jax.installed import how_to_install
 from mem0_jax.lock import hold_output
 from mem0_jax.progress import Progress
@@ -42,41 +40,14 @@ MAX_WORKERS = 256
 _BLOCK = 16  # frames decoded at once
 _SAMPLES = 8  # episodes from which the size of a frame is estimated
 _WORK = "unfinished"  # in the partial folder: plan and indices, removed at the end
-_DAMAGE = (OSError, ValueError)  # what reading a damaged episode raises
 
 Place = tuple[int, int, int]  # of a JPEG: start in its record, bytes, CRC-32
 Damage = tuple[int, str]  # number of the episode, what is wrong with it
 
 
-class PackError(UserError):
-    """A dataset that cannot be packed, or a folder that cannot be packed into."""
-
-
-@dataclass(frozen=True)
-class Column:
-    """A low-dimensional column: `values` [F, ...], or ids int32 [F] into `texts`."""
-
-    key: str
-    values: np.ndarray
-    texts: list[str] | None = None
-
-    def describe(self) -> dict[str, Any]:
-        """Its entry in packed.json."""
-        if self.texts is not None:
-            return {"key": self.key, "texts": self.texts}
-        return {"key": self.key, "dtype": self.values.dtype.name, "shape": list(self.values.shape[1:])}
-
-    def rows(self, start: int, count: int) -> list[bytes]:
-        """What the records of some frames hold."""
-        values = self.values[start : start + count]
-        if self.texts is not None:
-            return [self.texts[i].encode() for i in values.tolist()]
-        return [row.tobytes() for row in values]
-
-
 @dataclass(frozen=True)
 class Packed:
-    """What was written. `bytes` counts the shards; `left_out` are features that cannot be read."""
+    """What was written. `bytes` counts the shards; `left_out` are features that cannot be read, by key why."""
 
     root: Path
     name: str
@@ -84,7 +55,7 @@ class Packed:
     frames: int
     shards: int
     bytes: int
-    left_out: list[str]
+    left_out: dict[str, str]
 
 
 def pack(
@@ -109,56 +80,37 @@ def pack(
         workers: threads.
 
     Raises:
-        PackError: naming every damaged episode; or saying what stands in the way. DatasetError: states or actions of
-            another robot.
+        PackError: no camera can be read; naming every damaged episode; or saying what stands in the way. DatasetError:
+            states or actions of another robot.
         LockedError, DiskError: another process packs into `out`, or the disk refused; finished shards are kept.
     """
     out = behind(Path(out))
     _check_arguments(out, size, quality, shard_mib, workers)
     check_names(dataset)
+    columns = read_columns(dataset)
+    cameras, lost = readable_cameras(dataset)
     partial = out.parent / f".{out.name}.partial"
     with hold_output(out), disk_told(out, f"finished shards are kept in {partial}"):
         (partial / _WORK).mkdir(parents=True, exist_ok=True)
-        columns = read_columns(dataset)
         settings = {"format": form.FORMAT, "size": size, "quality": quality, "shard_mib": shard_mib}
-        settings |= {"name": _tfds_name(out), "source": _fingerprint(dataset, columns)}
+        settings |= {"name": _tfds_name(out), "source": _fingerprint(dataset, columns), "cameras": cameras}
         shards = _plan(partial, json.loads(json.dumps(settings)), dataset)
-        packer = _Packer(dataset, columns, partial, settings["name"], shards, size, quality)
+        shapes = {camera: size or dataset.image_shape(camera) for camera in cameras}
+        packer = _Packer(dataset, columns, partial, settings["name"], shards, shapes, quality)
         packer.write_shards(workers)
         packer.write_rest()
         shutil.rmtree(partial / _WORK)
         partial.rename(out)
     size_in_bytes = sum(path.stat().st_size for path in out.glob("*.array_record-*"))
-    packed = {*dataset.cameras, *(column.key for column in columns)}
-    left_out = [key for key in dataset.features if key not in packed]
+    packed = {*cameras, *(column.key for column in columns)}
+    left_out = {key: lost.get(key) or why_not(dataset, key) for key in dataset.features if key not in packed}
     return Packed(
         out, settings["name"], len(dataset.episodes), dataset.num_frames, len(shards), size_in_bytes, left_out
     )
 
 
-def read_columns(dataset: LeRobotDataset) -> list[Column]:
-    """Return every low-dimensional column of a dataset that can be read, and its task texts as "task".
-
-    Raises:
-        DatasetError: one that commands read cannot be.
-    """
-    info = lerobot_meta.read_info(dataset.root)
-    columns: list[Column] = []
-    for key in dict.fromkeys([*info.numbers, *info.texts, "task"]):
-        try:
-            if key in info.numbers:
-                columns.append(Column(key, _little_endian(dataset.column(key))))
-            else:
-                ids, texts = dataset.texts(key)
-                columns.append(Column(key, _little_endian(ids.astype(np.int32)), texts))
-        except DatasetError:
-            if key in (*COMMON, "task"):
-                raise
-    return columns
-
-
 class _Packer:
-    """One packing: `shards` are the numbers of the episodes in each."""
+    """One packing: `shards` are the numbers of the episodes in each, `shapes` (H, W) by camera."""
 
     def __init__(
         self,
@@ -167,12 +119,11 @@ class _Packer:
         folder: Path,
         name: str,
         shards: list[range],
-        size: tuple[int, int] | None,
+        shapes: dict[str, tuple[int, int]],
         quality: int,
     ):
         self.dataset, self.columns, self.folder, self.name, self.shards = dataset, columns, folder, name, shards
-        self.quality = quality
-        self.shapes = {camera: size or dataset.image_shape(camera) for camera in dataset.cameras}
+        self.shapes, self.quality = shapes, quality
         self._stop = threading.Event()
 
     def write_shards(self, workers: int) -> None:
@@ -333,7 +284,7 @@ def encode_jpeg(picture: np.ndarray, shape: tuple[int, int], quality: int) -> by
 def _read(reader: Any, episode: Any, frames: np.ndarray) -> np.ndarray:
     try:
         return reader.read_frames(episode, frames)
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise _DamagedError(str(error)) from error
 
 
@@ -412,12 +363,12 @@ def _frame_bytes(dataset: LeRobotDataset, settings: dict[str, Any]) -> float:
     episodes = dataset.episodes
     chosen = np.unique(np.linspace(0, len(episodes) - 1, _SAMPLES).round().astype(int))
     total = 1000.0
-    for camera in dataset.cameras:
+    for camera in settings["cameras"]:
         height, width = settings["size"] or dataset.image_shape(camera)
         sizes = []
         reader = open_frames(dataset, camera)
         for e in chosen.tolist():
-            with contextlib.suppress(*_DAMAGE):
+            with contextlib.suppress(*DAMAGE):
                 picture = reader.read_frames(episodes[e], np.array([episodes[e].length // 2]))[0]
                 sizes.append(len(encode_jpeg(picture, (height, width), settings["quality"])))
         reader.close()
@@ -439,7 +390,3 @@ def _tfds_name(out: Path) -> str:
     name = out.parent.name if out.name == form.TFDS_VERSION else out.name
     name = re.sub(r"[^a-z0-9_]+", "_", name.lower()).strip("_") or "episodes"
     return name if name[0].isalpha() else f"episodes_{name}"
-
-
-def _little_endian(values: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(values, values.dtype.newbyteorder("<"))

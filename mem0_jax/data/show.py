@@ -27,6 +27,7 @@ BINS = 40
 T = TypeVar("T")
 SAMPLES = 8  # pictures of an episode, in one camera
 _SIDE = 240  # pixels; width of a picture on the page
+_COUNTERS = (*AUTOMATIC, "episode_id", "subtask_end")  # counted or shown as subtasks, no numbers of a robot
 _MAX_DIMS = 64  # of a feature; the distributions of more are not drawn
 _MAX_TEXTS = 100
 
@@ -108,7 +109,7 @@ def show_dataset(
     for done, (episode, camera) in enumerate([(e, c) for e in chosen for c in dataset.cameras], 1):
         sheets[episode.index].append(_sheet(dataset, episode, camera))
         progress(done, len(chosen) * len(dataset.cameras))
-    vectors = [key for key, value in dataset.features.items() if _has_numbers(dataset, key) and value["shape"] != [1]]
+    vectors = [key for key in dataset.features if _has_numbers(dataset, key)]
     keys = ["task", *(key for key, value in dataset.features.items() if value["dtype"] in TEXTS)]
     histograms, problems = _of_each(vectors, lambda key: _histograms(dataset, key))
     texts, more = _of_each(keys, lambda key: _texts(dataset, key))
@@ -133,7 +134,7 @@ def _of_each(keys: Iterable[str], make: Callable[[str], T]) -> tuple[dict[str, T
 
 def _has_numbers(dataset: LeRobotDataset, key: str) -> bool:
     kind = dataset.features[key]["dtype"]
-    return key not in AUTOMATIC and kind not in (*PICTURES, *TEXTS, "language")
+    return key not in _COUNTERS and kind not in (*PICTURES, *TEXTS, "language")
 
 
 def _sheet(dataset: LeRobotDataset, episode: Episode, camera: str) -> Sheet:

@@ -19,12 +19,14 @@ from av.video.stream import VideoStream
 
 from mem0_jax.data.camera_shape import other_size
 from mem0_jax.data.files import AnyPath, MissingFile, ffmpeg_name, open_binary
+from mem0_jax.data.media import as_mp4, media_kind
 from mem0_jax.errors import UserError
 from mem0_jax.stand_in import HEAD_BYTES, stand_in
 
 # A truncated or damaged file, or a connection that fails, shows up as any of these.
 DECODE_ERRORS = (FFmpegError, EOFError, OSError)
 CODECS = ("av1", "h264", "hevc", "vp9", "mpeg4")
+_CONTAINERS = ("an MP4 or MOV video", "a Matroska or WebM video")
 _EBML = b"\x1a\x45\xdf\xa3"  # how Matroska and WebM begin
 
 
@@ -62,7 +64,8 @@ def open_video_file(path: AnyPath, name: str) -> tuple[Any, VideoStream, context
             raise VideoError(f"{name}: {path} holds no video stream")
         codec = stream.codec.canonical_name if stream.codec_context else "unknown"
         if codec not in CODECS:
-            raise VideoError(f"{name}: {path} has the codec {codec}; expected one of {', '.join(CODECS)}")
+            expected = f"expected one of {', '.join(CODECS)}"
+            raise VideoError(f"{name}: {path} has the codec {codec}; {expected}: {as_mp4(path)}")
         # Readers run in parallel, so the decoder's own threads would only compete with them.
         stream.thread_type = "SLICE"
         stream.codec_context.thread_count = 1
@@ -71,7 +74,11 @@ def open_video_file(path: AnyPath, name: str) -> tuple[Any, VideoStream, context
         if isinstance(error, MissingFile):
             raise
         reason = getattr(error, "strerror", None) or error
-        found = stand_in(head) or f"is not a readable video ({reason}); it may be truncated"
+        kind = media_kind(head)
+        if kind and kind not in _CONTAINERS:
+            found = f"is {kind}; expected MP4, MOV, Matroska or WebM: {as_mp4(path)}"
+        else:
+            found = stand_in(head) or f"is not a readable video ({reason}); it may be truncated"
         raise VideoError(f"{name}: {path} {found}") from error
     except BaseException:
         stack.close()

@@ -22,6 +22,7 @@ from mem0_jax.data.lerobot_writer_v21 import LeRobotWriterV21
 LENGTHS = (5, 4, 6)
 TASKS = ("pick the cup", "open the box", "pick the cup")
 VERSIONS = ("v2.1", "v3.0")
+THREE = ("v3.0",)
 
 
 def write_set(root: Path, version: str, *, camera: bool = False) -> Path:
@@ -248,6 +249,14 @@ INFO = {
     "more episodes declared": Odd(_change(total_episodes=4), refused="declares 4 episodes.*correct"),
     "no totals": Odd(lambda root: _without(root, "total_frames"), refused="declares 3 episodes and None.*correct"),
     "label without v": Odd(lambda root: edit_info(root, codebase_version=_label(root)[1:])),
+    "label v3": Odd(_change(codebase_version="v3"), THREE),
+    "label V3.0.0": Odd(_change(codebase_version=" V3.0.0 "), THREE),
+    "label 3": Odd(_change(codebase_version=3), THREE),
+    "label 2.1": Odd(_change(codebase_version=2.1), ("v2.1",)),
+    "label v2": Odd(_change(codebase_version="v2"), ("v2.1",), refused="write v2.1 if there is meta/episodes_stats"),
+    "label of a newer version": Odd(_change(codebase_version="v3.1"), THREE, refused="if its files are laid out as in"),
+    "label of an older version": Odd(_change(codebase_version="v1.6"), refused="lerobot's conversion scripts"),
+    "label none": Odd(lambda root: _without(root, "codebase_version"), refused="None is unknown.*write v3.0 if there"),
     "label of another version": Odd(_relabel, refused="says codebase_version .* but there is meta/episodes"),
     "label of v2.0": Odd(_change(codebase_version="v2.0"), ("v2.1",)),
     "marks, CRLF and empty lines": Odd(_crlf),
@@ -258,9 +267,12 @@ INFO = {
     "names by place": _state(names={name: i for i, name in enumerate(JOINTS)}),
     "names none": _state(names=None),
     "names text": _state(names="joints"),
+    "names in one text": _state(names=", ".join(JOINTS)),
+    "names as keys": _state(names=dict.fromkeys(JOINTS)),
     "names empty": _state(names=[]),
     "names of a few": _state(names=JOINTS[:3]),
     "no names": Odd(lambda root: _drop_names(root)),
+    "shape in floats": _state(shape=[16.0]),
     "data outside": Odd(_change(data_path="../data/{episode_index}"), ("v2.1",), refused="leads outside"),
 }
 
@@ -360,7 +372,6 @@ def _other_episode_tasks(root: Path) -> None:
 TEXTS = ["pick the cup", "open the box"]
 KITCHEN = ["kitchen", "kitchen"]
 UNCLEAR = r"has the columns \['.*which holds the task texts is not clear: name it task"
-THREE = ("v3.0",)
 TASK_TABLES = {
     "tasks by pandas' index": Odd(_tasks(["task"], category=KITCHEN, task_index=[0, 1], task=TEXTS), THREE),
     "tasks by an index of another name": Odd(

@@ -29,9 +29,10 @@ TABLE30 = "meta/episodes/chunk-000/file-000.parquet"
 
 
 @pytest.mark.parametrize("name", ["lerobot_v21", "lerobot_v30", "lerobot_v21_cameras", "lerobot_v30_cameras"])
-def test_what_lerobot_wrote_is_clean(name):
+def test_what_lerobot_wrote_is_clean_but_for_robots_of_other_sizes(name):
     report = check_dataset(ASSETS / name)
-    assert [str(finding) for finding in report.findings] == []
+    sizes = [f"{key}: has shape [3]; training" for key in ("action", "observation.state") if "cameras" in name]
+    assert [str(finding)[: len(size)] for finding, size in zip(report.findings, sizes, strict=True)] == sizes
     assert (report.episodes, report.frames) == ((3, 15) if "cameras" in name else (6, 435))
 
 
@@ -186,7 +187,7 @@ FAULTS: dict[str, tuple[str, Callable[[Path], Any], tuple]] = {
     "another task": (
         "v21",
         column(E3, "task_index", lambda v: [0] * len(v)),
-        ("warning", "task", 3, (), "swap_blocks"),
+        ("error", "task", 3, (), "swap_blocks"),
     ),
     "empty text": ("v21", column(E3, "subtask", put(5, None)), ("error", "empty-text", 3, ((5, 5),), "empty")),
     "flag of 2": ("v21", column(E3, "subtask_end", put(5, 2)), ("error", "subtask-end", 3, ((5, 5),), "neither")),

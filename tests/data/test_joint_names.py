@@ -37,6 +37,20 @@ def foreign(names) -> list[str]:
         {"motors": JOINTS},
         {"left": JOINTS[:7], "right": JOINTS[7:14], "grippers": {"left_gripper": 0, "right_gripper": 1}},
         {name: place for place, name in enumerate(JOINTS)},
+        {name: str(place) for place, name in enumerate(JOINTS)},
+        {name: {"index": 15 - place} for place, name in enumerate(reversed(JOINTS))},
+        {str(place): name for place, name in reversed(list(enumerate(JOINTS)))},
+        [{"name": name, "index": place} for place, name in enumerate(JOINTS)],
+        dict.fromkeys(JOINTS),
+        dict.fromkeys(JOINTS, "rad"),
+        {"motors": {name: [i + 1, "sts3215"] for i, name in enumerate(JOINTS)}},
+        ",".join(JOINTS),
+        " ".join(JOINTS),
+        "joint angles",
+        {"motors": None},
+        {f"motor_{i}": None for i in range(16)},
+        [None] * 16,
+        [""] * 16,
         [JOINTS],
         [f"{name}.pos" for name in JOINTS],
         [*FROM_ONE, "LeftGripper", "RightGripper"],
@@ -68,6 +82,41 @@ def test_the_two_arms_and_numbers_without_names_pass(names):
 )
 def test_other_joints_and_other_orders_do_not(names):
     assert foreign(names)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        dict.fromkeys(FINGERS),
+        {name: str(place) for place, name in enumerate(FINGERS)},
+        {name: [] for name in FINGERS},
+        {name: {} for name in FINGERS},
+        dict.fromkeys(FINGERS, ""),
+        {name: float(place) for place, name in enumerate(FINGERS)},
+        {name: {"index": place} for place, name in enumerate(FINGERS)},
+        {name: {"id": place, "range": [0, 4095]} for place, name in enumerate(FINGERS)},
+        dict.fromkeys(FINGERS, "rad"),
+        {name: [place + 1, "sts3215"] for place, name in enumerate(FINGERS)},
+        {f"motor_{place}": name for place, name in enumerate(FINGERS)},
+        {str(place): name for place, name in enumerate(FINGERS)},
+        [{"name": name, "index": place} for place, name in enumerate(FINGERS)],
+        {"thumb": dict.fromkeys(FINGERS[:8]), "rest": {name: {"unit": "rad"} for name in FINGERS[8:]}},
+        ",".join(FINGERS),
+        "; ".join(FINGERS),
+        " ".join(FINGERS),
+        str(FINGERS),
+        {"motors": ", ".join(FINGERS)},
+        [",".join(FINGERS[:8]), ",".join(FINGERS[8:])],
+        [[[[[[[[[[FINGERS]]]]]]]]]],
+    ],
+)
+def test_names_are_found_wherever_they_stand(names):
+    assert [name.split("finger_")[-1] for name in foreign(names)] == [str(i) for i in range(16)]
+
+
+@pytest.mark.parametrize("wrap", [lambda name, place: place, lambda name, place: {"index": place}])
+def test_places_count_not_the_order_of_keys(wrap):
+    assert foreign({name: wrap(name, 15 - place) for place, name in enumerate(JOINTS)})
 
 
 @given(st.permutations(JOINTS))

@@ -38,18 +38,19 @@ def bomb() -> bytes:
     return buffer.getvalue()
 
 
-def gif() -> bytes:
+def ico() -> bytes:
     buffer = io.BytesIO()
-    Image.new("RGB", (6, 4)).save(buffer, "GIF")
+    Image.new("RGB", (6, 4)).save(buffer, "ICO")
     return buffer.getvalue()
 
 
 @pytest.mark.parametrize(
     ("cell", "message"),
     [
-        ({"bytes": png(1, 1)[:45], "path": None}, "not a readable PNG or JPEG"),
-        ({"bytes": b"", "path": None}, "not a readable PNG or JPEG"),
-        ({"bytes": gif(), "path": None}, "not a readable PNG or JPEG"),
+        ({"bytes": png(1, 1)[:45], "path": None}, "not a readable picture: a PNG that is damaged or cut off"),
+        ({"bytes": b"", "path": None}, "not a readable picture: it is empty"),
+        ({"bytes": b"?" * 99, "path": None}, "not a readable picture.*expected PNG, JPEG"),
+        ({"bytes": ico(), "path": None}, "it is an ICO; expected PNG, .* convert the pictures to PNG"),
         (bomb, "9000x9000.*declares"),
         ({"bytes": None, "path": None}, "bytes and path"),
         (None, "bytes and path"),

@@ -28,6 +28,8 @@ from mem0_jax.data.show import show_dataset
 from mem0_jax.errors import UserError
 
 HEIGHT, WIDTH = 64, 96
+AS_PNG = "expected PNG, JPEG, .* or PPM: convert the pictures to PNG"
+AS_MP4 = r"expected .*: convert it: ffmpeg -i \S*file-000.mp4 -c:v libx264 .* new.mp4"
 FRAMES = [(e, i) for e, length in enumerate(LENGTHS) for i in range(length)]
 
 
@@ -74,6 +76,11 @@ SHAPES = {
     "one channel": Odd(declared([64, 96, 1])),
     "four channels": Odd(declared([64, 96, 4], ["height", "width", "channels"])),
     "four channels first": Odd(declared([4, 64, 96])),
+    "whole floats": Odd(declared([64.0, 96.0, 3.0], ["height", "width", "channels"])),
+    "texts": Odd(declared(["64", "96", "3"]), "expected whole numbers above 0, without quotes", "whole numbers"),
+    "fractions": Odd(declared([64.5, 96, 3]), "expected whole numbers above 0$", "whole numbers"),
+    "nothing below 1": Odd(declared([-1, 96, 3]), "expected whole numbers above 0$", "whole numbers"),
+    "empty": Odd(declared([]), r"shape \[\] .* expected height", r"shape \[\]"),
     "turned": Odd(declared([96, 64, 3]), "64x96, info.json declares 96x64.*names", "64x96, .* names"),
     "another size": Odd(declared([3, 48, 64]), "64x96, info.json declares 48x64", "declares 48x64"),
     "channels first by the sizes, last by the names": Odd(
@@ -90,7 +97,11 @@ SHAPES = {
 # Image columns
 
 
-def as_images(*encoders: Callable[[np.ndarray], bytes | None] | str, channels: int = 3) -> Callable[[Path], None]:
+def as_images(
+    *encoders: Callable[[np.ndarray], bytes | None] | str,
+    channels: int = 3,
+    names: Callable[[Path, str], str] = lambda root, place: place,
+) -> Callable[[Path], None]:
     """Put the pictures into an image column, encoded by each of `encoders` in turn; names are those of files beside."""
 
     def cell(root: Path, encoder: Callable[[np.ndarray], bytes | None] | str, e: int, i: int) -> dict[str, Any]:
@@ -99,7 +110,7 @@ def as_images(*encoders: Callable[[np.ndarray], bytes | None] | str, channels: i
         place = root / f"{e}:{i} %d" / f"frame{encoder}"
         place.parent.mkdir()
         Image.fromarray(picture(e, i)).save(place)
-        return {"bytes": None, "path": place.relative_to(root).as_posix()}
+        return {"bytes": None, "path": names(root, place.relative_to(root).as_posix())}
 
     def bend(root: Path) -> None:
         def change(table: pa.Table) -> pa.Table:
@@ -124,11 +135,21 @@ def pil(kind: str, mode: str = "RGB", **options: Any) -> Callable[[np.ndarray], 
     return encode
 
 
-def turned(image: np.ndarray) -> bytes:
-    out, exif = io.BytesIO(), Image.Exif()
-    exif[0x0112] = 6  # shown after a quarter turn clockwise
-    Image.fromarray(np.rot90(image)).save(out, "JPEG", exif=exif, quality=95)
-    return out.getvalue()
+def turned(kind: str) -> Callable[[np.ndarray], bytes]:
+    def encode(image: np.ndarray) -> bytes:
+        out, exif = io.BytesIO(), Image.Exif()
+        exif[0x0112] = 6  # shown after a quarter turn clockwise
+        Image.fromarray(np.rot90(image)).save(out, kind, exif=exif, quality=95)
+        return out.getvalue()
+
+    return encode
+
+
+def arrays(root: Path) -> None:
+    kind = pa.list_(pa.list_(pa.list_(pa.uint8())))
+    cells = lambda table: pa.array([picture(0, i).tolist() for i in range(len(table))], kind)  # noqa: E731
+    edit_data(root, lambda table: with_column(table, CAMERA, cells(table)))
+    declared([HEIGHT, WIDTH, 3], dtype="image", info=None)(root)
 
 
 def sixteen_bits(image: np.ndarray) -> bytes:
@@ -158,13 +179,28 @@ IMAGES = {
     "progressive JPEG": Odd(as_images(pil("JPEG", progressive=True))),
     "grey JPEG": Odd(as_images(pil("JPEG", "L"))),
     "CMYK JPEG": Odd(as_images(pil("JPEG", "CMYK"))),
-    "turned JPEG": Odd(as_images(turned)),
+    "turned JPEG": Odd(as_images(turned("JPEG"))),
     "of every kind": Odd(as_images(pil("PNG", "RGBA"), pil("WEBP"), PALETTE, pil("JPEG", "L"), pil("BMP"), ".png")),
     "in files beside": Odd(as_images(".png", ".webp", ".jpg")),
     "RGBA as declared": Odd(as_images(pil("PNG", "RGBA"), channels=4)),
     "grey as declared": Odd(as_images(pil("PNG", "L"), channels=1)),
     "depth": Odd(as_images(depth), "mode I;16, as depth maps have", "mode I;16"),
-    "GIF": Odd(as_images(pil("GIF")), "not a readable PNG", "not a readable PNG"),
+    "GIF": Odd(as_images(pil("GIF"))),
+    "TIFF": Odd(as_images(pil("TIFF"), pil("TIFF", compression="tiff_lzw"), pil("TIFF", "L"))),
+    "turned TIFF": Odd(as_images(turned("TIFF"))),
+    "TIFF of depths": Odd(as_images(pil("TIFF", "F")), "mode F, as depth maps have", "mode F"),
+    "TIFF of another space": Odd(as_images(pil("TIFF", "LAB")), "mode LAB; expected 8 bits", "mode LAB"),
+    "PPM and PGM": Odd(as_images(pil("PPM"), pil("PPM", "L"))),
+    "JPEG 2000": Odd(as_images(pil("JPEG2000")), f"a JPEG 2000; {AS_PNG}", "a JPEG 2000"),
+    "AVIF": Odd(as_images(pil("AVIF")), f"an AVIF; {AS_PNG}", "an AVIF"),
+    "cut off": Odd(as_images(lambda image: pil("PNG")(image)[:-40]), "a PNG that is damaged or cut", "a PNG that"),
+    "arrays of pixels": Odd(arrays, "got list<.* encode arrays of pixels as PNG", "encode arrays of pixels"),
+    "whole names of files beside": Odd(as_images(".png", names=lambda root, place: str(root.resolve() / place))),
+    "whole names of files elsewhere": Odd(
+        as_images(".png", names=lambda root, place: str(root.resolve().parent / place)),
+        "leads outside the dataset",
+        r"^episode ., frames 0-., observation.image.head_camera: '/",
+    ),
     "LFS pointers": Odd(
         as_images(lambda image: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"),
         "is a Git LFS pointer",
@@ -187,6 +223,7 @@ def again(
     times: Callable[[int], int] = lambda i: 100 * i,
     before: Callable[[Any, int], Any] | None = None,
     size: tuple[int, int] = (HEIGHT, WIDTH),
+    plain: bool = False,
     options: dict[str, str] | None = None,
 ) -> Callable[[Path], None]:
     """Encode every video anew.
@@ -194,6 +231,7 @@ def again(
     Args:
         change: the pictures of a file.
         times: of picture i, in milliseconds.
+        plain: times count the frames, as old containers want it.
         before: adds another stream and returns what writes into it.
     """
 
@@ -206,11 +244,11 @@ def again(
                 write = before(out, len(pictures)) if before else lambda: None
                 stream: Any = out.add_stream(codec, rate=10, options={"crf": "18"} | (options or {}))
                 stream.height, stream.width, stream.pix_fmt = *size, pixels
-                stream.codec_context.time_base = Fraction(1, 1000)
+                stream.codec_context.time_base = Fraction(1, 10 if plain else 1000)
                 write()
                 for i, image in enumerate(change(pictures)):
                     frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-                    frame.pts, frame.time_base = times(i), stream.codec_context.time_base
+                    frame.pts, frame.time_base = (i if plain else times(i)), stream.codec_context.time_base
                     out.mux(stream.encode(frame))
                 out.mux(stream.encode())
 
@@ -282,7 +320,13 @@ VIDEOS = {
     "one frame more": Odd(again(lambda pictures: [*pictures, pictures[-1]]), found="of which the episodes use"),
     "one frame less": Odd(again(lambda pictures: pictures[:-1]), "holds 14 frames", "5 of 6"),
     "other sizes": Odd(again(lambda p: [x[:48, :64] for x in p], size=(48, 64)), "48x64, info.json", "48x64"),
-    "another codec": Odd(again(codec="mjpeg", pixels="yuvj420p"), "codec mjpeg; expected", "codec mjpeg"),
+    "another codec": Odd(again(codec="mjpeg", pixels="yuvj420p"), f"codec mjpeg; {AS_MP4}", "codec mjpeg"),
+    "AVI": Odd(again(kind="avi", codec="mpeg4", plain=True), f"is an AVI video; {AS_MP4}", "an AVI"),
+    "GIF": Odd(again(kind="gif", codec="gif", pixels="rgb8", plain=True), f"is a GIF; {AS_MP4}", "a GIF"),
+    "MPEG-TS": Odd(again(kind="mpegts"), f"is an MPEG-TS video; {AS_MP4}", "an MPEG-TS"),
+    "FLV": Odd(again(kind="flv"), f"is an FLV video; {AS_MP4}", "an FLV"),
+    "Ogg": Odd(replaced(b"OggS" + bytes(99)), f"is an Ogg video; {AS_MP4}", "an Ogg"),
+    "a picture": Odd(replaced(pil("PNG")(picture(0, 0))), f"is a PNG; {AS_MP4}", "is a PNG"),
     "without its keyframe": Odd(headless, "before frame 0 .* first keyframe", " 0 of . can be decoded"),
     "empty": Odd(replaced(b""), "is empty", "is empty"),
     "an LFS pointer": Odd(
