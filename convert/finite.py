@@ -48,9 +48,7 @@ def refusal(found: Sequence[str]) -> ConversionError:
     """The error that lists tensors which are not finite."""
     more = f"\n  and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
     return ConversionError(
-        "weights that are not finite, from a run that diverged? --allow-nonfinite takes them as they are:\n  "
-        + "\n  ".join(found[:SHOWN])
-        + more
+        "weights that are not finite; --allow-nonfinite takes them as they are:\n  " + "\n  ".join(found[:SHOWN]) + more
     )
 
 

@@ -22,7 +22,7 @@ from mem0_jax.convert.optimizer import Training, read_training
 from mem0_jax.convert.rules import ConversionError, Entry, Misfits, Plan, PlanError, make_plan, pieces, verify
 from mem0_jax.convert.settings import Settings, backbone_config, mem0_config, read_backbone_settings, read_settings
 from mem0_jax.convert.sources import Config, Source, rules_of
-from mem0_jax.convert.stored import array_of, nbytes
+from mem0_jax.convert.stored import FLOATS, array_of, is_float, nbytes
 from mem0_jax.data.normalize import NormStats
 from mem0_jax.policies.bundle import Inputs, abstract_params, new_folder, write_description
 from mem0_jax.policies.mem0 import Mem0Config
@@ -102,11 +102,14 @@ def prepare(source: Source, request: Request) -> Job:
     rules, abstract = rules_of(config), abstract_params(config)
     plan = make_plan(rules, source.shapes, abstract)
     shards = request.shards(config, abstract) if request.shards else {}
+    _check_floats(source, source.tensors)
     training = None
     if request.with_optimizer:
         if not isinstance(config, Mem0Config):
             raise ConversionError(f"{source.path} is a backbone, it has no optimizer: leave out --with-optimizer")
         training = read_training(source, config, rules, plan, settings)
+        for name, moment in training.moments.items():
+            _check_floats(source, {f"{name}/{parameter}": tensor for parameter, tensor in moment.items()})
     return Job(
         source=source,
         config=config,
@@ -180,7 +183,7 @@ def _settings(source: Source, request: Request, processor: Path | None) -> Setti
         notes = (*settings.notes, *given.notes)
         settings = Settings({**settings.values, **given.values}, given.where, given.training, notes)
     weight = source.tensors.get("classifier.pos_weight")  # a buffer there, a setting here
-    if weight is not None and not tuple(weight.shape):
+    if weight is not None and not tuple(weight.shape) and is_float(weight):
         settings.values.setdefault("classifier.pos_weight", float(array_of(weight)))
     return settings
 
@@ -188,6 +191,16 @@ def _settings(source: Source, request: Request, processor: Path | None) -> Setti
 def _config(source: Source, settings: Settings) -> Config:
     shapes = source.shapes
     return mem0_config(shapes, settings) if source.model == "mem0" else backbone_config(shapes, settings)
+
+
+def _check_floats(source: Source, tensors: Mapping[str, Any]) -> None:
+    """Numbers of another kind are not the weights: quantized ones lack their scales, complex ones would be halved."""
+    others = [f"{name} is {np.dtype(tensor.dtype).name}" for name, tensor in tensors.items() if not is_float(tensor)]
+    if others:
+        raise ConversionError(
+            f"{source.path}: {len(others)} tensors hold no floats, such as {others[0]}: expected {', '.join(FLOATS)}; "
+            "if the model is quantized, convert the one it was made from"
+        )
 
 
 def _check_processor(config: Config, processor: Path | None) -> None:
@@ -285,7 +298,7 @@ def _number(step: Any) -> int | None:
     """A step count as JSON has it, be it a number in the file or a tensor."""
     try:
         return int(array_of(step)) if step is not None else None
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
 
 

@@ -1,5 +1,6 @@
 """What a file of weights is when it is not what its reader expected."""
 
+import re
 from collections.abc import Iterable
 
 from mem0_jax.stand_in import stand_in
@@ -37,6 +38,7 @@ FOREIGN: dict[tuple[str, ...], str] = {
         "torch._utils._rebuild_xla",
     ): "Its tensors are of a device; save them from the CPU",
 }
+TEXT = re.compile(rb"[\t\n\r\x20-\x7e]+")
 LEGACY_TAR = (b"sys_info", b"storages", b"tensors", b"pickle")
 
 
@@ -58,6 +60,9 @@ def kind(head: bytes) -> str:
         if name.encode().startswith(LEGACY_TAR):
             return f"is in the legacy tar format of torch < 0.2; convert it where torch is installed: {SAVE_AGAIN}"
         return f"is a tar archive that begins with {name!r}: unpack it first (tar xf)"
+    if TEXT.fullmatch(head):
+        begin = head[:40].decode()
+        return f"is a text that begins with {begin!r}, not weights: name another file, or download it again"
     return ""
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from mem0_jax.convert.files import Parts, PartsError
 
 BLOCK_BYTES = 2**24
+FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
 class Tensor(Protocol):
@@ -41,6 +42,11 @@ def array_of(tensor: Any) -> np.ndarray:
 def nbytes(tensor: Any) -> int:
     """Bytes of the values of a `Tensor` or an array."""
     return math.prod(tensor.shape) * np.dtype(tensor.dtype).itemsize
+
+
+def is_float(tensor: Any) -> bool:
+    """Whether a `Tensor` or an array holds numbers as weights are, and no integers or complex ones."""
+    return np.dtype(tensor.dtype).name in FLOATS
 
 
 @dataclass

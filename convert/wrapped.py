@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mem0_jax.convert.rules import ConversionError
-from mem0_jax.convert.stored import StoredTensor, nbytes
+from mem0_jax.convert.stored import StoredTensor, is_float, nbytes
 
 BACKBONE_IN_MEM0 = "qwen_model.model."  # before Hugging Face's names, in a Mem-0 checkpoint
 BACKBONE = "model.visual."
@@ -80,7 +80,7 @@ def find_weights(content: Any, chosen: str | None = None) -> Weights:
     """
     states = dict(_states(content, ()))
     sets = [one for keys, state in states.items() for one in _sets(keys, state)]
-    found = _one_of(sets, list(_nameless(content, ())), chosen)
+    found = _one_of(sets, _barred(content, states, sets), chosen)
     if found is None:
         raise ConversionError(_absent(content, states))
     if chosen is None and not set(found.keys) <= KEYS | AVERAGES:
@@ -91,6 +91,8 @@ def find_weights(content: Any, chosen: str | None = None) -> Weights:
 
 
 def _unwrapped(found: _Set) -> dict[str, Any]:
+    if adapter := _adapter(found.names):
+        raise ConversionError(f"holds {_unmerged(adapter)}")
     tensors: dict[str, Any] = {}
     origin: dict[str, str] = {}
     for name, own in found.names.items():
@@ -130,28 +132,48 @@ def _notes(found: _Set) -> list[str]:
     return notes
 
 
-def _one_of(sets: list[_Set], nameless: list[str], chosen: str | None) -> _Set | None:
+def _one_of(sets: list[_Set], barred: Mapping[str, tuple[str, str]], chosen: str | None) -> _Set | None:
     listed = ", ".join(
-        [f"{one.name} ({len(one.names)} tensors)" for one in sets] + [f"{name} (a list)" for name in nameless]
+        [f"{one.name} ({len(one.names)} tensors)" for one in sets]
+        + [f"{name} ({what})" for name, (what, _) in barred.items()]
     )
     if chosen is not None:
         named = [one for one in sets if chosen in (one.name, "/".join(one.keys))]
-        if chosen in nameless:
-            raise ConversionError(_without_names(chosen))
+        if chosen in barred:
+            raise ConversionError(barred[chosen][1])
         if len(named) != 1:
             raise ConversionError(f"--weights {chosen}: expected one of {listed or 'none'}")
         return named[0]
-    if len(sets) + len(nameless) > 1:
+    if len(sets) + len(barred) > 1:
         raise ConversionError(f"holds several sets of weights, {listed}: choose one with --weights NAME")
-    if nameless:
-        raise ConversionError(_without_names(nameless[0]))
+    for _, why in barred.values():
+        raise ConversionError(why)
     return sets[0] if sets else None
 
 
-def _without_names(key: str) -> str:
+def _barred(
+    content: Any, states: Mapping[tuple[str, ...], Mapping[str, Any]], sets: list[_Set]
+) -> dict[str, tuple[str, str]]:
+    """What may be meant as weights and cannot be taken: its name -> what it is, and why not."""
+    found = {
+        keys: ("a LoRA", f"holds {_unmerged(adapter)}")
+        for keys, state in states.items()
+        if (adapter := _adapter(state)) and all(one.keys != keys for one in sets)
+    }
+    for keys in _nameless(content, ()):
+        said = "is a list of tensors without names, as torch_ema and diffusers keep averages: copy it into the model"
+        found[keys] = "a list", f"{'/'.join(keys) or 'it'} {said} (ema.copy_to) and save the model's state dict"
+    return {"/".join(keys) or ".": barred for keys, barred in found.items()}
+
+
+def _adapter(names: Iterable[str]) -> list[str]:
+    return [name for name in names if any(part.startswith(ADAPTERS) for part in str(name).split("."))]
+
+
+def _unmerged(adapter: list[str]) -> str:
     return (
-        f"{key} is a list of tensors without names, as torch_ema and diffusers keep averages: copy it into the model "
-        "(ema.copy_to) and save the model's state dict"
+        f"a LoRA or another adapter of PEFT, {len(adapter)} tensors such as {adapter[0]}: merge it into the model "
+        "first (model.merge_and_unload()) and save that"
     )
 
 
@@ -163,10 +185,24 @@ def _absent(content: Any, states: Mapping[tuple[str, ...], Mapping[str, Any]]) -
                 f"neither a Mem-0 (tensors called {BACKBONE_IN_MEM0}...) nor a Qwen3-VL ({BACKBONE}...); "
                 f"it begins with {', '.join(f'{name!r:.100}' for name in list(state)[:4])}"
             )
-    found = type(content).__name__
+    under: list[str] = []
+    while isinstance(content, dict) and len(under) <= MAX_DEPTH:
+        inner = next((key for key in content if isinstance(key, str) and key in KEYS | AVERAGES), None)
+        if inner is None:
+            break
+        under, content = [*under, inner], content[inner]
+    where = f" under {'/'.join(under)!r}" if under else ""
+    return f"expected a dict of tensors, or one under 'model_state_dict'; found {_described(content)}{where}"
+
+
+def _described(content: Any) -> str:
     if isinstance(content, dict):
-        found = f"the entries {', '.join(f'{key!r:.60}' for key in list(content)[:8])}" if content else "an empty dict"
-    return f"expected a dict of tensors, or one under 'model_state_dict'; found {found}"
+        return f"the entries {', '.join(f'{key!r:.60}' for key in list(content)[:8])}" if content else "an empty dict"
+    if isinstance(content, StoredTensor):
+        return f"a tensor of shape {content.shape}"
+    if isinstance(content, list | tuple):
+        return f"{type(content).__name__} of {len(content)} entries"
+    return f"{content!r:.60}"
 
 
 def _states(node: Any, keys: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any]]]:
@@ -180,24 +216,18 @@ def _states(node: Any, keys: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...],
             yield from _states(value, (*keys, key))
 
 
-def _nameless(node: Any, keys: tuple[str, ...]) -> Iterator[str]:
-    """Lists of tensors that look like the weights of a model."""
+def _nameless(node: Any, keys: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """Lists of tensors that look like the weights of a model, and not like a record of losses or random states."""
     if isinstance(node, dict) and len(keys) <= MAX_DEPTH:
         for key, value in node.items():
             if isinstance(key, str):
                 yield from _nameless(value, (*keys, key))
     elif isinstance(node, list | tuple) and len(node) > MANY and all(isinstance(item, StoredTensor) for item in node):
-        yield "/".join(keys)
+        yield from [keys] if any(item.shape and is_float(item) for item in node) else []
 
 
 def _sets(keys: tuple[str, ...], state: Mapping[str, Any]) -> list[_Set]:
     """The sets of weights in a dict of tensors: one for each prefix of the model's own names."""
-    adapter = [name for name in state if any(part.startswith(ADAPTERS) for part in str(name).split("."))]
-    if adapter:
-        raise ConversionError(
-            f"holds a LoRA or another adapter of PEFT, {len(adapter)} tensors such as {adapter[0]}: merge it into the "
-            "model first (model.merge_and_unload()) and save that"
-        )
     own = {name: ".".join(part for part in str(name).split(".") if part not in WRAPPERS) for name in state}
     prefixes = _prefixes(own.values(), BACKBONE_IN_MEM0) or _prefixes(own.values(), BACKBONE)
     names: dict[str, dict[str, str]] = {prefix: {} for prefix in sorted(prefixes)}

@@ -9,6 +9,13 @@ LFS_SIZE = re.compile(rb"^size (\d{1,20})\r?$", re.MULTILINE)
 ANNEX = re.compile(rb"\S*/annex/objects/\S+\s*")
 ANNEX_SIZE = re.compile(rb"-s(\d{1,20})-")
 PAGE = re.compile(rb"\s*<(?:!--|!doctype html|html\b|head\b|body\b|\?xml|error\b)", re.IGNORECASE)
+# What servers answer without a page, and downloads without a check save.
+ANSWER = re.compile(
+    rb"\s*(?:(?:\d{3}:? )?not found|(?:entry|file|page|repository|revision) not found|access to|access denied|forbidden"
+    rb"|unauthorized|bad gateway|service unavailable|too many requests|invalid (?:username|credentials)"
+    rb"|\{\s*\"errors?\"\s*:|\{\s*\"message\"\s*:\s*\"(?:not found|bad credentials|api rate))",
+    re.IGNORECASE,
+)
 
 
 def stand_in(file: Path | bytes) -> str:
@@ -34,7 +41,7 @@ def _described(head: bytes) -> str:
         return f"is a Git LFS pointer{_elsewhere(LFS_SIZE, head)}: git lfs pull, or download it again"
     if ANNEX.fullmatch(head):
         return f"is a git-annex pointer{_elsewhere(ANNEX_SIZE, head)}: git annex get, or download it again"
-    if PAGE.match(head):
+    if PAGE.match(head) or ANSWER.match(head):
         return "is a web page or a server's error message: the download failed, download it again"
     return ""
 

@@ -79,6 +79,36 @@ def test_taken_when_asked_for_and_refused_on_the_way_back(tensors, tmp_path, cap
     assert convert(out, tmp_path / "hf", "--to", "safetensors") == 0  # the backbone is sound
 
 
+def test_what_is_compared_is_named_where_it_is_not_finite(tensors, tmp_path, capsys):
+    embedding, head = (f"qwen_model.model.{n}.weight" for n in ("model.language_model.embed_tokens", "lm_head"))
+    copy = tensors[embedding].copy()
+    copy[3, 5] = np.nan
+    scalar = np.array(np.nan, np.float32)
+    changes = {
+        r"lm_head\.weight must equal \S+embed_tokens\.weight, but is nan at \[3, 5\], not -?\d": {head: copy},
+        r"classifier\.pos_weight must equal the setting 10\.0, but is nan, not 10\.0": {
+            "classifier.pos_weight": scalar
+        },
+    }
+    for message, change in changes.items():
+        write_pt(tmp_path / "a.pt", tensors | change)
+        assert convert(tmp_path / "a.pt", tmp_path / "out", *CONFIG) == 1
+        assert re.search(message, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("which", "dtype"), [("", np.int8), (NAME, np.complex64), (NAME, np.bool_), ("classifier.pos_weight", np.complex64)]
+)
+def test_numbers_that_are_no_weights(tensors, tmp_path, capsys, which, dtype):
+    """All quantized, one layer, or a buffer; no --dtype turns them into weights."""
+    named = [which] if which else list(tensors)
+    write_pt(tmp_path / "a.pt", tensors | {name: tensors[name].astype(dtype) for name in named})
+    assert convert(tmp_path / "a.pt", tmp_path / "out", *CONFIG, "--dtype", "float32", "--dry-run") == 1
+    error = capsys.readouterr().err
+    assert f"{len(named)} tensors hold no floats, such as {named[0]} is {np.dtype(dtype).name}: expected" in error
+    assert "--dtype" not in error
+
+
 def test_moments_of_the_optimizer(tmp_path, capsys):
     def read(node) -> Any:
         if isinstance(node, StoredTensor):

@@ -98,6 +98,19 @@ REFUSED = {
     "no text": ("text_config", None, "text_config missing"),
     "no vision": ("vision_config", ..., "vision_config missing"),
     "eps as text": ("text_config.rms_norm_eps", "1e-6", "rms_norm_eps: expected float, got '1e-6'"),
+    "tied as text": ("tie_word_embeddings", "false", "tie_word_embeddings: expected bool, got 'false'"),
+    "tied as number": ("tie_word_embeddings", 1, "tie_word_embeddings: expected bool, got 1"),
+    "no heads": ("vision_config.num_heads", 0, "num_heads: expected a number in [1, inf), got 0"),
+    "five heads": ("vision_config.num_heads", 5, "hidden_size 1024 must be a multiple of 4 * num_heads 5"),
+    "no key heads": ("text_config.num_key_value_heads", 0, "num_key_value_heads: expected a number in [1, inf), got 0"),
+    "base": ("text_config.rope_theta", -1, "rope_theta: expected a number in (1, 1e30), got -1"),
+    "negative sections": (
+        "text_config.rope_scaling.mrope_section",
+        [66, -1, -1],
+        "mrope_section: expected numbers in [0, inf)",
+    ),
+    "one id twice": ("image_token_id", 151656, "expected ids that differ, got image 151656, video 151656"),
+    "negative id": ("image_token_id", -1, "image: expected a number in"),
     "taps": ("vision_config.deepstack_visual_indexes", [5, 99], r"must lie in [0, 24)"),
     "two patches": ("vision_config.patch_size", [16, 14], "patch_size: expected int"),
 }
@@ -113,6 +126,39 @@ def test_values_that_are_not_implemented(tmp_path, case):
     with pytest.raises(ConversionError, match=r"config\.json: ") as refused:
         read_backbone_settings(tmp_path)
     assert message in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        *(ROPE | {"rope_type": kind, "factor": 2.0} for kind in ("yarn", "linear", "dynamic", "llama3")),
+        {"type": "mrope", "mrope_section": [24, 20, 20]},
+        ROPE | {"mrope_interleaved": False},
+        ROPE | {"partial_rotary_factor": 0.5},
+        [1],
+        "yarn",
+    ],
+)
+def test_a_refused_rope_is_the_only_finding(rope):
+    for path in ("text_config.rope_scaling", "rope_scaling"):
+        config = changed(path, rope)
+        if path == "rope_scaling":
+            del config["text_config"]["rope_scaling"]
+        with pytest.raises(HfConfigError) as caught:
+            read_hf_config(config)
+        assert f"{path}: " in str(caught.value)
+        assert "missing" not in str(caught.value)
+    config = changed("text_config.rope_scaling", ...)
+    config["vision_config"]["rope_parameters"] = rope  # says nothing of the text's
+    with pytest.raises(HfConfigError, match="mrope_section is missing"):
+        read_hf_config(config)
+
+
+@pytest.mark.parametrize(("outside", "inside", "tied"), [(None, True, True), (..., True, True), (False, True, False)])
+def test_tied_embeddings_are_said_in_two_places(outside, inside, tied):
+    config = changed("tie_word_embeddings", outside)
+    config["text_config"]["tie_word_embeddings"] = inside
+    assert read_hf_config(config)[0].text.tie_word_embeddings is tied
 
 
 HARMLESS = {

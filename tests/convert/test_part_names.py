@@ -35,6 +35,12 @@ FORMS = {
     "glued": (400, ("x.pt",), "x.pt"),
     "no part, digits": (400, ("-d", "x.pt."), "x.pt"),
     "no part, digits grown": (40, ("-d", "x.pt."), "x.pt"),
+    "hexadecimal": (100, ("-x", "x.pt.part"), "x.pt"),
+    "hexadecimal from 1": (200, ("-a", "3", "--hex-suffixes=1", "x.pt.part"), "x.pt"),
+    "hexadecimal, one digit": (300, ("-x", "-a", "1", "x.pt.part"), "x.pt"),
+    "hexadecimal grown": (15, ("-x", "x.pt_part_"), "x.pt"),
+    "no part, hexadecimal": (100, ("-x", "x.pt."), "x.pt"),
+    "plain, hexadecimal": (20, ("-x", ""), "x"),
     "from 001": (400, ("-a", "3", "--numeric-suffixes=1", "x.pt."), "x.pt"),
 }
 
@@ -67,6 +73,33 @@ def test_a_gap_is_named(tmp_path, prefix):
         Parts.open(written[0])
 
 
+@pytest.mark.parametrize("prefix", ["x.pt.part", "x.pt."])
+def test_a_gap_of_hexadecimal_parts_is_named(tmp_path, prefix):
+    written = split(tmp_path, 100, "-x", prefix)
+    written[11].unlink()
+    written[26].unlink()
+    with pytest.raises(PartsError, match=f"missing {prefix}0b, {prefix}1a: download"):
+        Parts.open(written[0])
+
+
+def test_sums_of_other_kinds_are_no_parts(tmp_path):
+    written = split(tmp_path, 400, "x.pt.part")
+    for suffix in ("md5", "sha1", "sha512", "b2"):
+        (tmp_path / f"x.pt.part.{suffix}").write_bytes(b"0")
+    for source in (tmp_path, tmp_path / "x.pt.part*"):
+        assert Parts.open(source).paths == tuple(written)
+
+
+def test_advice_about_parts_can_be_followed(tmp_path):
+    written = split(tmp_path, 400, "x.pt.part")
+    (tmp_path / "x.pt.part.txt").write_bytes(b"from somewhere")
+    for source in ("x.pt.part*", "x.pt"):
+        with pytest.raises(PartsError, match=r"any (part|one) such as \S+/x\.pt\.partaa\b") as caught:
+            Parts.open(tmp_path / source)
+        advised = str(caught.value).split("such as ")[1].split()[0]
+        assert Parts.open(advised).paths == tuple(written)
+
+
 def test_a_first_part_that_is_missing(tmp_path):
     written = split(tmp_path, 400, "x.pt.part")
     written[0].unlink()
@@ -89,6 +122,12 @@ def test_other_files_beside_parts(tmp_path):
     with pytest.raises(PartsError, match="parts with numbers and parts with letters: name a pattern of one kind"):
         Parts.open(tmp_path)
     assert Parts.open(tmp_path / "x.pt.parta?").paths == tuple(written)
+
+
+def test_names_that_look_hexadecimal_are_names(tmp_path):
+    for name in ("model.part2b", "model.partb", "model.part.bad"):
+        (tmp_path / name).write_bytes(b"1")
+        assert Parts.open(tmp_path / name).paths == (tmp_path / name,)
 
 
 def test_numbered_checkpoints_are_no_parts(tmp_path):

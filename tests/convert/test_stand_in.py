@@ -21,6 +21,11 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b
         (b"\n<!DOCTYPE html>\n<html>", "is a web page"),
         (b"\xef\xbb\xbf<html lang=en>", "is a web page"),
         (b'<?xml version="1.0"?>\n<Error><Code>AccessDenied</Code>', "a server's error message: the download failed"),
+        (b"Entry not found", "a server's error message"),
+        (b"404: Not Found", "a server's error message"),
+        (b"Access to model a/b is restricted and you are not in the authorized list.", "a server's error message"),
+        (b'{"error":"Repository not found"}', "a server's error message"),
+        (b'{"message": "Not Found", "status": "404"}', "a server's error message"),
         (b"", "^is empty"),
     ],
 )
@@ -31,6 +36,15 @@ def test_names_what_lies_there(head, said, tmp_path):
 
 
 def test_leaves_all_others_to_their_readers(tmp_path):
-    for head in (b"PAR1", b"{}", b"PK\x03\x04", b"\0\0\0\x18ftypisom", b"version 2\n", b"#version: 0.2\na b\n", b"<"):
+    for head in (
+        b"PAR1",
+        b"{}",
+        b"PK\x03\x04",
+        b"\0\0\0\x18ftypisom",
+        b"version 2\n",
+        b"#version: 0.2\na b\n",
+        b"<",
+        b'{"a": {"error": 1}}',
+    ):
         assert stand_in(head) == ""
     assert stand_in(tmp_path) == stand_in(tmp_path / "absent") == ""

@@ -137,6 +137,12 @@ REFUSED = {
     "another model": ({"state_dict": {"resnet.w": np.ones(2)}}, "neither a Mem-0 .* it begins with 'resnet.w'"),
     "no dict": ([1, 2], "expected a dict of tensors.*found list"),
     "nothing": ({}, "found an empty dict"),
+    "bare list": ([np.ones(2, np.float32)] * 20, r"a\.pt: it is a list of tensors without names"),
+    "bare tensor": (np.ones((2, 3)), r"found a tensor of shape \(2, 3\)$"),
+    "empty set": ({"model_state_dict": {}, "step": 3}, "found an empty dict under 'model_state_dict'"),
+    "null": ({"model_state_dict": None}, "found None under 'model_state_dict'"),
+    "empty, deeper": ({"model": {"state_dict": {}}}, "found an empty dict under 'model/state_dict'"),
+    "number for a set": ({"state_dict": 3}, "found 3 under 'state_dict'"),
     "no tensors": ({"epoch": 3, "args": {}}, "found the entries 'epoch', 'args'"),
 }
 
@@ -144,6 +150,21 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_is_no_set_of_weights_is_named(tmp_path, case):
     refused(tmp_path, *REFUSED[case])
+
+
+def test_an_adapter_beside_whole_weights_is_left_out_when_asked(tmp_path):
+    for adapter in ({"a.lora_A.weight": np.ones((2, 2))}, {f"{ADAPTER}lora_B.weight": np.ones(2)}, prefixed("lora_x.")):
+        content = {"model_state_dict": MEM0, "adapter": adapter}
+        assert_are(opened(tmp_path, content, "model_state_dict").tensors, MEM0)
+        assert "model_state_dict (4 tensors)" in refused(tmp_path, content, r"several sets .*adapter.*: choose one")
+        refused(tmp_path, content, "LoRA .*merge it into the model", "adapter")
+    refused(tmp_path, {"adapter": {"a.lora_A.weight": np.ones(2)}}, "LoRA .*merge it into the model")
+
+
+def test_lists_that_are_no_weights(tmp_path):
+    for record in ([np.float32(0.1)] * 20, [np.zeros(9, np.uint8)] * 20):
+        content = {"model_state_dict": MEM0, "record": [np.asarray(item) for item in record]}
+        assert_are(opened(tmp_path, content).tensors, MEM0)
 
 
 def test_what_has_another_beginning_is_left_to_the_plan(tmp_path):

@@ -123,8 +123,12 @@ def read_hf_config(config: Any) -> tuple[Qwen3VLConfig, list[str]]:
     if problems:
         raise HfConfigError("; ".join(problems))
     text = DEFAULTS[TEXT] | {k: v for k, v in parts[TEXT].items() if k in DEFAULTS[TEXT]} | rope
-    text["num_key_value_heads"] = text["num_key_value_heads"] or text["num_attention_heads"]
-    text["tie_word_embeddings"] = bool(config.get("tie_word_embeddings", parts[TEXT].get("tie_word_embeddings", False)))
+    if text["num_key_value_heads"] is None:
+        text["num_key_value_heads"] = text["num_attention_heads"]
+    tied = [
+        part["tie_word_embeddings"] for part in (config, parts[TEXT]) if part.get("tie_word_embeddings") is not None
+    ]
+    text["tie_word_embeddings"] = tied[0] if tied else False
     vision = DEFAULTS[VISION] | {k: v for k, v in parts[VISION].items() if k in DEFAULTS[VISION]}
     tokens = {name: config.get(key, default) for name, (key, default) in TOKENS.items()}
     try:
@@ -163,22 +167,25 @@ def _rope(parts: Mapping[str, Mapping[str, Any]], problems: list[str]) -> dict[s
     found: dict[str, dict[str, Any]] = {"rope_theta": {}, "mrope_section": {}}  # each by the place that says it
     if parts[TEXT].get("rope_theta") is not None:
         found["rope_theta"][TEXT] = parts[TEXT]["rope_theta"]
+    refused = False  # a form of the text's, with all numbers in it
     for where, name in ((where, name) for where in parts for name in ROPES if parts[where].get(name) is not None):
         rope, place = parts[where][name], f"{where}.{name}".lstrip(".")
         if not isinstance(rope, Mapping):
             problems.append(f"{place}: expected an object, got {rope!r:.60}")
+            refused |= where != VISION
             continue
         fixed, read = ROPE_FIXED[VISION if where == VISION else TEXT], () if where == VISION else found
         if other := _not_fixed(rope, fixed, place):
             problems += other
-            continue  # the numbers beside are of that form
+            refused |= where != VISION
+            continue
         strange = [key for key, value in rope.items() if value is not None and key not in (*fixed, *read)]
         problems += [f"{place}: {key} {rope[key]!r:.60} is not supported, only null" for key in strange]
         for key in read:
             found[key] |= {place: rope[key]} if rope.get(key) is not None else {}
     for key, places in found.items():
         first = next(iter(places.values()), None)
-        if not places:
+        if not places and not refused:
             problems.append(
                 f"{TEXT}: {key} is missing, expected 'rope_theta': 5000000 and 'rope_scaling': {ROPE_EXAMPLE}"
             )
