@@ -17,10 +17,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from mem0_jax.data import files, parquet
 from mem0_jax.data.camera_shape import other_size
 from mem0_jax.data.files import AnyPath, DatasetError, open_binary
+from mem0_jax.data.picture_file import DAMAGE, FORMATS, PictureModeError, rgb
 from mem0_jax.stand_in import HEAD_BYTES, stand_in
 
-_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
-_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")  # of 8 bits a channel
 _BATCH = 16  # rows fetched at once
 _MAX_FILE = 64 * 2**20
 
@@ -151,21 +150,19 @@ def decode_image(data: bytes, shape: tuple[int, int], where: str) -> np.ndarray:
             is decoded.
     """
     try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if (min(image.size), max(image.size)) != (min(shape), max(shape)):  # a turned one is turned back below
                 raise ImageError(where, f"image is {other_size(image.size[::-1], shape)}")
-            if image.mode not in _MODES:
-                cause = f"image has the mode {image.mode}, as depth maps have; expected 8 bits a channel"
-                raise ImageError(where, cause)
             turned = ImageOps.exif_transpose(image)
             if turned.size != shape[::-1]:
                 raise ImageError(where, f"image is {other_size(turned.size[::-1], shape)}")
-            turned.info.pop("transparency", None)  # Pillow warns of what it drops
-            return np.asarray(turned.convert("RGB"))
+            return rgb(turned)
     except ImageError:
         raise
+    except PictureModeError as error:
+        raise ImageError(where, f"image {error}") from None
     except UnidentifiedImageError as error:
         found = stand_in(data[:HEAD_BYTES])
         raise ImageError(where, f"not a readable PNG or JPEG, nor WEBP or BMP{found and f': it {found}'}") from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except DAMAGE as error:
         raise ImageError(where, f"not a readable PNG or JPEG, nor WEBP or BMP ({error})") from error

@@ -7,6 +7,8 @@ aiohttp itself answers what it cannot read with its parser's words, and logs a t
 import asyncio
 import logging
 import signal
+import sys
+import warnings
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
@@ -32,20 +34,23 @@ class Door:
     Args:
         refuse: makes an error's answer of its kind, its sentence and its status.
         registry: where garbage is counted.
+        addresses: what those of this port begin with.
 
     Attributes:
         garbage: counts what is no request.
         silent: connections that asked nothing yet, the oldest first.
     """
 
-    def __init__(self, refuse: Refuse, registry: CollectorRegistry):
-        self.refuse, self.garbage = refuse, Garbage(registry)
+    def __init__(self, refuse: Refuse, registry: CollectorRegistry, addresses: str = "http://"):
+        self.refuse, self.garbage, self.addresses = refuse, Garbage(registry), addresses
         self.silent: dict[Connection, None] = {}
 
     async def open(self, runner: web.AppRunner, **where: Any) -> asyncio.Server:
         """Listens for a runner that was set up; `where` is that of `create_server`. Raises OSError."""
-        # It warns of every client that asks for a subprotocol, in the client's words.
+        # Packages warn of what strangers send, in the strangers' words: of subprotocols, parts of forms, pictures.
         logging.getLogger("aiohttp.websocket").setLevel(logging.ERROR)
+        if not sys.warnoptions:
+            warnings.simplefilter("ignore")
         assert runner.server is not None
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(self._trouble)
@@ -84,7 +89,7 @@ class Door:
             return self.refuse("failed", "the server failed to serve this request; its log says why", 500)
 
 
-def _sentence(request: web.Request, error: web.HTTPException) -> tuple[str, str, int]:
+def _sentence(request: web.BaseRequest, error: web.HTTPException) -> tuple[str, str, int]:
     """Kind, sentence and status for an error of aiohttp's."""
     if isinstance(error, web.HTTPRequestEntityTooLarge):
         most = request.client_max_size
@@ -93,6 +98,8 @@ def _sentence(request: web.Request, error: web.HTTPException) -> tuple[str, str,
     if isinstance(error, web.HTTPMethodNotAllowed):
         allowed = ", ".join(sorted(error.allowed_methods))
         return "bad_request", f"{request.path[:100]!r} takes {allowed}, not {request.method}", error.status
+    if isinstance(error, web.HTTPExpectationFailed):
+        return "bad_request", "the header 'Expect' may only say 100-continue", error.status
     if isinstance(error, web.HTTPNotFound):
         return "bad_request", f"there is no {request.path[:100]!r} here", error.status
     return "bad_request", error.reason, error.status
@@ -156,7 +163,7 @@ class Connection(web.RequestHandler):
         kind = "tls" if self._beginning == b"\x16" else "http"
         self.door.garbage(kind, self.peer)
         if kind == "tls":
-            why = "this port speaks plain HTTP and WebSocket, no TLS: use http:// or ws://"
+            why = f"this port speaks plain HTTP, no TLS: use {self.door.addresses}"
         elif isinstance(exc, LineTooLong):
             why = f"a line of the request's head is longer than {MAX_LINE} bytes, the most that are taken"
         else:
@@ -164,6 +171,15 @@ class Connection(web.RequestHandler):
         response = self.door.refuse("bad_message", why, 400)
         response.force_close()
         return response
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """Sends an answer; an error of aiohttp's came up before the middlewares, and gets its sentence here."""
+        if isinstance(resp, web.HTTPException):
+            self.asks()
+            resp = self.door.refuse(*_sentence(request, resp))
+        return await super().finish_response(request, resp, start_time)
 
     async def hang_up(self) -> None:
         """Reads on and forgets it, until the peer is still, gone or was given time enough; then closes.

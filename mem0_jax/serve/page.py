@@ -101,7 +101,8 @@ function show(c, s) {
   c.task.hidden = !s.instruction || s.instruction === s.task;
   c.dot.classList.toggle("on", s.connected);
   const from = s.client ? `connected from ${s.client}` : "connected";
-  write(c.who, `${s.connected ? from : "between connections"}, session ${s.id}`);
+  const id = s.name.includes(s.id) ? "" : `, session ${s.id}`;
+  write(c.who, `${s.connected ? from : "between connections"}${id}`);
   const columns = s.actions.length ? s.actions[0].map((_, j) => s.actions.map((row) => row[j])) : [];
   const numbers = columns.flat().filter((value) => value !== null);
   const range = numbers.length ? [Math.min(...numbers), Math.max(...numbers)] : [0, 0];
