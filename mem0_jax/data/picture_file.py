@@ -1,0 +1,33 @@
+"""Picture files from anybody: how they are opened, and what of them becomes RGB."""
+
+import warnings
+
+import numpy as np
+from PIL import Image
+
+from mem0_jax.errors import UserError
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")  # of 8 bits a channel
+# What cannot be read: Pillow's own bound is far beyond those that every reader here has, and is an error of its own.
+DAMAGE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+# Pillow warns at half of its bound, of every size anew.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+class PictureModeError(UserError):
+    """A picture of more than 8 bits a channel, which Pillow would clip."""
+
+
+def rgb(image: Image.Image) -> np.ndarray:
+    """An opened picture as uint8 [height, width, 3]; of an animation the first picture counts, as in LeRobot.
+
+    Grey, palette and CMYK become RGB as by Pillow, and transparency is dropped.
+
+    Raises:
+        PictureModeError: more than 8 bits of grey. One of `DAMAGE`: it cannot be read.
+    """
+    if image.mode not in MODES:
+        raise PictureModeError(f"has the mode {image.mode}, as depth maps have; expected 8 bits a channel")
+    image.info.pop("transparency", None)  # Pillow warns of what it drops
+    return np.asarray(image.convert("RGB"))
