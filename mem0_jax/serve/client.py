@@ -311,7 +311,7 @@ def _array(data: Any, dtype: np.dtype[Any], sizes: Any) -> np.ndarray:
     if math.prod(sizes) * dtype.itemsize != len(data):
         raise WireError(f"an array of {dtype} {sizes} has {math.prod(sizes) * dtype.itemsize} bytes, got {len(data)}")
     if dtype.kind == "b":  # whatever the bytes, the values are true or false
-        return np.frombuffer(data, np.uint8).reshape(sizes) != 0
+        return np.frombuffer(data, np.uint8).reshape(sizes).astype(bool)
     return np.frombuffer(data, dtype).reshape(sizes).astype(dtype.newbyteorder("="))
 
 

@@ -54,6 +54,7 @@ class Door:
         assert runner.server is not None
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(self._trouble)
+        runner.server.request_handler = partial(self._expecting, runner.server.request_handler)
         return await loop.create_server(partial(Connection, self, runner.server), **where)
 
     def _trouble(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -63,6 +64,14 @@ class Door:
             self.garbage("system", "the network")
         else:
             loop.default_exception_handler(context)
+
+    async def _expecting(self, handler: Handler, request: web.Request) -> web.StreamResponse:
+        """Refuses what aiohttp itself would, before any middleware and in the stranger's words."""
+        if request.headers.get("Expect", "100-continue").lower() != "100-continue":
+            if isinstance(request.protocol, Connection):
+                request.protocol.asks()
+            return self.refuse("bad_request", "the header 'Expect' may only say 100-continue", 417)
+        return await handler(request)
 
     @web.middleware
     async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -89,7 +98,7 @@ class Door:
             return self.refuse("failed", "the server failed to serve this request; its log says why", 500)
 
 
-def _sentence(request: web.BaseRequest, error: web.HTTPException) -> tuple[str, str, int]:
+def _sentence(request: web.Request, error: web.HTTPException) -> tuple[str, str, int]:
     """Kind, sentence and status for an error of aiohttp's."""
     if isinstance(error, web.HTTPRequestEntityTooLarge):
         most = request.client_max_size
@@ -98,8 +107,6 @@ def _sentence(request: web.BaseRequest, error: web.HTTPException) -> tuple[str, 
     if isinstance(error, web.HTTPMethodNotAllowed):
         allowed = ", ".join(sorted(error.allowed_methods))
         return "bad_request", f"{request.path[:100]!r} takes {allowed}, not {request.method}", error.status
-    if isinstance(error, web.HTTPExpectationFailed):
-        return "bad_request", "the header 'Expect' may only say 100-continue", error.status
     if isinstance(error, web.HTTPNotFound):
         return "bad_request", f"there is no {request.path[:100]!r} here", error.status
     return "bad_request", error.reason, error.status
@@ -171,15 +178,6 @@ class Connection(web.RequestHandler):
         response = self.door.refuse("bad_message", why, 400)
         response.force_close()
         return response
-
-    async def finish_response(
-        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
-    ) -> tuple[web.StreamResponse, bool]:
-        """Sends an answer; an error of aiohttp's came up before the middlewares, and gets its sentence here."""
-        if isinstance(resp, web.HTTPException):
-            self.asks()
-            resp = self.door.refuse(*_sentence(request, resp))
-        return await super().finish_response(request, resp, start_time)
 
     async def hang_up(self) -> None:
         """Reads on and forgets it, until the peer is still, gone or was given time enough; then closes.

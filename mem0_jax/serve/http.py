@@ -145,8 +145,9 @@ async def _form(request: web.Request, most: int, files: int) -> tuple[dict[str, 
                 raise RequestError("bad_message", f"the form has more than {files} files 'image', the most it may")
             else:
                 images.append(bytes(data))
-    except (ValueError, RuntimeError, HttpProcessingError):  # a field _charset_ of many bytes is a RuntimeError
-        raise RequestError("bad_message", "the form is damaged: its parts are none of multipart/form-data") from None
+    except (ValueError, RuntimeError, HttpProcessingError):  # aiohttp cannot read a field _charset_
+        why = "its parts are none of multipart/form-data, or begin with a field _charset_, which is not taken"
+        raise RequestError("bad_message", f"the form is damaged: {why}") from None
     return fields, images
 
 
