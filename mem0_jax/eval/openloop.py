@@ -269,13 +269,12 @@ def measure(found: Replay, threshold: float) -> dict[str, Any]:
 
 
 def _broken(predicted: np.ndarray, probability: np.ndarray) -> str:
-    chunks, frames = (~np.isfinite(values.reshape(len(values), -1)).all(1) for values in (predicted, probability))
-    parts = [
-        f"{int(lost.sum()):,} of {counted(len(lost), what)}"
-        for lost, what in ((chunks, "sampled chunk"), (frames, "judged frame"))
-        if lost.any()
-    ]
-    return f"Not finite, NaN or infinite: {' and '.join(parts)}. Means with them are not shown." if parts else ""
+    parts = []
+    for values, what in ((predicted, "sampled chunk"), (probability, "judged frame")):
+        lost = ~np.isfinite(values).all(tuple(range(1, values.ndim)))
+        if lost.any():
+            parts.append(f"{lost.sum():,} of {counted(len(lost), what)}")
+    return f"NaN or infinite: {' and '.join(parts)}; what is computed with them is not shown." if parts else ""
 
 
 def classifier(probability: np.ndarray, label: np.ndarray, threshold: float) -> dict[str, Any] | None:
