@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from mem0_jax.data import files, parquet
 from mem0_jax.data.camera_shape import other_size
 from mem0_jax.data.files import AnyPath, DatasetError, open_binary
-from mem0_jax.data.picture_file import DAMAGE, FORMATS, PictureModeError, rgb
+from mem0_jax.data.picture_file import DAMAGE, FORMATS, PictureModeError, rgb, turned
 from mem0_jax.stand_in import HEAD_BYTES, stand_in
 
 _BATCH = 16  # rows fetched at once
@@ -153,10 +153,10 @@ def decode_image(data: bytes, shape: tuple[int, int], where: str) -> np.ndarray:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if (min(image.size), max(image.size)) != (min(shape), max(shape)):  # a turned one is turned back below
                 raise ImageError(where, f"image is {other_size(image.size[::-1], shape)}")
-            turned = ImageOps.exif_transpose(image)
-            if turned.size != shape[::-1]:
-                raise ImageError(where, f"image is {other_size(turned.size[::-1], shape)}")
-            return rgb(turned)
+            upright = turned(image)
+            if upright.size != shape[::-1]:
+                raise ImageError(where, f"image is {other_size(upright.size[::-1], shape)}")
+            return rgb(upright)
     except ImageError:
         raise
     except PictureModeError as error:

@@ -25,10 +25,10 @@ from typing import Any
 import numpy as np
 from aiohttp import BodyPartReader, web
 from aiohttp.http_exceptions import HttpProcessingError
-from PIL import Image, ImageOps
+from PIL import Image
 
 from mem0_jax.data.layout import MODEL_DIM, model_to_env
-from mem0_jax.data.picture_file import DAMAGE, FORMATS, PictureModeError, rgb
+from mem0_jax.data.picture_file import DAMAGE, FORMATS, PictureModeError, rgb, turned
 from mem0_jax.errors import did_you_mean
 from mem0_jax.serve.client import brief
 from mem0_jax.serve.page import CONTENT_SECURITY_POLICY, PAGE
@@ -174,7 +174,7 @@ def _decode(data: bytes, side: int) -> np.ndarray:
             if max(image.size) > side:
                 found = f"{image.height} x {image.width}"
                 raise RequestError("bad_observation", f"image sides must be 1 to {side} pixels, got {found}")
-            return rgb(ImageOps.exif_transpose(image))  # as datasets are read
+            return rgb(turned(image))  # as datasets are read
     except PictureModeError as error:
         raise RequestError("bad_observation", f"the file 'image' {error}") from None
     except Image.DecompressionBombError:

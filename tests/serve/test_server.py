@@ -362,11 +362,14 @@ def test_fields_that_are_wrong(server, fields, words):
 
 
 def test_a_picture_is_turned_as_it_says(server):
-    """As in datasets: a telephone's camera held upright."""
+    """As in datasets: a telephone's camera held upright; what else its EXIF holds may be damaged."""
     exif, file = Image.Exif(), BytesIO()
-    exif[0x0112] = 6
+    exif[0x0112], exif[0x010F] = 6, "maker" * 5
     Image.new("RGB", (40, 20)).save(file, "JPEG", exif=exif)
-    headers, data = form({"text": TASK, "session": "upright", "reset": "1"}, [file.getvalue()])
+    whole = file.getvalue()
+    damaged = whole.replace(b"\x01\x0f\x00\x02", b"\x02\x05\x00\x02")
+    assert damaged != whole
+    headers, data = form({"text": TASK, "session": "upright", "reset": "1"}, [whole, damaged])
     assert get(server, "/process_frame", headers, data)[0] == 200
     (session,) = (one for one in server.service.sessions if one.id == "upright")
     assert session.image.shape == (40, 20, 3)
