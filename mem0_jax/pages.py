@@ -2,7 +2,8 @@
 
 A page is one file that needs no network, is light or dark as the reader's system is, prints in the light theme, and has
 no text below 12 pixels at any width: charts are HTML, their SVG holds lines alone and may be stretched. Tables scroll
-within themselves, under their first column. A series is told apart by its colour and always by its name beside it.
+within themselves, under their first column, with a shade where they go on; on a phone their rows are cards. A series
+is told apart by its colour and always by its name beside it.
 
 `str` arguments are HTML, but for those named `text` or `words` and the facts, which are escaped here.
 """
@@ -69,8 +70,8 @@ figure { margin: 0; } figcaption { color: var(--muted); font-size: .88rem; line-
 .scroll { overflow-x: auto; background:
   linear-gradient(90deg, var(--paper) 40%, transparent) 0 0 / 2rem 100% no-repeat local,
   linear-gradient(270deg, var(--paper) 40%, transparent) 100% 0 / 2rem 100% no-repeat local,
-  linear-gradient(90deg, rgb(0 0 0 / .22), transparent) 0 0 / .7rem 100% no-repeat scroll,
-  linear-gradient(270deg, rgb(0 0 0 / .22), transparent) 100% 0 / .7rem 100% no-repeat scroll; }
+  linear-gradient(90deg, var(--muted), transparent) 0 0 / .7rem 100% no-repeat scroll,
+  linear-gradient(270deg, var(--muted), transparent) 100% 0 / .7rem 100% no-repeat scroll; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; overflow-wrap: break-word; }
 caption { text-align: left; color: var(--muted); font-size: .88rem; padding-bottom: .3rem; }
 th, td { text-align: left; padding: .5rem .8rem .5rem 0; border-bottom: 1px solid var(--rule); vertical-align: top; }
@@ -78,6 +79,7 @@ tr:last-child > * { border-bottom: 0; } thead th { color: var(--muted); font-wei
 thead th > span { display: inline-block; max-width: 9rem; }
 tbody th { font-weight: 500; min-width: 6rem; overflow-wrap: anywhere; }
 th:first-child { position: sticky; left: 0; background: var(--paper); }
+.of { display: none; color: var(--muted); font-weight: 400; }
 td b { font-size: 1.08em; } td small { color: var(--muted); display: block; font-size: .8rem; }
 
 .key { display: inline-block; width: .85em; height: .85em; border-radius: 3px; margin-right: .5em; flex: none;
@@ -174,8 +176,11 @@ form { display: flex; flex-wrap: wrap; gap: .6rem; }
 @media (max-width: 48rem) { .window { grid-template-columns: repeat(5, 1fr); }
   .sheet { grid-template-columns: repeat(4, 1fr); } }
 @media (max-width: 40rem) { main { padding: 1.6rem 1rem 3rem; } .card { padding: .8rem; } .films { gap: .5rem; }
-  table { font-size: .82rem; line-height: 1.4; } thead th { font-size: .75rem; } td small { font-size: .75rem; }
-  th, td { padding-right: .55rem; } tbody th { min-width: 4.5rem; max-width: 9rem; }
+  table { font-size: .88rem; line-height: 1.4; } td small, td .of { font-size: .75rem; } td .of { display: block; }
+  table, caption, tbody, th, td { display: block; } thead { display: none; } .of { display: inline; }
+  tbody tr { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(7.5rem, 100%), 1fr)); gap: .5rem .8rem;
+    padding: .7rem 0; border-bottom: 1px solid var(--rule); } th, td { padding: 0; border: 0; min-width: 0; }
+  tbody th:first-child { grid-column: 1 / -1; position: static; font-weight: 600; } pre { white-space: pre-wrap; }
   .bars li { grid-template-columns: minmax(0, 1fr) 3.4rem; } .bars .name { grid-column: 1 / -1; }
   .strips { grid-template-columns: minmax(0, 1fr); gap: .2rem; } .strip { margin-bottom: .5rem; } }
 @media print { :root { color-scheme: light; } body { font-size: 11pt; } main { max-width: none; padding: 0; }
@@ -210,16 +215,22 @@ def section(title: str, content: str, note: str = "") -> str:
 
 
 def table(caption: str, titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table that scrolls within itself; the first entry of a row is its header."""
+    """A table that scrolls within itself; the first entry of a row is its header.
+
+    Each of the others has its title with it, which is seen where rows are cards.
+    """
     head = "".join(f'<th scope="col"><span>{title}</span></th>' for title in titles)
     body = "".join(
-        f'<tr><th scope="row">{first}</th>{"".join(f"<td>{cell}</td>" for cell in rest)}</tr>\n'
-        for first, *rest in rows
+        f'<tr><th scope="row">{first}</th>{"".join(map(_cell, titles[1:], rest))}</tr>\n' for first, *rest in rows
     )
     return (
         f'<div class="scroll" tabindex="0"><table><caption>{caption}</caption><thead><tr>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
     )
+
+
+def _cell(title: str, content: str) -> str:
+    return f'<td><span class="of">{title}</span>{content}</td>'
 
 
 def facts(rows: Mapping[str, Any]) -> str:
@@ -270,7 +281,7 @@ def bars(entries: Sequence[Bar], line: float | None = None) -> str:
 
 def _bar(entry: Bar, across: str) -> str:
     inside, value = "", "&ndash;"
-    if entry.share is not None:
+    if is_known(entry.share):
         low, high = (100 * end for end in entry.interval)
         inside = f'<span class="bar" style="width:{100 * entry.share:.2f}%"></span>'
         inside += f'<span class="reach" style="left:{low:.2f}%;width:{high - low:.2f}%"></span>'
@@ -310,7 +321,7 @@ def plot(
     """
     places = [place for line in lines for place in line.x] or [0.0]
     left, right = min(places), max(places)
-    low, high = ends or _rounded([value for line in lines for value in line.y if _is_known(value)], log)
+    low, high = ends or _rounded([value for line in lines for value in line.y if is_known(value)], log)
     scale = math.log10 if log else float
     bottom, top = scale(low), scale(high)
 
@@ -318,7 +329,7 @@ def plot(
         return f"{1000 * (place - left) / ((right - left) or 1.0):.0f}"
 
     def point(x: float, y: float | None) -> str | None:
-        return f"{across(x)} {600 * (top - scale(y)) / ((top - bottom) or 1.0):.0f}" if _is_known(y) else None
+        return f"{across(x)} {600 * (top - scale(y)) / ((top - bottom) or 1.0):.0f}" if is_known(y) else None
 
     paths = "".join(f'<path class="rule" d="M0 {y}H1000"/>' for y in (0, 300, 600))
     if upright is not None:
@@ -342,7 +353,8 @@ def axes(title: str, words: str, drawn: str, ticks: Sequence[str], ends: Sequenc
     )
 
 
-def _is_known(value: float | None) -> TypeGuard[float]:
+def is_known(value: float | None) -> TypeGuard[float]:
+    """It is a number that can be shown."""
     return value is not None and math.isfinite(value)
 
 

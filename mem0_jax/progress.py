@@ -14,6 +14,7 @@ from typing import Any, Self, TypeVar
 
 T = TypeVar("T")
 FIRST, EVERY = 2.0, 30.0  # seconds from the start to the first line of a log, and from line to line
+_PER = {"s": 1, "min": 60, "h": 3600}  # what a rate is told of: seconds, or more where less than a tenth is done in one
 REDRAWN = 1.0  # seconds after which a bar is drawn again, so that its clock goes on
 
 
@@ -118,7 +119,8 @@ class Progress:
         rate = (done - self._before) / seconds
         parts = [self._count(done, total), self._note]
         if rate:
-            parts.insert(1, f"{self._count(rate)}/s")
+            per = next((per for per in _PER if rate * _PER[per] >= 0.1), "h")
+            parts.insert(1, f"{self._count(rate * _PER[per])}/{per}")
             if total and total > done:
                 parts.insert(2, f"{duration((total - done) / rate)} left")
         elif self._told:
@@ -129,7 +131,8 @@ class Progress:
         """`"300 of 1200 frames"`, `"1.3 of 15.3 GB"`; nothing where nothing is counted."""
         if not self.unit:
             return ""
-        digits, scale, unit = 0 if amount >= 100 else 1, 1.0, f"{self.unit}s"
+        one = (amount if total is None else total) == 1
+        digits, scale, unit = 0 if amount >= 100 else 1, 1.0, self.unit if one else f"{self.unit}s"
         if self.unit == "B":
             power = min(int(math.log(max(amount, total or 1, 1), 1000)), 4)
             digits, scale, unit = min(power, 1), 1000.0**power, f"{' kMGT'[power].strip()}B"

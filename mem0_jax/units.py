@@ -15,3 +15,8 @@ def size(count: float, binary: bool = False) -> str:
     while round(abs(count), 2) >= step and power < len(units) - 1:
         count, power = count / step, power + 1
     return f"{count:.{2 if power else 0}f} {units[power]}"
+
+
+def counted(number: int, noun: str) -> str:
+    """`"1 episode"`, `"1,200 episodes"`, of a noun in the singular."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -11,6 +11,7 @@ from mem0_jax.disk import write_json
 from mem0_jax.envs import TASKS
 from mem0_jax.errors import UserError
 from mem0_jax.progress import Progress
+from mem0_jax.units import counted
 
 if TYPE_CHECKING:
     from mem0_jax.eval.closed import Player
@@ -129,7 +130,7 @@ def make_planner(flags: argparse.Namespace) -> "Planners | None":
 
 def table(summary: dict[str, Any]) -> str:
     """The figures that matter most, to read in a terminal."""
-    lines = [f"{summary['task']}: {len(summary['seeds'])} episodes", ""]
+    lines = [f"{summary['task']}: {counted(len(summary['seeds']), 'episode')}", ""]
     lines.append(f"{'':20s}{'success':>24s}{'right choice, if any':>28s}{'reward':>9s}{'steps':>8s}")
     for variant in summary["variants"]:
         reward, steps = (f"{variant[key]:.3g}" if variant[key] is not None else "-" for key in ("reward", "steps"))

@@ -9,6 +9,7 @@ from mem0_jax.cli import CommandParser
 from mem0_jax.disk import write_json
 from mem0_jax.errors import UserError
 from mem0_jax.progress import Progress
+from mem0_jax.units import counted
 
 SUMMARY = (
     "Shows the episodes of a LeRobot dataset to a policy, frame by frame, and compares the action chunks it samples "
@@ -120,7 +121,8 @@ def main(argv: Sequence[str]) -> int:
 
 def table(result: dict[str, Any]) -> str:
     """The figures to read in a terminal."""
-    lines = [f"{result['dataset']}: {len(result['episodes'])} episodes, {result['chunks']} chunks", ""]
+    shown = f"{counted(len(result['episodes']), 'episode')}, {counted(result['chunks'], 'chunk')}"
+    lines = [f"{result['dataset']}: {shown}", *filter(None, [result["broken"]]), ""]
     offsets = sorted({0, result["horizon"] // 2, result["horizon"] - 1})
     heads = "".join(f"{f'offset {k}':>11s}" for k in offsets)
     lines.append(f"{'mean absolute error':20s}{'all':>9s}{heads}{'holding still':>15s}")

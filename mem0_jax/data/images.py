@@ -12,18 +12,18 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from mem0_jax.data import files, parquet
 from mem0_jax.data.camera_shape import other_size
 from mem0_jax.data.files import AnyPath, DatasetError, open_binary
 from mem0_jax.data.media import media_kind
+from mem0_jax.data.picture_file import DAMAGE, FORMATS, PictureModeError, rgb, turned
 from mem0_jax.stand_in import HEAD_BYTES, stand_in
 
 # Whose size stands in front, so that no more is decoded than it says.
-_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+_FORMATS = (*FORMATS, "GIF", "TIFF", "PPM")
 _EXPECTED = f"{', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}"
-_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")  # of 8 bits a channel
 _BATCH = 16  # rows fetched at once
 _MAX_FILE = 64 * 2**20
 
@@ -160,18 +160,15 @@ def decode_image(data: bytes, shape: tuple[int, int], where: str) -> np.ndarray:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             if (min(image.size), max(image.size)) != (min(shape), max(shape)):  # a turned one is turned back below
                 raise ImageError(where, f"image is {other_size(image.size[::-1], shape)}")
-            if image.mode not in _MODES:
-                depths = ", as depth maps have" if image.mode[0] in "IF" else ""
-                cause = f"image has the mode {image.mode}{depths}; expected 8 bits a channel, grey or colours"
-                raise ImageError(where, cause)
-            turned = ImageOps.exif_transpose(image)
-            if turned.size != shape[::-1]:
-                raise ImageError(where, f"image is {other_size(turned.size[::-1], shape)}")
-            turned.info.pop("transparency", None)  # Pillow warns of what it drops
-            return np.asarray(turned.convert("RGB"))
+            upright = turned(image)
+            if upright.size != shape[::-1]:
+                raise ImageError(where, f"image is {other_size(upright.size[::-1], shape)}")
+            return rgb(upright)
     except ImageError:
         raise
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except PictureModeError as error:
+        raise ImageError(where, f"image {error}") from None
+    except DAMAGE as error:
         raise ImageError(where, _unread(data[:HEAD_BYTES], error)) from error
 
 

@@ -25,6 +25,7 @@ import numpy as np
 from PIL import Image
 
 from mem0_jax.data.layout import env_to_model
+from mem0_jax.data.picture_file import DAMAGE
 from mem0_jax.data.rmbench_tasks import TASKS
 from mem0_jax.errors import UserError
 from mem0_jax.installed import how_to_install
@@ -214,7 +215,7 @@ def _decode(data: bytes, where: str) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG",)) as header:  # reads the size, decodes nothing
             width, height = header.size
-    except (OSError, ValueError, SyntaxError) as error:
+    except DAMAGE as error:
         raise RmbenchError(f"{where} is not a JPEG picture") from error
     if max(width, height) > _MAX_SIDE or width % 2 or height % 2:
         raise RmbenchError(f"{where} is {height}x{width}; expected even sides up to {_MAX_SIDE}")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mem0_jax.pages import axes, document, facts, legend, section, series, table
+from mem0_jax.units import counted
 
 if TYPE_CHECKING:
     from mem0_jax.data.show import Histogram, Sheet, Strip, View
@@ -23,8 +24,8 @@ def page(view: View) -> str:
     title = str(dataset.root).rstrip("/").rsplit("/", 1)[-1]
     seconds = dataset.num_frames / dataset.fps
     lead = (
-        f"{_episodes(len(dataset.episodes))}, {dataset.num_frames:,} frames at {dataset.fps:g} a second: "
-        f"{_duration(seconds)} of recordings."
+        f"{counted(len(dataset.episodes), 'episode')}, {counted(dataset.num_frames, 'frame')} at {dataset.fps:g} a "
+        f"second: {_duration(seconds)} of recordings."
     )
     sections = [
         f"<header><h1>{escape(title)}</h1><p>{escape(lead)}</p></header>",
@@ -53,7 +54,7 @@ def _said(view: View) -> dict[str, Any]:
         "place": dataset.root,
         "format": f"LeRobot {dataset.version}",
         "robot": dataset.robot_type or "not said",
-        "episode length": f"{min(lengths)} to {max(lengths)} frames, median {np.median(lengths):g}",
+        "episode length": f"{_span(min(lengths), max(lengths))} frames, median {np.median(lengths):g}",
     }
     if "task" in view.texts:
         rows["tasks"] = len(dataset.tasks())
@@ -126,13 +127,14 @@ def _lengths(view: View) -> str:
     low, high = int(lengths.min()), int(lengths.max())
     bins = min(50, high - low + 1)
     counts, edges = np.histogram(lengths, bins, (low - 0.5, high + 0.5))
-    titles = [f"{edges[i]:.0f} to {edges[i + 1]:.0f} frames: {_episodes(count)}" for i, count in enumerate(counts)]
-    words = f"Histogram of episode lengths, {low} to {high} frames"
+    spans = [_span(np.ceil(edges[i]), np.floor(edges[i + 1])) for i in range(bins)]  # the edges lie between lengths
+    titles = [f"{span} frames: {counted(count, 'episode')}" for span, count in zip(spans, counts.tolist())]
+    words = f"Histogram of episode lengths, {_span(low, high)} frames"
     return _histogram("", words, counts, (str(low), "frames", str(high)), titles)
 
 
-def _episodes(count: int) -> str:
-    return f"{count} episode{'' if count == 1 else 's'}"
+def _span(low: float, high: float) -> str:
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
 
 
 def _dims(rows: Sequence[Histogram]) -> str:

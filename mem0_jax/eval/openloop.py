@@ -24,6 +24,7 @@ from mem0_jax.errors import UserError
 from mem0_jax.eval.lockstep import ROWS
 from mem0_jax.inference.engine import Engine, Request
 from mem0_jax.policies.bundle import Bundle
+from mem0_jax.units import counted
 
 STILL = 1e-6  # joints whose recorded actions vary less are not judged
 
@@ -225,7 +226,8 @@ def measure(found: Replay, threshold: float) -> dict[str, Any]:
 
     `joints`: for each joint that moves in the recording its mean absolute error at every offset into the chunk, and
     that of holding still, in the robot's units (radians; grippers 0 to 1). `classifier`: precision, recall and F1 at
-    the threshold and at others, average precision; None where the dataset has no positive label.
+    the threshold and at others, average precision; None where the dataset has no positive label. `broken`: how much
+    of what the policy said is not finite, in words; "" where all of it is.
     """
     predicted, recorded = np.stack(found.predicted), np.stack(found.recorded)
     valid, state = ~np.stack(found.is_pad), np.stack(found.state)
@@ -257,12 +259,22 @@ def measure(found: Replay, threshold: float) -> dict[str, Any]:
         "chunks": len(predicted),
         "frames": len(found.probability),
         "horizon": predicted.shape[1],
+        "broken": _broken(predicted, np.array(found.probability)),
         "mae": _mean(error[valid][:, moving]),
         "mae_hold": _mean(still[valid][:, moving]),
         "joints": joints,
         "episodes": episodes,
         "classifier": classifier(np.array(found.probability), np.array(found.label), threshold),
     }
+
+
+def _broken(predicted: np.ndarray, probability: np.ndarray) -> str:
+    parts = []
+    for values, what in ((predicted, "sampled chunk"), (probability, "judged frame")):
+        lost = ~np.isfinite(values).all(tuple(range(1, values.ndim)))
+        if lost.any():
+            parts.append(f"{lost.sum():,} of {counted(len(lost), what)}")
+    return f"NaN or infinite: {' and '.join(parts)}; what is computed with them is not shown." if parts else ""
 
 
 def classifier(probability: np.ndarray, label: np.ndarray, threshold: float) -> dict[str, Any] | None:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from mem0_jax.data.layout import JOINT_NAMES
 from mem0_jax.disk import write_whole
-from mem0_jax.pages import Line, command, document, facts, legend, plot, section, table
+from mem0_jax.pages import Line, command, document, facts, is_known, legend, plot, section, table
+from mem0_jax.units import counted
 
 if TYPE_CHECKING:
     from mem0_jax.eval.openloop import Replay
@@ -48,18 +49,21 @@ def _header(result: Mapping[str, Any]) -> str:
     title = "No joint moves in this recording."
     if error is not None:
         title = (
-            f'Mean error <span class="with">{error:.4f}</span>, holding still <span class="without">{still:.4f}</span>.'
+            f'Mean error <span class="with">{_number(error)}</span>, '
+            f'holding still <span class="without">{_number(still)}</span>.'
         )
-    counts = f"{len(result['episodes'])} episodes, {result['frames']:,} frames, {result['chunks']:,} chunks"
-    return f'<header>\n<p class="task">{escape(result["dataset"])} · {counts}</p>\n<h1>{title}</h1>\n</header>'
+    counts = [(len(result["episodes"]), "episode"), (result["frames"], "frame"), (result["chunks"], "chunk")]
+    shown = ", ".join(counted(*count) for count in counts)
+    lost = f'<p class="bad">{escape(result["broken"])}</p>\n' if result["broken"] else ""
+    return f'<header>\n<p class="task">{escape(result["dataset"])} · {shown}</p>\n<h1>{title}</h1>\n{lost}</header>'
 
 
 def _joints(result: Mapping[str, Any]) -> str:
     rows = [
         [
             escape(joint["name"]),
-            f"<b>{joint['mae']:.4f}</b>",
-            f"{joint['mae_hold']:.4f}",
+            f"<b>{_number(joint['mae'])}</b>",
+            _number(joint["mae_hold"]),
             *(_number(joint["mae_by_offset"][end]) for end in (0, -1)),
         ]
         for joint in result["joints"]
@@ -69,7 +73,7 @@ def _joints(result: Mapping[str, Any]) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "&ndash;" if value is None else f"{value:.4f}"
+    return f"{value:.4f}" if is_known(value) else "&ndash;"
 
 
 def _errors(result: Mapping[str, Any]) -> str:
@@ -77,7 +81,7 @@ def _errors(result: Mapping[str, Any]) -> str:
     body = ""
     for joint in result["joints"]:
         error, still = joint["mae_by_offset"], joint["mae_hold_by_offset"]
-        known = [value for value in (*error, *still) if value is not None]
+        known = [value for value in (*error, *still) if is_known(value)]
         words = f"{joint['name']}: error over the offset into the chunk, mean {joint['mae']:.4f}"
         offsets = range(len(error))
         lines = [Line("without dashed", offsets, still), Line("with", offsets, error)]

@@ -9,6 +9,7 @@ import numpy as np
 
 from mem0_jax.eval.report_pictures import running_mean, thumbnail, video_element
 from mem0_jax.pages import Bar, Line, bars, command, document, facts, figure, key, legend, plot, section, table
+from mem0_jax.units import counted
 
 if TYPE_CHECKING:
     from mem0_jax.eval.report import Attention, Curve, Results, Video
@@ -49,7 +50,7 @@ def _header(summary: Mapping[str, Any]) -> str:
     low, high = summary["success_difference_interval"]
     return f"""<header>
 <p class="task">{escape(summary["task"])} · “{escape(summary["instruction"])}”</p>
-<h1>Solved in <span class="with">{with_count} of {total} episodes with memory</span>,
+<h1>Solved in <span class="with">{with_count} of {counted(total, "episode")} with memory</span>,
 in <span class="without">{without_count} of {total} without</span>.</h1>
 <p>{_choices(summary)} The difference in solved episodes is {100 * summary["success_difference"]:.0f} points
 (95 % interval {100 * low:.0f} to {100 * high:.0f}).</p>
@@ -72,9 +73,9 @@ def _choices(summary: Mapping[str, Any]) -> str:
 
 def _reading(summary: Mapping[str, Any]) -> str:
     return (
-        f"{summary['episodes']} episodes on seeds that training never saw, the same for both. An episode can fail for "
-        "two reasons: a choice made wrongly, which is what memory is for, and a hand that misses. So the second row "
-        "counts only the episodes in which a choice was made. In brackets: 95&nbsp;% Wilson intervals."
+        f"{counted(summary['episodes'], 'episode')} on seeds that training never saw, the same for both. An episode "
+        "can fail for two reasons: a choice made wrongly, which is what memory is for, and a hand that misses. So the "
+        "second row counts only the episodes in which a choice was made. In brackets: 95&nbsp;% Wilson intervals."
     )
 
 
@@ -83,7 +84,7 @@ def _table(summary: Mapping[str, Any]) -> str:
     for measure, title in (*MEASURES, ("placed", "A choice was made")):
         # Whoever chooses blindly solves the task at most as often as the choice is right.
         chance = {"success": "at most ", "right_given_placed": ""}.get(measure)
-        chance = "" if chance is None else f"{chance}{100 * summary['chance']:.0f}&nbsp;%"
+        chance = "&ndash;" if chance is None else f"{chance}{100 * summary['chance']:.0f}&nbsp;%"
         rows.append([title, *(_rate(summary, f"{measure}_{arm}") for _, arm, _ in ARMS), chance])
     return table("Rates over the episodes", ["Measure", *(label for _, _, label in ARMS), "Chance"], rows)
 

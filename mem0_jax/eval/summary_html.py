@@ -8,7 +8,8 @@ from urllib.parse import quote
 
 from mem0_jax.disk import write_whole
 from mem0_jax.eval.report_html import SCRIPT, duration
-from mem0_jax.pages import Bar, bars, command, document, facts, figure, key, legend, section, series, table
+from mem0_jax.pages import Bar, bars, command, document, facts, figure, is_known, key, legend, section, series, table
+from mem0_jax.units import counted
 
 NOTHING = "&ndash;"
 SHOWN = 12  # films on the page of one variant; of several variants as many rows of the same seeds fit
@@ -48,7 +49,7 @@ def _name(variants: Sequence[Mapping[str, Any]], number: int) -> str:
 def _header(summary: Mapping[str, Any]) -> str:
     first = summary["variants"][0]
     counts = first["success"]
-    title = f'Solved in <span class="with">{counts["number"]} of {counts["trials"]} episodes</span>'
+    title = f'Solved in <span class="with">{counts["number"]} of {counted(counts["trials"], "episode")}</span>'
     title += f" ({escape(first['name'])})." if first["name"] else "."
     warning = "" if summary["complete"] else '<p class="bad"><b>Incomplete:</b> not every episode has a result.</p>'
     return f"""<header>
@@ -58,10 +59,11 @@ def _header(summary: Mapping[str, Any]) -> str:
 
 
 def _reading(summary: Mapping[str, Any]) -> str:
-    chance = 100 * summary["chance"]
+    chance, seeds = 100 * summary["chance"], summary["seeds"]
+    these = f", seeds {min(seeds)} to {max(seeds)}" if len(seeds) > 1 else f", seed {seeds[0]}" if seeds else ""
     return (
-        f"{len(summary['seeds'])} episodes, seeds {min(summary['seeds'])} to {max(summary['seeds'])}. In brackets: "
-        f"95&nbsp;% Wilson intervals. Whoever sees only the present frame solves at most {chance:.0f}&nbsp;%."
+        f"{counted(len(seeds), 'episode')}{these}. In brackets: 95&nbsp;% Wilson intervals. Whoever sees only the "
+        f"present frame solves at most {chance:.0f}&nbsp;%."
     )
 
 
@@ -71,8 +73,9 @@ def _table(variants: Sequence[Mapping[str, Any]]) -> str:
     rows = []
     for number, variant in enumerate(variants):
         row = [_name(variants, number), _rate(variant["success"]), _rate(variant["right_given_placed"])]
-        row += [NOTHING if variant[key] is None else f"{variant[key]:.3g}" for key in ("reward", "steps")]
-        rows.append(row + ([f'<span class="bad">{variant["errors"]}</span>'] if errors else []))
+        row += [f"{variant[key]:.3g}" if is_known(variant[key]) else NOTHING for key in ("reward", "steps")]
+        lost = f'<span class="bad">{variant["errors"]}</span>' if variant["errors"] else "0"
+        rows.append(row + ([lost] if errors else []))
     return table("Means over the episodes", [*titles, "No result"] if errors else titles, rows)
 
 
@@ -98,7 +101,7 @@ def _differences(differences: Sequence[Mapping[str, Any]]) -> str:
     rows = []
     for number, entry in enumerate(differences, 1):
         row = [f"{key(series(number))}{escape(entry['variant'])}, against {escape(entry['against'])}"]
-        if entry["difference"] is None:
+        if not is_known(entry["difference"]):
             rows.append(row + [NOTHING] * 3)
             continue
         low, high = (100 * value for value in entry["interval"])
@@ -161,7 +164,11 @@ def _verdict(episode: Mapping[str, Any]) -> str:
 
 def _episodes(variants: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> str:
     rows = [
-        [str(number), str(seed), *(_episode(_of_number(variant, number)) for variant in variants)]
+        [
+            f'<span class="of">Episode </span>{number}',
+            str(seed),
+            *(_episode(_of_number(variant, number)) for variant in variants),
+        ]
         for number, seed in enumerate(seeds)
     ]
     names = [_name(variants, i) if len(variants) > 1 else "Outcome" for i in range(len(variants))]
@@ -199,7 +206,8 @@ def _text(value: Any) -> str:
 
 def _in_words(variants: Sequence[Mapping[str, Any]]) -> str:
     parts = [
-        f"{variant['name']}: " + ("no results" if variant["success"]["rate"] is None else f"{_percent(variant)} solved")
+        f"{variant['name']}: "
+        + (f"{_percent(variant)} solved" if is_known(variant["success"]["rate"]) else "no results")
         for variant in variants
     ]
     return f"Chart with 95 % intervals. {'; '.join(parts)}."
@@ -210,7 +218,7 @@ def _percent(variant: Mapping[str, Any]) -> str:
 
 
 def _rate(counts: Mapping[str, Any]) -> str:
-    if counts["rate"] is None:
+    if not is_known(counts["rate"]):
         return "none"
     low, high = (100 * value for value in counts["interval"])
     return (

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from mem0_jax.backbones.qwen3_vl.generate import GenerationError, Prompt, Settings
+from mem0_jax.data.picture_file import DAMAGE, PictureModeError, rgb
 from mem0_jax.errors import UserError, did_you_mean
 from mem0_jax.planner.prompt import shrink
 from mem0_jax.planner.render import IMAGE_TOKENS
@@ -206,10 +207,14 @@ def _image(url: str, where: str, most: int) -> np.ndarray:
         with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
             if image.width * image.height > most:
                 raise ChatError(f"{where}: {image.width}x{image.height} pixels, more than {most} in all", where)
-            return shrink(np.asarray(image.convert("RGB")))  # as clients of ours did already, and training
+            return shrink(rgb(image))  # as clients of ours did already, and training
     except ChatError:
         raise
     except binascii.Error:
         raise ChatError(f"{where}: no readable PNG or JPEG, what follows {found[0]} is no base64", where) from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except PictureModeError as error:
+        raise ChatError(f"{where}: the picture {error}", where) from None
+    except Image.DecompressionBombError:
+        raise ChatError(f"{where}: the picture has more pixels than {most}, the most in all", where) from None
+    except DAMAGE:
         raise ChatError(f"{where}: no readable PNG or JPEG", where) from None

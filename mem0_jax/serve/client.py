@@ -26,7 +26,7 @@ import ssl
 import struct
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import accumulate, islice
 from typing import Any
@@ -41,8 +41,8 @@ _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, section 1.3
 _TEXT, _BINARY, _CLOSE, _PING, _PONG = 1, 2, 8, 9, 10
 _AGAIN = ("busy", "in_use", "stopping")  # errors that pass
 _HOPELESS = {1002: "bad_message", 1003: "bad_message", 1007: "bad_message", 1008: "refused", 1009: "too_large"}
-_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text", bytes: "bytes", list: "a list"}
-_NAMES[type(None)] = "nothing"
+_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text", bytes: "bytes"}
+_NAMES |= {list: "a list", tuple: "a list", type(None): "nothing"}
 _AROUND_FRAME, _AROUND_FRAMES = 512, 2**15  # bytes of a message that are no picture: for each frame, and the rest
 
 
@@ -142,15 +142,38 @@ def unpack(data: bytes) -> Any:
         where = ".".join(reader.path)
         raise WireError(f"{where[:80]}: {error}" if where else str(error)) from None
     if reader.at != len(data):
-        raise WireError(f"{len(data) - reader.at} bytes follow the message")
+        looks = next((f", and it looks like {name}" for name, start in _OTHERS.items() if start.match(data)), "")
+        left = f"{len(data) - reader.at} bytes follow its first value, {kind_of(value)}"
+        raise WireError(f"a message is one value in MessagePack, here {left}{looks}")
     return value
+
+
+_OTHERS = {"JSON": re.compile(rb'\s*[{\[]\s*["{\[\d\-tfn\]}]'), "a pickle": re.compile(rb"\x80[\x02-\x05]")}
 
 
 def kind_of(value: Any) -> str:
     """What a value is, in words."""
+    if isinstance(value, np.ndarray) and not value.ndim:
+        return brief(value.item())
     if isinstance(value, np.ndarray):
-        return f"{value.dtype} {list(value.shape)}"
+        return f"{_ODD.get(value.dtype.kind, value.dtype)} {list(value.shape)}"
     return "a map" if isinstance(value, Mapping) else _NAMES.get(type(value), type(value).__name__)
+
+
+_ODD = {"O": "Python objects", "U": "texts", "S": "bytes", "V": "records"}  # kinds of arrays that hold no numbers
+
+
+def brief(value: Any) -> str:
+    """A stranger's value in an error message: short, and never a container's content."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, (str, bool)):
+        return f"{value[:40]!r}" if isinstance(value, str) else str(value).lower()
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else f"{'-' * (value < 0)}infinity"
+    if isinstance(value, int) and abs(value) > 2**200:
+        return f"a number of {len(hex(abs(value))) - 2} hexadecimal digits"
+    return str(value) if isinstance(value, (int, float)) else kind_of(value)
 
 
 _EXTENSION = "MessagePack's extension types are not taken; pack arrays as openpi-client's msgpack_numpy does"
@@ -243,13 +266,15 @@ def _revived(found: dict[str, Any]) -> Any:
         return data
     if not ours and type(found.get("nd")) is not bool:
         return found
-    if not ours and found.get("kind") in (b"O", "O", b"V", "V"):
+    kind = b"" if ours else found.get("kind", b"")
+    if not isinstance(kind, (bytes, str)):
+        raise WireError(f"packed by msgpack-numpy, an array's kind must be bytes, got {kind_of(kind)}")
+    if kind in (b"O", "O", b"V", "V"):
         raise WireError(
             "packed by msgpack-numpy, an array of Python objects or of records, is not taken: it might run code; pack "
             "an array of numbers, as openpi-client's msgpack_numpy does"
         )
     name, shape = found.get("dtype" if ours else "type"), found.get("shape")
-    name = name.decode("latin-1") if isinstance(name, bytes) else name
     try:
         array = _array(data, _dtype(name), shape if ours or found["nd"] else [])
     except WireError as error:
@@ -258,6 +283,7 @@ def _revived(found: dict[str, Any]) -> Any:
 
 
 def _dtype(name: Any) -> np.dtype[Any]:
+    name = name.decode("latin-1") if isinstance(name, bytes) else name
     plain = isinstance(name, str) and re.fullmatch(r"[<>|=]?(\?|[a-z]{1,5}[0-9]{0,2})", name)
     try:
         dtype = np.dtype(name if plain else object)
@@ -272,14 +298,20 @@ def _dtype(name: Any) -> np.dtype[Any]:
 def _array(data: Any, dtype: np.dtype[Any], sizes: Any) -> np.ndarray:
     if not isinstance(data, bytes):
         raise WireError(f"an array's data must be bytes, MessagePack's bin, got {kind_of(data)}")
-    fits = isinstance(sizes, list) and all(type(size) is int and 0 <= size < 2**31 for size in sizes)
-    if not fits or len(sizes) > MAX_DIMS:
+    if not isinstance(sizes, list) or len(sizes) > MAX_DIMS:
         got = f"{len(sizes)} of them" if isinstance(sizes, list) else kind_of(sizes)
         raise WireError(f"an array's shape must be a list of at most {MAX_DIMS} sizes, got {got}")
+    for at, size in enumerate(sizes):
+        if type(size) is not int or not 0 <= size < 2**31:
+            raise WireError(
+                f"an array's shape must be of whole numbers from 0 to {2**31 - 1}, got {brief(size)} at {at}"
+            )
+    if math.prod(size or 1 for size in sizes) * dtype.itemsize > MAX_MESSAGE:  # NumPy has bounds for empty arrays, too
+        raise WireError(f"an array of {dtype} {sizes} is beyond {MAX_MESSAGE} bytes, sizes of 0 left out")
     if math.prod(sizes) * dtype.itemsize != len(data):
         raise WireError(f"an array of {dtype} {sizes} has {math.prod(sizes) * dtype.itemsize} bytes, got {len(data)}")
     if dtype.kind == "b":  # whatever the bytes, the values are true or false
-        return np.frombuffer(data, np.uint8).reshape(sizes) != 0
+        return np.frombuffer(data, np.uint8).reshape(sizes).astype(bool)
     return np.frombuffer(data, dtype).reshape(sizes).astype(dtype.newbyteorder("="))
 
 
@@ -288,8 +320,19 @@ def _array(data: Any, dtype: np.dtype[Any], sizes: Any) -> np.ndarray:
 
 def _got(value: Any) -> str:
     if not isinstance(value, Mapping):
-        return kind_of(value)
+        return brief(value) if isinstance(value, (int, float)) else kind_of(value)
     return f"a map of {', '.join(map(str, islice(value, 5)))[:80]}; pack arrays as openpi-client's msgpack_numpy does"
+
+
+def _leaves(value: Any, at: tuple[int, ...] = ()) -> Iterator[tuple[Any, list[int]]]:
+    """What nested lists and arrays hold, and where."""
+    if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and len(at) + value.ndim <= MAX_DEPTH):
+        value = value.tolist()
+    if not isinstance(value, (list, tuple)) or len(at) == MAX_DEPTH:
+        yield value, list(at)
+        return
+    for i, entry in enumerate(value):
+        yield from _leaves(entry, (*at, i))
 
 
 def check_image(image: Any, name: str = "image") -> np.ndarray:
@@ -298,45 +341,61 @@ def check_image(image: Any, name: str = "image") -> np.ndarray:
     if isinstance(image, bytes):
         file = "a PNG" if image[:4] == b"\x89PNG" else "a JPEG" if image[:3] == b"\xff\xd8\xff" else "no known"
         raise ValueError(f"{must} {len(image)} bytes, {file} file; send the array of its pixels")
-    if isinstance(image, list):
-        try:
-            image = np.array(image)
-        except (ValueError, OverflowError):
-            raise ValueError(f"{must} a list of lists of different lengths or kinds") from None
-    if not isinstance(image, np.ndarray) or image.dtype.kind not in "iu":
-        scale = "; scale it to 0 to 255 and round it" if getattr(image, "dtype", np.dtype(object)).kind == "f" else ""
-        raise ValueError(f"{must} {_got(image)}{scale}")
+    if isinstance(image, (list, tuple)):
+        image = _image_of_lists(image, name, must)
+    if not isinstance(image, np.ndarray) or image.dtype.kind not in "iuf" or not image.ndim:
+        raise ValueError(f"{must} {_got(image)}")
     if image.ndim != 3 or image.shape[2] != 3:
         turn = "; transpose it, channels come last" if image.ndim == 3 and image.shape[0] == 3 else ""
         raise ValueError(f"{must} {kind_of(image)}{turn}")
-    wrong = (image < 0) | (image > 255) if image.dtype != np.uint8 else np.zeros(0, bool)
+    if image.dtype == np.uint8:
+        return image
+    wrong = ~np.isfinite(image) if image.dtype.kind == "f" else (image < 0) | (image > 255)
     if wrong.any():
         at = np.argwhere(wrong)[0]
-        raise ValueError(f"{name} holds {image[tuple(at)]} at {at.tolist()}, beyond 0 to 255")
-    return image.astype(np.uint8, copy=False)
+        raise ValueError(f"{name} holds {brief(image[tuple(at)])} at {at.tolist()}, beyond 0 to 255")
+    if image.dtype.kind == "f":
+        raise ValueError(f"{must} {kind_of(image)}; scale it to 0 to 255 and round it")
+    return image.astype(np.uint8)
+
+
+def _image_of_lists(image: Sequence[Any], name: str, must: str) -> np.ndarray:
+    """Whole numbers; what is none is named with its place, before NumPy makes something else of them all."""
+    try:
+        found = np.array(image)
+    except (ValueError, OverflowError):
+        found = None
+    if found is not None and not found.size:
+        raise ValueError(f"{must} an empty list")
+    if found is not None and found.dtype.kind in "iu":
+        return found
+    for value, at in _leaves(image):
+        if type(value) is not int or not 0 <= value <= 255:
+            raise ValueError(f"{name} holds {brief(value)} at {at}, expected whole numbers from 0 to 255")
+    raise ValueError(f"{must} a list of lists of different lengths or kinds")
 
 
 def check_state(state: Any, name: str = "state") -> np.ndarray:
     """The 14 or 16 numbers of a robot's state, float32. Raises ValueError: what is wrong, and where."""
     must = f"{name} must be 14 or 16 numbers, got"
+    if isinstance(state, np.ndarray) and state.dtype.kind in _ODD and state.ndim:
+        state = state.tolist()
     if isinstance(state, (list, tuple)):
         numbers = [x.item() if hasattr(x, "item") and not np.ndim(x) else x for x in state]
         for i, number in enumerate(numbers):
             if isinstance(number, bool) or not isinstance(number, (int, float)):
                 raise ValueError(f"{name} holds {kind_of(number)} at {i}, expected numbers")
             if isinstance(number, int) and abs(number) > 2**200:
-                raise ValueError(f"{name} holds a number of {len(hex(number)) - 2} hexadecimal digits at {i}")
+                raise ValueError(f"{name} holds {brief(number)} at {i}")
         state = np.array(numbers, np.float64)
-    if not isinstance(state, np.ndarray) or state.dtype.kind not in "iuf":
+    if not isinstance(state, np.ndarray) or state.dtype.kind not in "iuf" or not state.ndim:
         raise ValueError(f"{must} {_got(state)}")
     if state.shape not in ((14,), (16,)):
         raise ValueError(f"{must} {len(state) if state.ndim == 1 else kind_of(state)}")
     state = state.astype(np.float64)
     wrong = np.flatnonzero(~(np.abs(state) <= np.finfo(np.float32).max))
     if len(wrong):
-        value = float(state[wrong[0]])
-        what = {math.inf: "infinity", -math.inf: "-infinity"}.get(value, "NaN" if math.isnan(value) else f"{value:g}")
-        raise ValueError(f"{name} holds {what} at {wrong[0]}, expected finite numbers of float32")
+        raise ValueError(f"{name} holds {brief(state[wrong[0]])} at {wrong[0]}, expected finite numbers of float32")
     return state.astype(np.float32)
 
 
@@ -695,7 +754,8 @@ def _frame(observation: Mapping[str, Any], camera: str) -> dict[str, np.ndarray]
     """Copies of what the policy looks at. Raises ValueError: the frame is not kept then."""
     image = _found(observation, "observation", camera, "rgb")
     state = _found(observation, "joint_action", "vector")
-    image, state = (value if isinstance(value, (bytes, list, tuple)) else np.array(value) for value in (image, state))
+    known = (bytes, str, list, tuple, Mapping, type(None))
+    image, state = (value if isinstance(value, known) else np.array(value) for value in (image, state))
     return {
         "image": check_image(image, f"observation.{camera}.rgb"),
         "state": check_state(state, "joint_action.vector"),

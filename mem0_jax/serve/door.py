@@ -7,6 +7,8 @@ aiohttp itself answers what it cannot read with its parser's words, and logs a t
 import asyncio
 import logging
 import signal
+import sys
+import warnings
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
@@ -32,23 +34,27 @@ class Door:
     Args:
         refuse: makes an error's answer of its kind, its sentence and its status.
         registry: where garbage is counted.
+        addresses: what those of this port begin with.
 
     Attributes:
         garbage: counts what is no request.
         silent: connections that asked nothing yet, the oldest first.
     """
 
-    def __init__(self, refuse: Refuse, registry: CollectorRegistry):
-        self.refuse, self.garbage = refuse, Garbage(registry)
+    def __init__(self, refuse: Refuse, registry: CollectorRegistry, addresses: str = "http://"):
+        self.refuse, self.garbage, self.addresses = refuse, Garbage(registry), addresses
         self.silent: dict[Connection, None] = {}
 
     async def open(self, runner: web.AppRunner, **where: Any) -> asyncio.Server:
         """Listens for a runner that was set up; `where` is that of `create_server`. Raises OSError."""
-        # It warns of every client that asks for a subprotocol, in the client's words.
+        # Packages warn of what strangers send, in the strangers' words: of subprotocols, parts of forms, pictures.
         logging.getLogger("aiohttp.websocket").setLevel(logging.ERROR)
+        if not sys.warnoptions:
+            warnings.simplefilter("ignore")
         assert runner.server is not None
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(self._trouble)
+        runner.server.request_handler = partial(self._expecting, runner.server.request_handler)
         return await loop.create_server(partial(Connection, self, runner.server), **where)
 
     def _trouble(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -58,6 +64,14 @@ class Door:
             self.garbage("system", "the network")
         else:
             loop.default_exception_handler(context)
+
+    async def _expecting(self, handler: Handler, request: web.Request) -> web.StreamResponse:
+        """Refuses what aiohttp itself would, before any middleware and in the stranger's words."""
+        if request.headers.get("Expect", "100-continue").lower() != "100-continue":
+            if isinstance(request.protocol, Connection):
+                request.protocol.asks()
+            return self.refuse("bad_request", "the header 'Expect' may only say 100-continue", 417)
+        return await handler(request)
 
     @web.middleware
     async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -156,7 +170,7 @@ class Connection(web.RequestHandler):
         kind = "tls" if self._beginning == b"\x16" else "http"
         self.door.garbage(kind, self.peer)
         if kind == "tls":
-            why = "this port speaks plain HTTP and WebSocket, no TLS: use http:// or ws://"
+            why = f"this port speaks plain HTTP, no TLS: use {self.door.addresses}"
         elif isinstance(exc, LineTooLong):
             why = f"a line of the request's head is longer than {MAX_LINE} bytes, the most that are taken"
         else:

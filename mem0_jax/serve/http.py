@@ -8,6 +8,7 @@ POST /process_frame, as users of Dexbotic know it: a form with the field `text` 
     session              an id; without it every request begins anew
     episode_first_frame  "True": begin an episode; also `reset`. Needed where the session is new
     seed                 of the sampling of actions, where an episode begins
+    temperature          a number; it changes nothing
 
 Errors are `{"error": {"kind", "message"}}` with a fitting status. GET / is a page of live sessions, GET /sessions what
 it shows, as JSON; GET /metrics is for Prometheus, GET /healthz says 200 when the policy is warm.
@@ -27,9 +28,11 @@ from aiohttp.http_exceptions import HttpProcessingError
 from PIL import Image
 
 from mem0_jax.data.layout import MODEL_DIM, model_to_env
+from mem0_jax.data.picture_file import DAMAGE, FORMATS, PictureModeError, rgb, turned
 from mem0_jax.errors import did_you_mean
+from mem0_jax.serve.client import brief
 from mem0_jax.serve.page import CONTENT_SECURITY_POLICY, PAGE
-from mem0_jax.serve.protocol import RequestError
+from mem0_jax.serve.protocol import RequestError, text_of
 from mem0_jax.serve.service import Service
 from mem0_jax.serve.sessions import Session
 
@@ -95,7 +98,11 @@ async def _process_frame(request: web.Request, service: Service) -> dict[str, An
     if not frames:
         raise RequestError("bad_message", "the form has no file 'image'")
     begin = [_flag(fields, name) for name in ("episode_first_frame", "reset")]
-    message = {"frames": frames, "prompt": fields.get("text"), "session": fields.get("session") or None}
+    temperature = _json(fields, "temperature")  # of samplers this policy has not
+    if type(temperature) not in (int, float, type(None)):
+        raise RequestError("bad_message", f"temperature must be a number, got {brief(temperature)}")
+    text = text_of(fields, "text", service.limits.text)
+    message = {"frames": frames, "prompt": text, "session": fields.get("session") or None}
     if any(begin) or not message["session"]:
         if not message["prompt"]:
             raise RequestError("bad_message", "the form's field 'text' is missing: what the policy is to do")
@@ -133,18 +140,21 @@ async def _form(request: web.Request, most: int, files: int) -> tuple[dict[str, 
                     size = request.content_length or f"more than {most}"
                     raise RequestError("too_large", f"the form has {size} bytes; at most {most} are taken")
             if name != "image":
-                fields[name] = _text(name, data)
+                fields[name] = _text(name, data, part.get_charset("utf-8"))
             elif len(images) == files:
                 raise RequestError("bad_message", f"the form has more than {files} files 'image', the most it may")
             else:
                 images.append(bytes(data))
-    except (ValueError, HttpProcessingError):
-        raise RequestError("bad_message", "the form is damaged: its parts are none of multipart/form-data") from None
+    except (ValueError, RuntimeError, HttpProcessingError):  # aiohttp cannot read a field _charset_
+        why = "its parts are none of multipart/form-data, or begin with a field _charset_, which is not taken"
+        raise RequestError("bad_message", f"the form is damaged: {why}") from None
     return fields, images
 
 
-def _text(name: str, data: bytearray) -> str:
+def _text(name: str, data: bytearray, charset: str) -> str:
     try:
+        if charset.lower() not in ("utf-8", "utf8", "us-ascii", "ascii"):
+            raise RequestError("bad_message", f"{name} must be text in UTF-8, the form says {charset[:40]!r}")
         return data.decode()
     except UnicodeDecodeError:
         raise RequestError("bad_message", f"{name} must be text in UTF-8") from None
@@ -160,12 +170,16 @@ def _flag(fields: dict[str, str], name: str) -> bool:
 def _decode(data: bytes, side: int) -> np.ndarray:
     """A picture file as uint8 [H, W, 3]; its size is checked before anything is unpacked."""
     try:
-        with Image.open(io.BytesIO(data), formats=["PNG", "JPEG", "WEBP", "BMP"]) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if max(image.size) > side:
                 found = f"{image.height} x {image.width}"
                 raise RequestError("bad_observation", f"image sides must be 1 to {side} pixels, got {found}")
-            return np.array(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            return rgb(turned(image))  # as datasets are read
+    except PictureModeError as error:
+        raise RequestError("bad_observation", f"the file 'image' {error}") from None
+    except Image.DecompressionBombError:
+        raise RequestError("bad_observation", f"image sides must be 1 to {side} pixels, got far more") from None
+    except DAMAGE:
         raise RequestError("bad_observation", "the file 'image' is no PNG, JPEG, WebP or BMP picture") from None
 
 

@@ -101,7 +101,8 @@ function show(c, s) {
   c.task.hidden = !s.instruction || s.instruction === s.task;
   c.dot.classList.toggle("on", s.connected);
   const from = s.client ? `connected from ${s.client}` : "connected";
-  write(c.who, `${s.connected ? from : "between connections"}, session ${s.id}`);
+  const id = s.name.includes(s.id) ? "" : `, session ${s.id}`;
+  write(c.who, `${s.connected ? from : "between connections"}${id}`);
   const columns = s.actions.length ? s.actions[0].map((_, j) => s.actions.map((row) => row[j])) : [];
   const numbers = columns.flat().filter((value) => value !== null);
   const range = numbers.length ? [Math.min(...numbers), Math.max(...numbers)] : [0, 0];
@@ -117,13 +118,16 @@ function show(c, s) {
 function tell(statistics) {
   const most = `at most the last ${statistics.most} of each`;
   write(document.querySelector("caption"), `Over the last ${statistics.seconds} s, ${most}`);
+  const titles = [...document.querySelectorAll("thead th")].slice(1).map((head) => head.textContent);
   document.querySelector("tbody").replaceChildren(...statistics.rows.map((row) => {
     const line = document.createElement("tr"), head = make("th", "", line);
     head.scope = "row";
     head.textContent = row.unit ? `${row.name}, ${row.unit}` : row.name;
-    for (const value of [row.now, row.p50, row.p90, row.p99, row.most, row.count]) {
-      make("td", "", line).textContent = value === null ? "\\u2013" : brief(value);
-    }
+    [row.now, row.p50, row.p90, row.p99, row.most, row.count].forEach((value, i) => {
+      const cell = make("td", "", line);
+      make("span", "of", cell).textContent = titles[i];
+      cell.append(value === null ? "\\u2013" : brief(value));
+    });
     return line;
   }));
 }

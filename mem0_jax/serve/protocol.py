@@ -40,15 +40,16 @@ Axis letters: H, W picture height and width; K actions to execute; E environment
 
 import dataclasses
 import difflib
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
+import numpy as np
+
 from mem0_jax.errors import did_you_mean
 from mem0_jax.inference.session import Options
-from mem0_jax.serve.client import check_image, check_state, kind_of, other_cameras
+from mem0_jax.serve.client import brief, check_image, check_state, kind_of, other_cameras
 
 TYPES = ("infer", "observe", "reset", "plan", "batch", "close")
 PLANNERS = ("server", "client", "none")
@@ -118,27 +119,33 @@ def parse(value: Any, camera: str, limits: Limits) -> Message | list[Any]:
     if not isinstance(value, Mapping):
         raise RequestError("bad_message", f"a message must be a map, got {kind_of(value)}")
     _spelt(value)
+    value = _plain(value)
     kind = _one_of(value, "type", TYPES) or "infer"
     if kind == "batch":
         return _listed(value, "messages", "messages", 1, limits.batch)
-    session = _text(value, "session", limits)
-    if session is not None and (not session.isprintable() or not 1 <= len(session) <= 128):
-        got = f"{len(session)}: {_brief(session)}"
+    session = value.get("session")
+    if session is not None and not (isinstance(session, str) and session.isprintable() and 1 <= len(session) <= 128):
+        got = f"{len(session)}: {brief(session)}" if isinstance(session, str) else brief(session)
         raise RequestError("bad_message", f"session must be an id of 1 to 128 printable characters, got {got}")
-    prompt = _text(value, "prompt", limits)
+    prompt = text_of(value, "prompt", limits.text)
     begins = value.get("reset")
     if begins is not None and type(begins) is not bool:
-        raise RequestError("bad_message", f"reset must be true or false, got {_brief(begins)}")
+        raise RequestError("bad_message", f"reset must be true or false, got {brief(begins)}")
     return Message(
         type=kind,
         session=session,
-        env=_text(value, "env", limits) or "",
+        env=text_of(value, "env", limits.text) or "",
         frames=_frames(value, camera, limits) if kind in ("infer", "observe") else (),
         prompt=prompt,
         after=_whole(value, "after", -1),
         reset=_reset(value, prompt, limits) if kind == "reset" or begins else None,
-        subtask=_required(_text(value, "subtask", limits), "subtask") if kind == "plan" else "",
+        subtask=_required(text_of(value, "subtask", limits.text), "subtask") if kind == "plan" else "",
     )
+
+
+def _plain(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Arrays without axes are their number: what NumPy makes of one, as in `np.array(5)`."""
+    return {k: v.item() if isinstance(v, np.ndarray) and not v.ndim else v for k, v in value.items()}
 
 
 def _spelt(value: Mapping[str, Any]) -> None:
@@ -146,24 +153,26 @@ def _spelt(value: Mapping[str, Any]) -> None:
     lacking = [name for name in _ENTRIES if name not in value]
     for name in islice(value, _LOOKED_AT):
         if name not in _ENTRIES and (near := difflib.get_close_matches(name[:40], lacking, 1, 0.8)):
-            raise RequestError("bad_message", f"unknown entry {_brief(name)}, did you mean {near[0]!r}?")
+            raise RequestError("bad_message", f"unknown entry {brief(name)}, did you mean {near[0]!r}?")
 
 
 def _reset(value: Mapping[str, Any], prompt: str | None, limits: Limits) -> Reset:
-    task, planner, options = _text(value, "task", limits), _one_of(value, "planner", PLANNERS), value.get("options")
+    task, planner = text_of(value, "task", limits.text), _one_of(value, "planner", PLANNERS)
+    options = value.get("options")
     known = [field.name for field in dataclasses.fields(Options)]
     options = {} if options is None else options
     if not isinstance(options, Mapping):
         raise RequestError("bad_message", f"options must be a map of {', '.join(known)}, got {kind_of(options)}")
+    options = _plain(options)
     for name, number in options.items():
         if name not in known:
             hint = did_you_mean(name[:40], known)
-            what = f"unknown {_brief(name)}{hint}"
+            what = f"unknown {brief(name)}{hint}"
             raise RequestError("bad_message", f"options must be a map of {', '.join(known)}; {what}")
         wanted = {"action_horizon": (int,), "patience": (int,), "threshold": (float, int)}.get(name, (bool,))
         if type(number) not in wanted:
             must = kind_of(wanted[0]())
-            raise RequestError("bad_message", f"option {name} must be {must}, got {_brief(number)}")
+            raise RequestError("bad_message", f"option {name} must be {must}, got {brief(number)}")
     return Reset(
         task=_required(prompt if task is None else task, "task"),
         seed=_whole(value, "seed", 0) or 0,
@@ -225,7 +234,7 @@ def _one_of(value: Mapping[str, Any], key: str, known: tuple[str, ...]) -> str |
     word = value.get(key)
     if word is not None and not (isinstance(word, str) and word in known):
         hint = did_you_mean(word[:40], known) if isinstance(word, str) else ""
-        raise RequestError("bad_message", f"{key} must be one of {', '.join(known)}, got {_brief(word)}{hint}")
+        raise RequestError("bad_message", f"{key} must be one of {', '.join(known)}, got {brief(word)}{hint}")
     return word
 
 
@@ -237,11 +246,12 @@ def _listed(value: Mapping[str, Any], key: str, what: str, least: int, most: int
     return found
 
 
-def _text(value: Mapping[str, Any], key: str, limits: Limits) -> str | None:
+def text_of(value: Mapping[str, Any], key: str, most: int) -> str | None:
+    """The text of an entry, of at most so many characters; None where there is none. Raises RequestError."""
     text = value.get(key)
-    if text is not None and (not isinstance(text, str) or len(text) > limits.text):
+    if text is not None and (not isinstance(text, str) or len(text) > most):
         got = f"{len(text)} characters" if isinstance(text, str) else kind_of(text)
-        raise RequestError("bad_message", f"{key} must be text of at most {limits.text} characters, got {got}")
+        raise RequestError("bad_message", f"{key} must be text of at most {most} characters, got {got}")
     return text
 
 
@@ -255,14 +265,5 @@ def _whole(value: Mapping[str, Any], key: str, least: int) -> int | None:
     number = value.get(key)
     if number is not None and (type(number) is not int or not least <= number < 2**63):
         must = f"{key} must be a whole number of at least {least} and at most {2**63 - 1}"
-        raise RequestError("bad_message", f"{must}, got {_brief(number)}")
+        raise RequestError("bad_message", f"{must}, got {brief(number)}")
     return number
-
-
-def _brief(value: Any) -> str:
-    """A stranger's value in an error message: short, and never a container's content."""
-    if isinstance(value, (str, bool)):
-        return f"{value[:40]!r}" if isinstance(value, str) else str(value).lower()
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else f"{'-' * (value < 0)}infinity"
-    return str(value) if isinstance(value, (int, float)) else kind_of(value)

@@ -63,7 +63,7 @@ class Server:
         self._connections: set[Socket] = set()
         self._most = 2 * service.sessions.slots + 16
         service.metrics.gauge("connections", "WebSocket connections", lambda: len(self._connections))
-        self._door = Door(http.refuse, service.metrics.registry)
+        self._door = Door(http.refuse, service.metrics.registry, "http:// or ws://")
         app = web.Application(middlewares=[self._door.middleware, self._guard], client_max_size=service.limits.message)
         app.router.add_get("/", self._root)
         http.add_routes(app, service)

@@ -21,6 +21,7 @@ from jax.experimental import multihost_utils
 
 from mem0_jax.disk import DiskError
 from mem0_jax.errors import UserError
+from mem0_jax.units import size
 
 _log = logging.getLogger(__name__)
 
@@ -161,8 +162,8 @@ def out_of_memory(error: Exception, plan: Mapping[str, int]) -> OutOfMemoryError
     text = str(error)
     if "RESOURCE_EXHAUSTED" not in text and "out of memory" not in text.lower():
         return None
-    lines = [f"  {name:<20} {size / 2**30:9.3f} GiB" for name, size in plan.items()]
-    lines.append(f"  {'all of these':<20} {sum(plan.values()) / 2**30:9.3f} GiB, and activations")
+    lines = [f"  {name:<20} {size(count, True):>12}" for name, count in plan.items()]
+    lines.append(f"  {'all of these':<20} {size(sum(plan.values()), True):>12}, and activations")
     first = next(line for line in text.splitlines() if line.strip())
     return OutOfMemoryError(
         f"out of memory: {first[:300]}\nA step needs, over {jax.device_count()} device(s):\n"
@@ -182,10 +183,6 @@ def check_disk(folder: Path, needed: int, what: str, kept: str = "") -> None:
         free = 2**20 * int(multihost_utils.broadcast_one_to_all(np.int32(free // 2**20)))
     if free < needed:
         raise DiskFullError(
-            f"{folder}: {what} needs {_size(needed)}, the disk has {_size(free)} free; "
+            f"{folder}: {what} needs {size(needed, True)}, the disk has {size(free, True)} free; "
             f"{kept and kept + '; '}make room, or continue in a folder on another disk"
         )
-
-
-def _size(size: int) -> str:
-    return f"{size / 2**30:.2f} GiB" if size >= 2**28 else f"{size / 2**20:.1f} MiB"

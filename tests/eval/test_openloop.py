@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mem0_jax.cli import main
+from mem0_jax.commands.eval_openloop import table
 from mem0_jax.data.layout import JOINT_NAMES
 from mem0_jax.data.lerobot import LeRobotDataset
 from mem0_jax.data.lerobot_writer import LeRobotWriter, mem0_features
@@ -20,6 +21,7 @@ from mem0_jax.data.subset import hold_out
 from mem0_jax.data.transforms import action_chunk
 from mem0_jax.errors import UserError
 from mem0_jax.eval.openloop import Replay, classifier, measure, replay
+from mem0_jax.eval.openloop_html import page
 from mem0_jax.policies.bundle import save_bundle
 
 CAMERA, LENGTHS = "observation.image.head_camera", (6, 4, 7, 5)
@@ -107,6 +109,30 @@ def test_errors_by_hand():
     assert (result["mae"], result["mae_hold"]) == (joint["mae"], joint["mae_hold"])
     assert result["episodes"] == [{"index": 4, "chunks": 1, "mae": 0.75}, {"index": 7, "chunks": 1, "mae": 1.0}]
     assert result["classifier"] is None
+    assert result["broken"] == ""
+
+
+def test_what_is_not_finite_is_told_and_not_shown(tmp_path):
+    values = np.array([[1.0, 3.0], [np.nan, 2.0], [1.0, -np.inf]])
+    found = Replay(
+        predicted=chunks(values),
+        recorded=chunks(np.arange(6.0).reshape(3, 2)),
+        is_pad=[np.zeros(2, bool)] * 3,
+        state=[np.zeros(16, np.float32)] * 3,
+        episode=[4] * 3,
+        frame=[0, 1, 2],
+        probability=[0.5, np.nan, 0.1],
+        label=[0, 1, 0],
+    )
+    about = {"dataset": "d", "policy": {"bundle": "b", "sha256": "", "provenance": {}}, "settings": {}, "versions": {}}
+    result = measure(found, 0.5) | about | {"command": []}
+    assert result["broken"].startswith("NaN or infinite: 2 of 3 sampled chunks and 1 of 3 judged frames;")
+    html = page(result, found)
+    assert result["broken"] in html
+    assert ">nan" not in html
+    assert "1 episode, 3 frames, 3 chunks" in html
+    assert result["broken"] in table(result)
+    assert "1 episode, 3 chunks" in table(result)
 
 
 def test_precision_and_recall_by_hand():

@@ -44,6 +44,19 @@ def test_a_log_gets_a_line_of_long_work_and_its_end(monkeypatch):
     assert re.fullmatch(CLOCK + r"packing: 1200 frames in \d+ s", log.getvalue().splitlines()[1])
 
 
+def test_slow_work_has_a_rate_too_and_one_is_one(monkeypatch):
+    log, now = begin_log(monkeypatch), time.monotonic
+    with Progress("compiling", 9, "program") as progress:
+        progress.advance()
+        monkeypatch.setattr(time, "monotonic", lambda: now() + 120)
+        assert re.fullmatch(
+            CLOCK + r"compiling: 1 of 9 programs, 0.5 programs/min, 16 min \d+ s left\n", log.wait_for_a_line()
+        )
+    log = begin_log(monkeypatch)
+    with Progress("compiling", 1, "program"):
+        assert re.fullmatch(CLOCK + "compiling: 0 of 1 program\n", log.wait_for_a_line())
+
+
 def test_a_step_that_cannot_be_counted_is_named_while_it_lasts(monkeypatch):
     log = begin_log(monkeypatch)
     with Progress("compiling"):

@@ -6,8 +6,11 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from samples import ABLATION, EVIL, SWEEP, write_pages
+from samples import ABLATION, EVIL, SWEEP, summary, write_pages
 
+from mem0_jax.data.lerobot_writer import LeRobotWriter
+from mem0_jax.data.show import show_dataset
+from mem0_jax.eval import summary_html
 from mem0_jax.pages import PALETTE, SERIES, STYLE, Bar, Line, bars, legend, plot, series
 from mem0_jax.serve.page import PAGE
 
@@ -117,6 +120,34 @@ def test_every_variant_has_a_sign_of_its_own_everywhere(pages, name, variants):
     for mark, variant in signs.items():
         assert f'<li class="{mark}">' in html
         assert f'<th scope="row"><span class="key {mark}"></span>{variant}' in html
+
+
+def test_summaries_of_few_and_odd_numbers():
+    none, one = (
+        Page(summary_html.page(summary(("a", "b"), "press", 0))),
+        Page(summary_html.page(summary(("",), "press", 1))),
+    )
+    assert "0 episodes. In brackets" in none.text()
+    assert "Solved in 1 of 1 episode ." in one.text()
+    assert "1 episode, seed 100. In brackets" in one.text()
+    odd = summary(("a", "b", "c"), "press", 5)
+    assert '<span class="bad">5</span></td>' in summary_html.page(odd)
+    assert '<span class="bad">0</span>' not in summary_html.page(odd)
+    for variant in odd["variants"]:
+        variant |= {"reward": np.nan, "steps": np.inf, "success": variant["success"] | {"rate": np.nan}}
+    assert not re.search(r"\b(nan|inf)\b", Page(summary_html.page(odd)).html)
+
+
+def test_a_dataset_of_one_short_episode(tmp_path):
+    with LeRobotWriter(
+        tmp_path / "set", 10, {"action": {"dtype": "float32", "shape": (2,), "names": None}}, None
+    ) as writer:
+        writer.add_episode({"action": np.zeros((20, 2), np.float32)}, "press")
+    show_dataset(tmp_path / "set", tmp_path / "show.html")
+    text = Page((tmp_path / "show.html").read_text()).text()
+    assert "1 episode, 20 frames at 10 a second" in text
+    assert "20 frames, median 20" in text
+    assert "20 to 20" not in (tmp_path / "show.html").read_text()
 
 
 def test_series_beyond_the_colours_have_patterns():

@@ -3,6 +3,8 @@
 import base64
 import contextlib
 import io
+import struct
+import zlib
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -65,6 +67,14 @@ def test_other_kinds_of_pictures_become_rgb():
     _, jpeg = picture(8, 8, "JPEG")
     images = read(request(image_part(grey) + image_part(jpeg))).prompt.images
     assert [image.shape for image in images] == [(4, 6, 3), (8, 8, 3)]
+
+
+def test_pictures_of_more_than_8_bits_are_refused_not_clipped():
+    file = io.BytesIO()
+    Image.fromarray(np.full((4, 6), 40000, np.uint16)).save(file, "PNG")
+    url = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    with pytest.raises(ChatError, match=r"image_url.url: the picture has the mode I;16, as depth maps have"):
+        read(request(image_part(url)))
 
 
 def test_large_pictures_are_seen_as_training_sees_them(tmp_path):
@@ -131,6 +141,10 @@ def test_a_small_file_of_a_huge_picture_is_not_decoded():
     assert len(url) < 1e5
     with pytest.raises(ChatError, match="5000x5000 pixels"):
         read(request(image_part(url)))
+    size = b"IHDR" + struct.pack(">IIBBBBB", 30000, 30000, 8, 2, 0, 0, 0)
+    huge = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + size + struct.pack(">I", zlib.crc32(size))
+    with pytest.raises(ChatError, match="the picture has more pixels than"):
+        read(request(image_part("data:image/png;base64," + base64.b64encode(huge + bytes(4) + b"IDAT").decode())))
     with pytest.raises(ChatError, match="6x4 pixels, more than 23"):
         read(request(image_part(PNG)), image_pixels=23)
 

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -260,7 +261,7 @@ def test_sentences_are_json_s_not_pythons(address, body, sentence):
     assert sentence in answer["error"]["message"]
 
 
-def test_pictures_that_are_none_are_told_in_words(address):
+def test_pictures_that_are_none_are_told_in_words(address, log):
     def told(url: str, times: int = 1) -> str:
         parts = [{"type": "image_url", "image_url": {"url": url}}] * times
         body = {"model": NAME, "messages": [{"role": "user", "content": parts}]}
@@ -275,6 +276,13 @@ def test_pictures_that_are_none_are_told_in_words(address):
     file = io.BytesIO()
     Image.fromarray(PICTURE).save(file, "PNG")
     url = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    before = log.read_text()
+    for number in range(3):  # Pillow warns of each
+        size = b"IHDR" + struct.pack(">IIBBBBB", 10000, 10000 + number, 8, 2, 0, 0, 0)
+        claims = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + size + struct.pack(">I", zlib.crc32(size))
+        claims += bytes(4) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
+        assert "pixels, more than" in told("data:image/png;base64," + base64.b64encode(claims).decode())
+    assert log.read_text() == before
     assert told(url, 5) == "messages[0].content[4]: more than 4 images, this is number 5"
 
 
@@ -291,6 +299,7 @@ def test_garbage_is_told_in_few_lines(address, log):
     head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer secret\r\n"
     head += b"Content-Type: application/json\r\n"
     broken = [head + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", head + b"Content-Length: 99\r\n\r\n{"]
+    broken.append(head.replace(b"\r\n", b"\r\nExpect: tea\r\n", 1) + b"Content-Length: 0\r\n\r\n")
     broken.append(head + b"Content-Encoding: gzip\r\nContent-Length: 2\r\n\r\n{}")
     for data in [*GARBAGE.values(), *broken]:
         for number in range(10):
@@ -304,7 +313,8 @@ def test_garbage_is_told_in_few_lines(address, log):
                 while part := peer.recv(2**16):
                     answer += part
                 if answer:
-                    assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["message"].count("'") == 0
+                    said = json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["message"]
+                    assert said.replace("'Expect'", "").count("'") == said.count("ws://") == 0
     asked = urllib.request.Request(f"http://{host}:{port}/metrics", headers={"Authorization": f"Bearer {KEY}"})
     with urllib.request.urlopen(asked, timeout=100) as answer:
         page = answer.read().decode()

@@ -90,6 +90,9 @@ REQUESTS = [
     (body(b"/process_frame", b"--x\r\nno colon\r\n\r\nabc\r\n--x--\r\n"), 400, "the form is damaged"),
     (body(b"/process_frame", FORM.replace(b"text", b"texts") + b"a\r\n--x--\r\n"), 400, "did you mean 'text'?"),
     (body(b"/process_frame", FORM + b"a\r\n" + FORM + b"b\r\n--x--\r\n"), 400, "the form has text twice"),
+    (body(b"/process_frame", FORM.replace(b"text", b"_charset_") + b"x" * 99 + b"\r\n--x--\r\n"), 400, "is damaged"),
+    (get(b"Host: localhost", b"Expect: tea"), 417, "the header 'Expect' may only say 100-continue"),
+    (body(b"/nothing", b"", more=b"Expect: \xff\r\n"), 417, "the header 'Expect' may only say 100-continue"),
     (body(b"/process_frame", b"zz\r\n", more=b"Transfer-Encoding: chunked\r\n"), 400, "no HTTP/1.1 request"),
 ]
 
@@ -100,6 +103,13 @@ def test_requests_that_are_wrong(server, data, status, sentence, caplog):
     for _ in range(3):
         say(server.port, data, reset=True)
     quiet(caplog)
+
+
+def test_what_was_answered_is_not_counted_as_half(server):
+    before = counted(server, "half")
+    for _ in range(20):
+        say(server.port, get(b"Host: localhost", b"Connection: close", b"Expect: tea"))
+    assert counted(server, "half") - before < 10  # others' halves may be counted late
 
 
 def test_bodies_that_never_end_cost_no_traceback(server, caplog):

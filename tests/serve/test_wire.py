@@ -1,5 +1,6 @@
 """Messages: equal to msgpack and openpi's arrays, and nothing a stranger sends does harm."""
 
+import pickle
 import struct
 
 import numpy as np
@@ -112,11 +113,64 @@ def array_of(**change):
         {"dtype": "f4,f4"}, {"dtype": "f16"}, {"dtype": 4}, {"dtype": "nonsense"}, {"dtype": [["a", "<f4"]]},
         {"shape": [3]}, {"shape": [-1]}, {"shape": [-2, -1]}, {"shape": [2.0]}, {"shape": [True, 2]}, {"shape": 2},
         {"shape": [1] * 8 + [2]}, {"shape": [2**40, 2**40]}, {"shape": None}, {"data": "text"}, {"data": bytes(7)},
+        {"data": b"", "shape": [0] + [2**31 - 1] * 7}, {"data": b"", "shape": [0] + [2**31 - 1] * 4, "dtype": "?"},
+        {"data": b"", "shape": [2**31 - 1, 0, 2**31 - 1]},
     ],
 )  # fmt: skip
 def test_arrays_that_are_none_are_refused(change):
     with pytest.raises(WireError):
         unpack(array_of(**change))
+    change = {"type" if key == "dtype" else key: value for key, value in change.items()}
+    with pytest.raises(WireError):
+        unpack(pack({"nd": True, "kind": b"", "type": "<f4", "shape": [2], "data": bytes(8)} | change))
+
+
+ODD = st.sampled_from(
+    [
+        None,
+        True,
+        0,
+        14.0,
+        "",
+        "V",
+        b"O",
+        [],
+        [1],
+        [np.zeros(2)],
+        {},
+        {"a": 1},
+        np.zeros(2),
+        np.zeros((0, 3)),
+        np.array(5),
+    ]
+)
+MARKS = ("nd", "__ndarray__", "__npgeneric__", "complex", "kind", "type", "dtype", "shape", "data")
+
+
+@settings(max_examples=300)
+@given(st.dictionaries(st.sampled_from(MARKS), ODD), st.sampled_from([{}, {"nd": True}, {"nd": False}]), st.booleans())
+def test_no_entry_of_a_map_that_says_it_is_an_array_is_taken_on_trust(odd, mark, whole):
+    right = {"kind": b"", "type": "<f4", "dtype": "<f4", "shape": [2], "data": bytes(8)} if whole else {}
+    read_or_refused(pack({"state": right | mark | odd}))
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b'{"image": [1]}', "it looks like JSON"), (b"[1, 2]", "it looks like JSON"),
+        (pickle.dumps({"a": 1}), "it looks like a pickle"),
+        (b"\x01\x02\x03", "2 bytes follow its first value, a whole number$"),
+    ],
+)  # fmt: skip
+def test_other_formats_are_named(data, words):
+    with pytest.raises(WireError, match=words):
+        unpack(data)
+
+
+@pytest.mark.parametrize(("size", "words"), [(-1, "-1"), (14.0, "14.0"), (2**64 - 1, f"{2**64 - 1}"), ("x", "'x'")])
+def test_a_size_that_is_none_is_named(size, words):
+    with pytest.raises(WireError, match=f"got {words} at 1$"):
+        unpack(array_of(shape=[1, size]))
 
 
 @pytest.mark.parametrize(
