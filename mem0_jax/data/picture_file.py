@@ -28,6 +28,7 @@ def turned(image: Image.Image) -> Image.Image:
 
     Pillow's own `exif_transpose` writes the rest of the EXIF anew, which fails in many ways where that is damaged.
     """
+    image.load()  # which turns a TIFF, and nothing else
     turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     return image if turn is None else image.transpose(turn)
 
