@@ -273,8 +273,8 @@ def _broken(predicted: np.ndarray, probability: np.ndarray) -> str:
     for values, what in ((predicted, "sampled chunk"), (probability, "judged frame")):
         lost = ~np.isfinite(values).all(tuple(range(1, values.ndim)))
         if lost.any():
-            parts.append(f"{lost.sum():,} of {counted(len(lost), what)}")
-    return f"NaN or infinite: {' and '.join(parts)}; what is computed with them is not shown." if parts else ""
+            parts.append(f"{lost.sum():,} of {counted(len(values), what)}")
+    return f"NaN or infinite: {' and '.join(parts)}; what is computed with them means nothing." if parts else ""
 
 
 def classifier(probability: np.ndarray, label: np.ndarray, threshold: float) -> dict[str, Any] | None:

@@ -65,7 +65,9 @@ class Door:
         else:
             loop.default_exception_handler(context)
 
-    async def _expecting(self, handler: Handler, request: web.Request) -> web.StreamResponse:
+    async def _expecting(
+        self, handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]], request: web.BaseRequest
+    ) -> web.StreamResponse:
         """Refuses what aiohttp itself would, before any middleware and in the stranger's words."""
         if request.headers.get("Expect", "100-continue").lower() != "100-continue":
             if isinstance(request.protocol, Connection):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from typing import Any
 
 import cv2
 import numpy as np
@@ -125,7 +126,7 @@ def test_what_is_not_finite_is_told_and_not_shown(tmp_path):
         label=[0, 1, 0],
     )
     about = {"dataset": "d", "policy": {"bundle": "b", "sha256": "", "provenance": {}}, "settings": {}, "versions": {}}
-    result = measure(found, 0.5) | about | {"command": []}
+    result: dict[str, Any] = measure(found, 0.5) | about | {"command": []}
     assert result["broken"].startswith("NaN or infinite: 2 of 3 sampled chunks and 1 of 3 judged frames;")
     html = page(result, found)
     assert result["broken"] in html
