@@ -138,7 +138,7 @@ class Parts:
         *others, last = self._sizes
         full = max(others, default=last)
         short = [path for path, size in zip(self.paths, others) if size != full]
-        for path in short:
+        for path in [*short, self.paths[-1]]:
             if path.stat().st_size and (said := stand_in(path)):
                 raise PartsError(f"{path} {said}")
         if short:

@@ -126,7 +126,7 @@ def _settings(source: Source, groups: Sequence[Mapping[str, Any]], settings: Set
     expected = learning_rates(config, count)
     for group, title in zip(groups, GROUPS):
         name = GROUPS[group.get("name", title)]
-        if abs(float(group["lr"]) - expected[name]) > 1e-6 * expected[name]:
+        if not abs(float(group["lr"]) - expected[name]) <= 1e-6 * expected[name]:
             raise ConversionError(
                 f"{source.path}: after {count} updates the learning rate of {name} is {group['lr']:.6g} in the file, "
                 f"but {expected[name]:.6g} by a {config.schedule} schedule of {config.total_steps} steps: give the "

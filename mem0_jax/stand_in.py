@@ -34,9 +34,9 @@ def stand_in(file: Path | bytes) -> str:
 
 
 def _described(head: bytes) -> str:
-    head = head.removeprefix(b"\xef\xbb\xbf")  # editors and web servers begin UTF-8 with it
     if not head:
         return "is empty: download it again, or copy it once more"
+    head = head.removeprefix(b"\xef\xbb\xbf")  # editors and web servers begin UTF-8 with it
     if LFS.match(head):
         return f"is a Git LFS pointer{_elsewhere(LFS_SIZE, head)}: git lfs pull, or download it again"
     if ANNEX.fullmatch(head):

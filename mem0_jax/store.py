@@ -130,9 +130,10 @@ def _create(folder: Path, path: str, spec: LeafSpec) -> ts.TensorStore:
 
 @dataclass(frozen=True)
 class StoredLeaf:
-    """An array of a tree on disk."""
+    """An array of a tree on disk, `name`."""
 
     store: ts.TensorStore
+    name: str
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -150,8 +151,11 @@ class StoredLeaf:
         return math.prod(self.shape) * self.dtype.itemsize
 
     def read(self, layer: int | None = None) -> np.ndarray:
-        """All values, or those of one index of the first axis."""
-        return np.asarray((self.store if layer is None else self.store[layer]).read().result())
+        """All values, or those of one index of the first axis. Raises StoreError: they are missing or damaged."""
+        try:
+            return np.asarray((self.store if layer is None else self.store[layer]).read().result())
+        except (ValueError, OSError) as error:
+            raise StoreError(f"{self.name} is damaged, copy it again ({first_line(error)})") from error
 
 
 def open_tree(folder: Path) -> dict[str, StoredLeaf]:
@@ -161,9 +165,14 @@ def open_tree(folder: Path) -> dict[str, StoredLeaf]:
         with ocp.StandardCheckpointer() as checkpointer:
             found: Any = checkpointer.metadata(folder)
         paths = list(flatten(getattr(found, "item_metadata", found).tree))
-        return {path: StoredLeaf(_open(folder, path)) for path in paths}
+        return {path: StoredLeaf(_open(folder, path), f"{folder}: {path}") for path in paths}
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise StoreError(f"{folder}: no readable parameter tree ({str(error).splitlines()[0]})") from None
+        raise StoreError(f"{folder}: no readable parameter tree ({first_line(error)})") from None
+
+
+def first_line(error: Exception) -> str:
+    """What TensorStore or Orbax say, without where in their sources."""
+    return str(error).partition("\n")[0].partition(" [source locations=")[0][:500]
 
 
 def _open(folder: Path, path: str) -> ts.TensorStore:
@@ -173,4 +182,4 @@ def _open(folder: Path, path: str) -> ts.TensorStore:
         kvstore: dict[str, Any] = {"driver": "ocdbt", "base": base, "path": f"{name}/"}
     else:
         kvstore = {"driver": "file", "path": f"{folder / name}/"}
-    return ts.open({"driver": "zarr", "kvstore": kvstore}, read=True).result()
+    return ts.open({"driver": "zarr", "kvstore": kvstore, "fill_missing_data_reads": False}, read=True).result()

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, cast
 
 from mem0_jax.errors import UserError
 from mem0_jax.installed import how_to_install
+from mem0_jax.stand_in import HEAD_BYTES, stand_in
 
 MAX_JSON_BYTES = 512 * 2**20
 _MAX_TEMPLATE = 1024
@@ -282,4 +283,5 @@ def _parse(text: str, where: Any) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise DatasetError(f"{where} is not valid JSON: {error}") from error
+        said = stand_in(text.encode()[:HEAD_BYTES]) or f"is not valid JSON: {error}"
+        raise DatasetError(f"{where} {said}") from error

@@ -22,7 +22,24 @@ _WORD, _HUMP = re.compile(r"[^\W\d_]+|\d+"), re.compile(r"(?<=[a-z])(?=[A-Z])")
 _SIDES = {"left": "left", "l": "left", "right": "right", "r": "right"}
 _SILENT = {"arm", "joint", "j", "pos", "position", "qpos"}  # words that a joint's name may have besides
 _COUNTED = _SILENT | {"joints", "motor", "motors", "dim", "axis", "dof", "index", "idx", "state", "action", "value"}
-_COUNTED |= {"observation", "actions", "feature", "channel", "element", "number", "name", "q", "x", "s", "a", "m", "d"}
+_COUNTED |= {
+    "names",
+    "axes",
+    "values",
+    "observation",
+    "actions",
+    "feature",
+    "channel",
+    "element",
+    "number",
+    "name",
+    "q",
+    "x",
+    "s",
+    "a",
+    "m",
+    "d",
+}
 
 
 def flat_names(names: Any, count: int) -> list[str]:
@@ -95,8 +112,11 @@ def foreign_names(feature: Mapping[str, Any]) -> list[str]:
     if len(shape) != 1 or shape[0] not in _WIDTHS:
         return []
     names = flat_names(feature.get("names"), shape[0])
-    if len(names) in (0, 1) or _only_count(names):
+    others = [name for depth in _depths(feature.get("names")) if depth != names for name in depth]
+    if len(names) in (0, 1) or (_only_count(names) and not any(map(_means, others))):
         return []
+    if _only_count(names):
+        return list(dict.fromkeys(filter(_means, others)))
     found = [_joint(name) for name in names]
     if ("left", 7) in found:  # they count from 1
         found = [joint and (joint[0], joint[1] - (joint[1] > 0)) for joint in found]
@@ -124,10 +144,14 @@ def check_names(dataset: Any) -> None:
 def _only_count(names: list[str]) -> bool:
     """ "motor_0", "motor_1", ..., from 0 or 1: names without a meaning."""
     words = [_words(name) for name in names]
-    counted = [int(word) for one in words for word in one if word.isdigit()]
-    stems = {tuple(word for word in one if not word.isdigit()) for one in words}
+    counted = [int(word) for one in words for word in one if word.isdecimal()]
+    stems = {tuple(word for word in one if not word.isdecimal()) for one in words}
     meaningless = len(stems) == 1 and set(stems.pop()) <= _COUNTED
     return meaningless and counted in (list(range(len(names))), list(range(1, len(names) + 1)))
+
+
+def _means(name: str) -> bool:
+    return bool({word for word in _words(name) if not word.isdecimal()} - _COUNTED)
 
 
 def _words(name: str) -> list[str]:
@@ -138,8 +162,8 @@ def _joint(name: str) -> tuple[str, int] | None:
     """Side and number of a joint, -1 for a gripper; None for anything else."""
     words = _words(name)
     sides = [_SIDES[word] for word in words if word in _SIDES]
-    numbers = [int(word) for word in words if word.isdigit()]
-    rest = {word for word in words if word not in _SIDES and not word.isdigit()} - _SILENT
+    numbers = [int(word) for word in words if word.isdecimal()]
+    rest = {word for word in words if word not in _SIDES and not word.isdecimal()} - _SILENT
     if len(sides) != 1 or rest - {"gripper"}:
         return None
     if rest:

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mem0_jax.data.files import AnyPath, DatasetError, MissingFile, RemoteError, check_fits, open_binary
+from mem0_jax.stand_in import stand_in
 
 LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
 _BYTES_A_VALUE = 16  # a decoded number and its place in a list, roughly
@@ -43,7 +44,8 @@ def opened(path: AnyPath, what: str, texts: Sequence[str] = ()) -> Iterator[pq.P
     except FileNotFoundError as error:
         raise MissingFile(f"{what}: {path} is missing") from error
     except (pa.ArrowException, OSError) as error:
-        raise DatasetError(f"{what}: {path} is not a readable parquet file ({error}); it may be unfinished") from error
+        said = stand_in(path) or f"is not a readable parquet file ({error}); it may be unfinished"
+        raise DatasetError(f"{what}: {path} {said}") from error
 
 
 def _source(path: AnyPath) -> Any:

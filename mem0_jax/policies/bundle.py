@@ -38,7 +38,7 @@ from mem0_jax.nn.numbers import same_numbers
 from mem0_jax.policies.base import Params
 from mem0_jax.policies.mem0 import Mem0, Mem0Config, serving_dtype
 from mem0_jax.stand_in import stand_in
-from mem0_jax.store import check_folder, open_tree
+from mem0_jax.store import check_folder, first_line, open_tree
 from mem0_jax.tree import flatten, unflatten
 
 FORMAT_VERSION = 1
@@ -284,4 +284,10 @@ def _load_params(folder: Path, config: Mem0Config | Qwen3VLConfig, dtype: Any, s
         path: jax.ShapeDtypeStruct(leaf.shape, kept(path), sharding=where[path]) for path, leaf in abstract.items()
     }
     with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(folder / "params", unflatten(target))
+        try:
+            return checkpointer.restore(folder / "params", unflatten(target))
+        except jax.errors.JaxRuntimeError:  # a device's, such as too little memory
+            raise
+        except Exception as error:  # TensorStore and Orbax have no narrower one
+            said = first_line(error)
+            raise BundleError(f"{folder / 'params'} cannot be read ({said}): damaged? Copy it again") from error

@@ -78,6 +78,15 @@ def test_the_two_arms_and_numbers_without_names_pass(names):
         [f"关节{i}" for i in range(16)],
         JOINTS[:15],
         [*JOINTS[:15], "right_hand"],
+        [f"left_joint_{digit}" for digit in "⁰¹²³⁴⁵⁶⁷⁸⁹①②③④⑤⑥"],
+        {str(i): ("hip", "knee")[i % 2] for i in range(16)},
+        {f"motor_{i}": ("hip", "knee")[i % 2] for i in range(16)},
+        {"right_arm": [f"joint_{i}" for i in range(8)], "left_arm": [f"joint_{i}" for i in range(8, 16)]},
+        {"left": [f"motor_{i}" for i in range(8)], "right": [f"motor_{i}" for i in range(8, 16)]},
+        {"grippers": ["motor_0", "motor_1"], "arms": [f"motor_{i}" for i in range(2, 16)]},
+        {"torques": [f"motor_{i}" for i in range(16)]},
+        {f"motor_{i}": [i, name] for i, name in enumerate(FINGERS)},
+        {f"motor_{i}": {"id": i, "joint": name} for i, name in enumerate(FINGERS)},
     ],
 )
 def test_other_joints_and_other_orders_do_not(names):

@@ -13,6 +13,7 @@ from episodes import ASSETS
 from layouts import edit_info, png, simple
 from PIL import Image
 
+from mem0_jax.data.check import check_dataset
 from mem0_jax.data.files import DatasetError
 from mem0_jax.data.lerobot import LeRobotDataset
 
@@ -205,3 +206,14 @@ def test_columns_of_another_kind_are_named(tmp_path, column, value, message):
 
     with pytest.raises(DatasetError, match=f"{column}.*{message}"):
         read()
+
+
+@pytest.mark.parametrize("name", ["lerobot_v21", "lerobot_v30"])
+def test_pointers_in_the_place_of_tables_are_named(copy, name):
+    root = copy(name)
+    for path in sorted(path for path in root.rglob("*") if path.suffix in (".json", ".jsonl", ".parquet")):
+        whole = path.read_bytes()
+        path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12345\n")
+        messages = [finding.to_json()["message"] for finding in check_dataset(root).findings]
+        assert any("is a Git LFS pointer" in text for text in messages), (path, messages)
+        path.write_bytes(whole)
