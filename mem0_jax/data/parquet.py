@@ -44,7 +44,9 @@ def opened(path: AnyPath, what: str, texts: Sequence[str] = ()) -> Iterator[pq.P
     except FileNotFoundError as error:
         raise MissingFile(f"{what}: {path} is missing") from error
     except (pa.ArrowException, OSError) as error:
-        said = stand_in(path) or f"is not a readable parquet file ({error}); it may be unfinished"
+        said = (
+            isinstance(path, Path) and stand_in(path)
+        ) or f"is not a readable parquet file ({error}); it may be unfinished"
         raise DatasetError(f"{what}: {path} {said}") from error
 
 
