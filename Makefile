@@ -12,14 +12,16 @@ OUT ?= runs/demo
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint gpu tpu pins clean
+EXTRAS := gpu tpu serve plan pack remote rmbench aot tensorboard wandb
+.PHONY: help install demo test lint pins clean $(EXTRAS)
 
 help:  ## say what each target does
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(VENV)/installed-base  ## install the project into .venv
+	$(ACTIVATE)
 
-demo: install  ## record, train and evaluate with and without memory; writes runs/demo/report.html (OUT=folder)
+demo: $(VENV)/installed-base  ## record, train and evaluate with and without memory; writes runs/demo/report.html (OUT=folder)
 	$(BIN)/mem0-jax demo --out $(OUT) $(ARGS)
 
 test: $(VENV)/installed-test  ## run the tests on up to four cores (ARGS="-k name" chooses)
@@ -30,22 +32,36 @@ lint: $(VENV)/installed-lint  ## check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-gpu: $(VENV)/installed-gpu  ## install with JAX for NVIDIA GPUs (CUDA 12)
-
-tpu: $(VENV)/installed-tpu  ## install with JAX for Cloud TPUs
+# Each adds to what is installed: several can be had together, in any order.
+gpu:  ## install with JAX for NVIDIA GPUs (CUDA 12)
+tpu:  ## install with JAX for Cloud TPUs
+serve:  ## install with what "mem0-jax serve" and "mem0-jax plan serve" need
+plan:  ## install with OpenAI's client, for planners at an address
+pack:  ## install with what "mem0-jax data pack" needs
+remote:  ## install with what datasets at gs:// and hf:// addresses need
+rmbench:  ## install with what "mem0-jax data import rmbench" needs
+aot:  ## install with libtpu for "mem0-jax aot"
+tensorboard:  ## install with what train.log_to=tensorboard needs
+wandb:  ## install with what train.log_to=wandb needs
+$(EXTRAS): %: $(VENV)/installed-%
+	$(ACTIVATE)
 
 pins: $(BIN)/python  ## compile requirements/*.txt anew from pyproject.toml (ARGS=--upgrade for newest versions)
 	@mkdir -p requirements
 	$(COMPILE) -o requirements/base.txt
-	for extra in test lint gpu tpu aot pack remote rmbench serve plan tensorboard wandb; do \
-		$(COMPILE) -c requirements/base.txt --extra $$extra -o requirements/$$extra.txt || exit 1; done
+	@before="-c requirements/base.txt"; for extra in test lint $(filter-out tpu,$(EXTRAS)); do \
+		echo $$extra; $(COMPILE) $$before --extra $$extra -o requirements/$$extra.txt || exit 1; \
+		before="$$before -c requirements/$$extra.txt"; done
+	$(COMPILE) -c requirements/base.txt --extra tpu -o requirements/tpu.txt  # jax's own choice of libtpu
 
 clean:  ## remove .venv and caches
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build *.egg-info
 
-# One set of pins for all three Pythons; no index address, so that a mirror works as well.
+# One set of pins for all three Pythons, in which the extras agree; no index address, so that a mirror works as well.
 COMPILE = $(UV) pip compile -q pyproject.toml --universal --python-version 3.11 --fork-strategy fewest \
 	--no-emit-index-url --no-annotate --custom-compile-command "make pins" $(ARGS)
+
+ACTIVATE = @test -n "$$CI" || echo "Installed. Now: . $(BIN)/activate, then mem0-jax --help"
 
 # uv can fetch a Python of its own where none is installed, and makes environments where Python's venv module is absent.
 FIRST_UV := $(VENV)/first-uv
@@ -58,9 +74,12 @@ $(BIN)/python:
 		$(FIRST_UV)/bin/uv pip install -q --python $(BIN)/python uv; \
 	else echo "$(PYTHON) has neither venv nor pip (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; fi
 
+# Bytecode comes with it, as pip's does: without, the first start takes long, and all do where no bytecode may be written.
+# Chips need the libtpu of their jax, whatever was installed since for aot or the tests, which do without chips.
 # convert/ and configs/ are installed as mem0_jax.convert and mem0_jax.configs; the links show that to pyright.
 $(VENV)/installed-%: requirements/%.txt pyproject.toml | $(BIN)/python
-	$(UV) pip install -q --python $(BIN)/python -r $<
+	$(UV) pip install -q --compile-bytecode --python $(BIN)/python -r $<
+	$(if $(wildcard $(VENV)/installed-tpu),$(UV) pip install -q --python $(BIN)/python -r requirements/tpu.txt)
 	$(UV) pip install -q --python $(BIN)/python --no-deps -e .
 	@mkdir -p $(VENV)/editable/mem0_jax
 	@ln -sfn ../../../convert $(VENV)/editable/mem0_jax/convert

@@ -10,35 +10,47 @@ from typing import Any
 import numpy as np
 
 from mem0_jax.backbones.qwen3_vl.config import Qwen3VLConfig
+from mem0_jax.convert.finite import finite
 from mem0_jax.convert.hf_safetensors import write_safetensors
 from mem0_jax.convert.importer import PROCESSOR_FILES, TOKENIZER
 from mem0_jax.convert.rules import ConversionError
-from mem0_jax.convert.sources import BACKBONE_IN_MEM0, Source
+from mem0_jax.convert.sources import Source
 from mem0_jax.convert.stored import nbytes
 from mem0_jax.convert.torch_pt_write import write_pt
+from mem0_jax.convert.wrapped import BACKBONE_IN_MEM0
+from mem0_jax.disk import disk_told
+from mem0_jax.lock import hold_output
 from mem0_jax.policies.bundle import new_folder, read_description
 from mem0_jax.policies.mem0 import Mem0Config
 
 Progress = Callable[[int], object]
 
 
-def to_torch(source: Source, out: Path, progress: Progress = lambda count: None) -> dict[str, Any]:
+def to_torch(
+    source: Source, out: Path, progress: Progress = lambda count: None, allow_nonfinite: bool = False
+) -> dict[str, Any]:
     """Writes a `.pt` file that the reference's loader takes with `strict=True`: tensors under `model_state_dict`.
 
     Returns:
         What was written: number of `tensors`, and their `bytes`, tied ones once.
+
+    Raises:
+        ConversionError: a tensor has NaN or infinity in it and `allow_nonfinite` is not set.
     """
     if out.is_dir():
         raise ConversionError(f"{out} is a folder: name the .pt file to write")
-    out.parent.mkdir(parents=True, exist_ok=True)
     step = None
     if source.format == "bundle":
         step = read_description(source.path)[1].get("provenance", {}).get("source_step")
-    write_pt(out, {"model_state_dict": OrderedDict(source.tensors), "global_step": step or 0}, progress)
+    tensors = source.tensors if allow_nonfinite else finite(source.tensors)
+    with hold_output(out), disk_told(out):
+        write_pt(out, {"model_state_dict": OrderedDict(tensors), "global_step": step or 0}, progress)
     return {"tensors": len(source.tensors), "bytes": source.nbytes}
 
 
-def to_safetensors(source: Source, out: Path, progress: Progress = lambda count: None) -> dict[str, Any]:
+def to_safetensors(
+    source: Source, out: Path, progress: Progress = lambda count: None, allow_nonfinite: bool = False
+) -> dict[str, Any]:
     """Writes the backbone as a Hugging Face folder that `transformers` loads, tokenizer and processor files with it.
 
     Returns:
@@ -56,7 +68,7 @@ def to_safetensors(source: Source, out: Path, progress: Progress = lambda count:
     }
     dtypes = {np.dtype(tensor.dtype).name for tensor in tensors.values()}
     with new_folder(out) as folder:
-        write_safetensors(folder, tensors, progress=progress)
+        write_safetensors(folder, tensors if allow_nonfinite else finite(tensors), progress=progress)
         description = hugging_face_config(config, dtypes.pop() if len(dtypes) == 1 else "float32")
         (folder / "config.json").write_text(json.dumps(description, indent=2) + "\n")
         for name in (TOKENIZER, *PROCESSOR_FILES):

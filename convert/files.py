@@ -1,34 +1,27 @@
 """One virtual file over one or many: a checkpoint that was cut into byte parts is read in place, without joining it.
 
-Parts are named `NAME.part00`, `NAME.part01`, ... as `split -d` or an uploader leaves them, with any number of digits,
-counting from 0 or 1. SHA-256 sums beside them (`NAME.sha256`, as `sha256sum` writes it) are checked by `Digest` in a
-thread of its own while the file is converted.
+`part_names` tells which files are parts. SHA-256 sums beside them (`NAME.sha256`, as `sha256sum` writes it) are checked
+by `Digest` in a thread of its own while the file is converted.
 """
 
 import bisect
 import filecmp
-import glob
 import hashlib
 import io
 import itertools
 import re
 import threading
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from mem0_jax.errors import UserError
+from mem0_jax.convert.part_names import PartsError, few, find, whole_of
+from mem0_jax.stand_in import stand_in
 
-PART = re.compile(r"(?P<name>.+)\.part(?P<number>[0-9]{1,9})")
 SUM_LINE = re.compile(r"(?P<sum>[0-9a-fA-F]{64})(?:[ \t]+\*?(?P<name>[^\s*].*))?")
 MAX_SUM_BYTES = 2**20
 BLOCK_BYTES = 2**22
-
-
-class PartsError(UserError):
-    """A file, or a set of byte parts, that is missing, incomplete, or not the one its SHA-256 sums describe."""
 
 
 class Parts:
@@ -59,15 +52,10 @@ class Parts:
             PartsError: naming parts that are missing, there twice or cut short, or what was found instead of parts.
         """
         try:
-            found = _find(Path(source))
-            named = [PART.fullmatch(path.name) for path in found]
-            if len(found) == 1 and named[0] is None:
-                return Parts(found[0].name, found)
-            names = {match["name"] if match else path.name for match, path in zip(named, found)}
-            if len(names) > 1:
-                raise PartsError(f"{source}: holds {_few(names)}: name one of them")
-            parts = Parts(names.pop(), _in_order(found))
-            parts._check_complete()
+            name, paths = find(Path(source))
+            parts = Parts(name, paths)
+            if parts.cut:
+                parts._check_complete()
         except (OSError, ValueError) as error:  # ValueError: a path with a null character
             raise PartsError(f"{source}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
         return parts
@@ -98,6 +86,23 @@ class Parts:
         """The part that holds a byte; the first or last one for a position outside."""
         return self.paths[self._index(min(max(position, 0), self.size - 1))]
 
+    @property
+    def cut(self) -> bool:
+        """Whether these are byte parts, be it the first alone."""
+        return self.paths[0].name != self.name
+
+    @property
+    def path(self) -> Path:
+        """Where the whole would lie."""
+        return self.paths[0].with_name(self.name)
+
+    def within(self, start: int, end: int) -> str:
+        """ "in X.part03, " or "in X.part03 to X.part04, ": which parts hold these bytes; "" if there is but one."""
+        first, last = self.part_at(start).name, self.part_at(max(start, end - 1)).name
+        if len(self.paths) == 1:
+            return ""
+        return f"in {first} to {last}, " if first != last else f"in {first}, "
+
     def reader(self) -> io.BufferedReader:
         """A seekable binary file object over the whole."""
         return io.BufferedReader(_Reader(self))
@@ -119,7 +124,7 @@ class Parts:
             lines = _sum_lines(path, strict=own)
             for digest, name in lines:
                 base = name.replace("\\", "/").rsplit("/", 1)[-1]
-                if base in names or (PART.fullmatch(base) and base.startswith(f"{self.name}.part")):
+                if base in names or whole_of(base) == self.name:
                     sums[base] = digest
                 elif own and (not name or len(lines) == 1):
                     sums[owners[path.stem]] = digest
@@ -129,12 +134,17 @@ class Parts:
         listed = self.expected_sha256()
         absent = set(listed) - {self.name, *(path.name for path in self.paths)}
         if absent:
-            raise PartsError(f"{self.name}: missing {_few(absent)}, listed in its .sha256: download it again")
+            raise PartsError(f"{self.name}: missing {few(absent)}, listed in its .sha256: download it again")
         *others, last = self._sizes
         full = max(others, default=last)
-        short = [path.name for path, size in zip(self.paths, others) if size != full]
+        short = [path for path, size in zip(self.paths, others) if size != full]
+        for path in [*short, self.paths[-1]]:
+            if path.stat().st_size and (said := stand_in(path)):
+                raise PartsError(f"{path} {said}")
         if short:
-            raise PartsError(f"{self.name}: {_few(short)} cut short, expected {full} bytes: download it again")
+            raise PartsError(
+                f"{self.name}: {few(path.name for path in short)} cut short, expected {full} bytes: download it again"
+            )
         if last > full or not last:
             raise PartsError(
                 f"{self.name}: the last part {self.paths[-1].name} has {last} bytes, expected 1 to {full}: are all "
@@ -267,50 +277,6 @@ class Digest:
         return sums | {self._parts.name: whole.hexdigest()}
 
 
-def _find(source: Path) -> list[Path]:
-    """The files that `source` names, `.sha256` files left out."""
-    if source.is_dir():
-        files = sorted(path for path in source.iterdir() if path.is_file())
-        found = [path for path in files if PART.fullmatch(path.name)]
-        if not found:
-            held = _few({path.name for path in files}) if files else "no files"
-            raise PartsError(f"{source}: a directory without parts such as X.pt.part00, it holds {held}: name a file")
-        return found
-    match = PART.fullmatch(source.name)
-    if match and source.exists():
-        pattern = glob.escape(str(source.with_name(match["name"]))) + ".part*"
-        return [path for path in map(Path, glob.glob(pattern)) if PART.fullmatch(path.name)]
-    if source.exists():
-        return [source]
-    found = [path for path in map(Path, glob.glob(str(source))) if path.is_file() and path.suffix != ".sha256"]
-    if not found:
-        parts = glob.glob(f"{glob.escape(str(source))}.part*")
-        hint = f", but parts of it: name {source}.part*" if parts else ""
-        raise PartsError(f"{source}: No such file or directory{hint}")
-    return found
-
-
-def _in_order(found: Sequence[Path]) -> list[Path]:
-    """Sorts the parts of one file by number; refuses gaps and numbers given twice."""
-    numbered: dict[int, list[Path]] = defaultdict(list)
-    for path in found:
-        match = PART.fullmatch(path.name)
-        if match is None:
-            raise PartsError(f"{path.parent}: several files of the name {path.name}: name one of them")
-        numbered[int(match["number"])].append(path)
-    name, digits = found[0].name.rsplit(".part", 1)
-    first = 1 if min(numbered) == 1 else 0
-    missing = [n for n in range(first, min(max(numbered), first + 10_000)) if n not in numbered]
-    problems = [
-        f"{' and '.join(sorted(p.name for p in same))} have one number" for same in numbered.values() if same[1:]
-    ]
-    if missing:
-        problems.append(f"missing {_few(f'{name}.part{n:0{len(digits)}}' for n in missing)}")
-    if problems:
-        raise PartsError(f"{found[0].parent / name}: {'; '.join(problems)}: download these parts again")
-    return [numbered[n][0] for n in sorted(numbered)]
-
-
 def _sum_lines(path: Path, strict: bool) -> list[tuple[str, str]]:
     """(sum, file name or "") of every line of a `.sha256` file; not strict: of those that can be read."""
     with path.open("rb") as file:
@@ -336,9 +302,3 @@ def _size(path: Path) -> int:
 def _frozen(array: np.ndarray) -> np.ndarray:
     array.flags.writeable = False
     return array
-
-
-def _few(names: Iterable[str]) -> str:
-    """At most ten names, so that a hostile directory cannot flood the terminal."""
-    shown = sorted(names)
-    return ", ".join(shown[:10]) + (f" and {len(shown) - 10} more" if len(shown) > 10 else "")

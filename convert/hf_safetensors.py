@@ -17,9 +17,11 @@ import ml_dtypes
 import numpy as np
 
 from mem0_jax.convert.files import Parts
+from mem0_jax.convert.kinds import HEAD_BYTES, SAFETENSORS, kind
 from mem0_jax.convert.stored import StoredTensor, Tensor, nbytes
 from mem0_jax.convert.torch_pt_write import little_endian, little_endian_blocks
 from mem0_jax.errors import UserError
+from mem0_jax.stand_in import stand_in
 
 MAX_HEADER_BYTES = 32 * 2**20  # a model of 1e5 tensors needs half of it
 MAX_NUMBER = 2**62
@@ -66,22 +68,30 @@ def open_safetensors(path: str | os.PathLike[str]) -> dict[str, StoredTensor]:
     path = Path(path)
     try:
         if path.is_file():
-            return _read_index(path) if path.name.endswith(".index.json") else _read_file(path)
+            return _read_index(path) if path.name.endswith(".index.json") else read_safetensors(_file(path))
         if not path.is_dir():
             raise SafetensorsError(f"{path}: No such file or directory")
         if (path / INDEX).is_file():
             return _read_index(path / INDEX)
         files = sorted(path.glob("*.safetensors"))
         if len(files) == 1:
-            return _read_file(files[0])
+            return read_safetensors(_file(files[0]))
     except OSError as error:
         raise SafetensorsError(f"{error.filename or path}: cannot be read: {error.strerror}") from None
     held = f"{len(files)} of them" if files else "none"
     raise SafetensorsError(f"{path}: expected {INDEX} or one .safetensors file, found {held}: name a file")
 
 
-def _read_file(path: Path) -> dict[str, StoredTensor]:
-    parts = Parts(path.name, [path])
+def _file(path: Path) -> Parts:
+    return Parts(path.name, [path])
+
+
+def read_safetensors(parts: Parts) -> dict[str, StoredTensor]:
+    """The tensors of one file, or of its byte parts; see `open_safetensors`."""
+    path = parts.path
+    head = parts.read(0, min(HEAD_BYTES, parts.size)).tobytes()
+    if (said := kind(head)) and said != SAFETENSORS:
+        raise SafetensorsError(f"{path}: not a safetensors file, it {said}")
     if parts.size < 8:
         raise SafetensorsError(f"{path}: not a safetensors file: it has {parts.size} bytes")
     (length,) = struct.unpack("<Q", parts.read(0, 8).tobytes())
@@ -133,16 +143,18 @@ def _tensor(parts: Parts, base: int, name: str, entry: Any) -> StoredTensor:
     where = f"{parts.paths[0]}: tensor {name!r:.100}"
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise SafetensorsError(f"{where} is not described by dtype, shape and data_offsets")
-    kind, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(kind, str) or kind not in DTYPES:
-        raise SafetensorsError(f"{where} has dtype {kind!r:.40}, expected one of {', '.join(DTYPES)}")
+    dtype_name, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype_name, str) or dtype_name not in DTYPES:
+        quantized = str(dtype_name).startswith(("F8", "F6", "F4"))
+        advice = "; if the model is quantized, convert the one it was made from" if quantized else ""
+        raise SafetensorsError(f"{where} has dtype {dtype_name!r:.40}, expected one of {', '.join(DTYPES)}{advice}")
     lists = isinstance(shape, list) and isinstance(offsets, list) and len(shape) <= 32 and len(offsets) == 2
     if not lists or not all(type(n) is int and 0 <= n < MAX_NUMBER for n in [*shape, *offsets]):
         raise SafetensorsError(f"{where}: shape and data_offsets must be lists of whole numbers >= 0, at most 32 axes")
-    dtype, (begin, end) = DTYPES[kind], offsets
+    dtype, (begin, end) = DTYPES[dtype_name], offsets
     if end - begin != math.prod(shape) * dtype.itemsize or base + end > parts.size:
         raise SafetensorsError(
-            f"{where}: bytes {begin} to {end} of {parts.size - base} do not hold {kind} of shape {shape!r:.100}"
+            f"{where}: bytes {begin} to {end} of {parts.size - base} do not hold {dtype_name} of shape {shape!r:.100}"
         )
     strides = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
     return StoredTensor(parts, name, base + begin, dtype, tuple(shape), strides, 0)
@@ -151,6 +163,8 @@ def _tensor(parts: Parts, base: int, name: str, entry: Any) -> StoredTensor:
 def _read_index(path: Path) -> dict[str, StoredTensor]:
     if path.stat().st_size > MAX_HEADER_BYTES:
         raise SafetensorsError(f"{path}: has more than {MAX_HEADER_BYTES} bytes")
+    if path.stat().st_size and (said := stand_in(path)):
+        raise SafetensorsError(f"{path} {said}")
     where = _parse(path.read_bytes(), path).get("weight_map")
     if not isinstance(where, dict) or not where or not all(_is_file_name(shard) for shard in where.values()):
         raise SafetensorsError(f"{path}: expected a weight_map of tensor names and .safetensors files beside it")
@@ -162,7 +176,7 @@ def _read_index(path: Path) -> dict[str, StoredTensor]:
         if not file.is_file():
             problems.append(f"{shard} is missing")
             continue
-        found = _read_file(file)
+        found = read_safetensors(_file(file))
         problems += [f"{name} is in {shard}, but not by the index" for name in found if where.get(name) != shard]
         problems += [f"{name} is not in {shard}" for name in where if where[name] == shard and name not in found]
         tensors |= found

@@ -16,15 +16,17 @@ import numpy as np
 
 from mem0_jax.backbones.qwen3_vl.processor import load_tokenizer, token_ids
 from mem0_jax.config import to_dict
-from mem0_jax.convert.files import Digest, Parts
+from mem0_jax.convert.files import Digest, Parts, PartsError
+from mem0_jax.convert.finite import not_finite, refusal
 from mem0_jax.convert.optimizer import Training, read_training
 from mem0_jax.convert.rules import ConversionError, Entry, Misfits, Plan, PlanError, make_plan, pieces, verify
 from mem0_jax.convert.settings import Settings, backbone_config, mem0_config, read_backbone_settings, read_settings
 from mem0_jax.convert.sources import Config, Source, rules_of
-from mem0_jax.convert.stored import array_of, nbytes
+from mem0_jax.convert.stored import FLOATS, array_of, is_float, nbytes
 from mem0_jax.data.normalize import NormStats
 from mem0_jax.policies.bundle import Inputs, abstract_params, new_folder, write_description
 from mem0_jax.policies.mem0 import Mem0Config
+from mem0_jax.stand_in import stand_in
 from mem0_jax.store import LeafSpec, TreeWriter
 
 THREADS = 2  # one reads and transposes while the other writes; each holds one tensor
@@ -47,6 +49,7 @@ class Request:
         dtype: "keep", "float32" or "bfloat16".
         shards: (configuration, abstract tree) -> pieces of every axis by path, for a mesh; None cuts nothing.
         with_optimizer: take the optimizer's moments along.
+        allow_nonfinite: take weights that are NaN or infinite.
     """
 
     config: Path | None = None
@@ -55,6 +58,7 @@ class Request:
     dtype: str = "keep"
     shards: Callable[[Config, Any], Mapping[str, tuple[int, ...]]] | None = None
     with_optimizer: bool = False
+    allow_nonfinite: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,8 @@ class Job:
     stats: NormStats | None
     processor: Path | None
     training: Training | None
+    allow_nonfinite: bool
+    notes: tuple[str, ...]
 
     @property
     def bytes(self) -> int:
@@ -92,15 +98,18 @@ def prepare(source: Source, request: Request) -> Job:
         processor = processor.parent
     settings = _settings(source, request, processor)
     config = _config(source, settings)
-    _check_tokenizer(config, processor)
+    _check_processor(config, processor)
     rules, abstract = rules_of(config), abstract_params(config)
     plan = make_plan(rules, source.shapes, abstract)
     shards = request.shards(config, abstract) if request.shards else {}
+    _check_floats(source, source.tensors)
     training = None
     if request.with_optimizer:
         if not isinstance(config, Mem0Config):
             raise ConversionError(f"{source.path} is a backbone, it has no optimizer: leave out --with-optimizer")
         training = read_training(source, config, rules, plan, settings)
+        for name, moment in training.moments.items():
+            _check_floats(source, {f"{name}/{parameter}": tensor for parameter, tensor in moment.items()})
     return Job(
         source=source,
         config=config,
@@ -109,6 +118,8 @@ def prepare(source: Source, request: Request) -> Job:
         stats=_stats(request.norm_stats),
         processor=processor,
         training=training,
+        allow_nonfinite=request.allow_nonfinite,
+        notes=(*source.notes, *settings.notes),
     )
 
 
@@ -123,16 +134,23 @@ def convert(job: Job, out: Path, progress: Callable[[int], object] = lambda coun
     start = time.perf_counter()
     verify(job.plan, job.source.tensors)
     with new_folder(out) as folder:
-        digests = {parts.name: Digest(parts) for parts in _files(job.source)}
+        digests = {parts: Digest(parts) for parts in _files(job.source)}
         try:
-            _write(job, folder, progress)
-            sums = {name: digest.result() for name, digest in digests.items()}
+            wrong = _write(job, folder, progress)
+            sums = {parts.name: digest.result() for parts, digest in digests.items()}
+        except PartsError:
+            for parts, digest in digests.items():
+                if parts.expected_sha256():
+                    digest.result()  # says which part to download again
+            raise
         finally:
             for digest in digests.values():
                 digest.cancel()
+        if wrong and not job.allow_nonfinite:
+            raise refusal(wrong)
         _describe(job, folder, sums)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    report = {"seconds": time.perf_counter() - start, "peak_rss_bytes": peak, "sha256": sums}
+    report = {"seconds": time.perf_counter() - start, "peak_rss_bytes": peak, "sha256": sums, "nonfinite": wrong}
     return summary(job) | report
 
 
@@ -162,9 +180,10 @@ def _settings(source: Source, request: Request, processor: Path | None) -> Setti
         raise ConversionError(f"{request.backbone}: no config.json, expected the folder of a Qwen3-VL model")
     if request.config is not None:
         given = read_settings(request.config)
-        settings = Settings({**settings.values, **given.values}, given.where, given.training)
+        notes = (*settings.notes, *given.notes)
+        settings = Settings({**settings.values, **given.values}, given.where, given.training, notes)
     weight = source.tensors.get("classifier.pos_weight")  # a buffer there, a setting here
-    if weight is not None and not tuple(weight.shape):
+    if weight is not None and not tuple(weight.shape) and is_float(weight):
         settings.values.setdefault("classifier.pos_weight", float(array_of(weight)))
     return settings
 
@@ -174,8 +193,24 @@ def _config(source: Source, settings: Settings) -> Config:
     return mem0_config(shapes, settings) if source.model == "mem0" else backbone_config(shapes, settings)
 
 
-def _check_tokenizer(config: Config, processor: Path | None) -> None:
-    if processor is None or not (processor / TOKENIZER).is_file():
+def _check_floats(source: Source, tensors: Mapping[str, Any]) -> None:
+    """Numbers of another kind are not the weights: quantized ones lack their scales, complex ones would be halved."""
+    others = [f"{name} is {np.dtype(tensor.dtype).name}" for name, tensor in tensors.items() if not is_float(tensor)]
+    if others:
+        raise ConversionError(
+            f"{source.path}: {len(others)} tensors hold no floats, such as {others[0]}: expected {', '.join(FLOATS)}; "
+            "if the model is quantized, convert the one it was made from"
+        )
+
+
+def _check_processor(config: Config, processor: Path | None) -> None:
+    """Files to be copied are what they are called, and the special tokens those of the model."""
+    if processor is None:
+        return
+    for name in (TOKENIZER, *PROCESSOR_FILES):
+        if said := stand_in(processor / name):
+            raise ConversionError(f"{processor / name} {said}")
+    if not (processor / TOKENIZER).is_file():
         return
     ours = (config.backbone if isinstance(config, Mem0Config) else config).tokens
     theirs = token_ids(load_tokenizer(processor / TOKENIZER))
@@ -216,10 +251,7 @@ def _stats(path: Path | None) -> NormStats | None:
 
 
 def _files(source: Source) -> list[Parts]:
-    if source.parts is not None:
-        return [source.parts]
-    paths = [source.path] if source.path.is_file() else sorted(source.path.glob("*.safetensors"))
-    return [Parts.open(path) for path in paths]
+    return list(dict.fromkeys(tensor.parts for tensor in source.tensors.values()))
 
 
 def _tasks(job: Job, folder: Path) -> Iterator[tuple[TreeWriter, str, Entry, Mapping[str, Any]]]:
@@ -242,20 +274,32 @@ def _tasks(job: Job, folder: Path) -> Iterator[tuple[TreeWriter, str, Entry, Map
         yield from ((writer, f"{name}/", entry, moment) for entry in trained)
 
 
-def _write(job: Job, folder: Path, progress: Callable[[int], object]) -> None:
-    def move(task: tuple[TreeWriter, str, Entry, Mapping[str, Any]]) -> None:
+def _write(job: Job, folder: Path, progress: Callable[[int], object]) -> list[str]:
+    """Returns what is not finite, one line a tensor."""
+
+    def move(task: tuple[TreeWriter, str, Entry, Mapping[str, Any]]) -> str:
         writer, prefix, entry, tensors = task
-        for target, value in pieces(entry, tensors):
-            writer.write(prefix + target, value, entry.layer)
-        progress(nbytes(tensors[entry.source]))
+        values = array_of(tensors[entry.source])
+        with np.errstate(over="ignore", invalid="ignore"):  # a cast that overflows is found below
+            for target, value in pieces(entry, {entry.source: values}):
+                writer.write(prefix + target, value, entry.layer)
+        progress(values.nbytes)
+        return not_finite(prefix + entry.source, values, None if prefix else job.specs[entry.targets[0]].dtype)
 
     with ThreadPoolExecutor(THREADS) as pool:
         try:
-            for _ in pool.map(move, _tasks(job, folder)):
-                pass
+            return [line for line in pool.map(move, _tasks(job, folder)) if line]
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def _number(step: Any) -> int | None:
+    """A step count as JSON has it, be it a number in the file or a tensor."""
+    try:
+        return int(array_of(step)) if step is not None else None
+    except (TypeError, ValueError, OverflowError):
+        return None
 
 
 def _describe(job: Job, folder: Path, sums: Mapping[str, str]) -> None:
@@ -263,7 +307,7 @@ def _describe(job: Job, folder: Path, sums: Mapping[str, str]) -> None:
         "provenance": {
             "source": [{"name": name, "sha256": value} for name, value in sums.items()],
             "source_format": job.source.format,
-            "source_step": job.source.checkpoint.get("global_step"),
+            "source_step": _number(job.source.checkpoint.get("global_step")),
         }
     }
     if isinstance(job.config, Mem0Config):

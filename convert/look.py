@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from mem0_jax.convert.sources import BACKBONE_IN_MEM0, Source, tied_tensors
+from mem0_jax.convert.sources import Source, tied_tensors
 from mem0_jax.convert.stored import array_of, nbytes
+from mem0_jax.convert.wrapped import BACKBONE_IN_MEM0
 
 BLOCK = 2**22  # elements compared at a time
 
@@ -31,6 +32,7 @@ def inspect(source: Source) -> dict[str, Any]:
         "tensors": tensors,
         "modules": {name: dict(counts) for name, counts in modules.items()},
         "tied": tied,
+        "notes": source.notes,
         "also": sorted(map(str, source.checkpoint)),
         "bytes": source.nbytes,
     }

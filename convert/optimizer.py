@@ -118,28 +118,37 @@ def _check_complete(config: Mem0Config, plan: Plan, found: Mapping[str, Any]) ->
 
 
 def _settings(source: Source, groups: Sequence[Mapping[str, Any]], settings: Settings, count: int) -> OptimizerConfig:
-    given, first = settings.training, groups[0]
+    first = groups[0]
     rates = {GROUPS[g.get("name", title)]: float(g["initial_lr"]) for g, title in zip(groups, GROUPS)}
-    floors = given.get("min_lr")
-    config = OptimizerConfig(
-        learning_rates=rates,
-        floors={GROUPS[name]: float(rate) for name, rate in floors.items()} if floors else RELEASED_FLOORS,
-        total_steps=int(given.get("total_steps", given.get("train_steps", RELEASED_STEPS))),
-        warmup_ratio=float(given.get("warmup_ratio", 0.05)),
-        schedule=given.get("scheduler", "cosine"),
-        weight_decay=float(first["weight_decay"]),
-        clip_norm=float(given.get("grad_clip_norm", 2.5)),
-        b1=float(first["betas"][0]),
-        b2=float(first["betas"][1]),
-        eps=float(first["eps"]),
-    )
+    saved = {"learning_rates": rates, "weight_decay": float(first["weight_decay"]), "eps": float(first["eps"])}
+    saved |= {name: float(beta) for name, beta in zip(("b1", "b2"), first["betas"])}
+    config = _optimizer(source, settings, saved)
     expected = learning_rates(config, count)
     for group, title in zip(groups, GROUPS):
         name = GROUPS[group.get("name", title)]
-        if abs(float(group["lr"]) - expected[name]) > 1e-6 * expected[name]:
+        if not abs(float(group["lr"]) - expected[name]) <= 1e-6 * expected[name]:
             raise ConversionError(
                 f"{source.path}: after {count} updates the learning rate of {name} is {group['lr']:.6g} in the file, "
                 f"but {expected[name]:.6g} by a {config.schedule} schedule of {config.total_steps} steps: give the "
                 "run's own settings with --config FILE (its YAML with the section 'trainer')"
             )
     return config
+
+
+def _optimizer(source: Source, settings: Settings, saved: Mapping[str, Any]) -> OptimizerConfig:
+    """The optimizer as the file holds it, `saved`, with what the settings say of the run."""
+    given, floors = settings.training, settings.training.get("min_lr")
+    try:
+        return OptimizerConfig(
+            floors={GROUPS[name]: float(rate) for name, rate in floors.items()} if floors else RELEASED_FLOORS,
+            total_steps=int(given.get("total_steps", given.get("train_steps", RELEASED_STEPS))),
+            warmup_ratio=float(given.get("warmup_ratio", 0.05)),
+            schedule=given.get("scheduler", "cosine"),
+            clip_norm=float(given.get("grad_clip_norm", 2.5)),
+            **saved,
+        )
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
+        raise ConversionError(
+            f"{source.path}: the optimizer cannot go on with the run's settings in {settings.where} "
+            f"({type(error).__name__}: {error})"
+        ) from None

@@ -221,16 +221,24 @@ def verify(plan: Plan, tensors: Mapping[str, Any]) -> None:
             continue  # one storage: nothing to read
         value = array_of(mine)
         other = array_of(twin) if isinstance(check, Tied) else np.array(check.value, np.float32)
-        if value.shape != other.shape or not _equal(value, other):
+        if differs := _difference(value, other):
             name = check.same_as if isinstance(check, Tied) else f"the setting {check.value}"
-            raise ConversionError(f"{check.source} must equal {name}, but differs")
+            raise ConversionError(f"{check.source} must equal {name}, but {differs}")
 
 
-def _equal(a: np.ndarray, b: np.ndarray) -> bool:
-    """Equality row by row, so that a large table is never copied whole."""
+def _difference(a: np.ndarray, b: np.ndarray) -> str:
+    """ "is nan at [3, 7], not 0.5": the first; looked for row by row, so that a large table is never copied whole."""
+    if a.shape != b.shape:
+        return f"has shape {a.shape}, not {b.shape}"
     if a.ndim == 0:
-        return bool(a.astype(np.float32) == b.astype(np.float32))
-    return all(np.array_equal(x.astype(np.float32), y.astype(np.float32)) for x, y in zip(a, b))
+        a, b = a.astype(np.float32), b.astype(np.float32)
+        return "" if a == b else f"is {a}, not {b}"
+    for row, (x, y) in enumerate(zip(a, b)):
+        x, y = x.astype(np.float32), y.astype(np.float32)
+        if not np.array_equal(x, y, equal_nan=True):
+            place = tuple(np.argwhere((x != y) & ~(np.isnan(x) & np.isnan(y)))[0])
+            return f"is {x[place]} at {[row, *map(int, place)]}, not {y[place]}"
+    return ""
 
 
 @dataclass(frozen=True)

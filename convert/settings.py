@@ -5,21 +5,26 @@ from a file, or from the released model whose sizes these are; nothing else is a
 """
 
 import json
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from math import isqrt
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from mem0_jax.backbones.qwen3_vl.config import Qwen3VLConfig, TextConfig, VisionConfig
-from mem0_jax.config import from_dict
+from mem0_jax.backbones.qwen3_vl.hf_config import HfConfigError, read_hf_config
+from mem0_jax.config import ConfigError, from_dict
 from mem0_jax.convert.rules import ConversionError
+from mem0_jax.heads.flow import FlowConfig
 from mem0_jax.policies.mem0 import Mem0Config
+from mem0_jax.stand_in import stand_in
 
 MAX_SETTINGS_BYTES = 2**20
 Shapes = Mapping[str, tuple[int, ...]]
+T = TypeVar("T")
 
 # Entries of the reference's YAML files and of golden folders -> fields of Mem0Config.
 NAMES: dict[str, dict[str, str]] = {
@@ -59,7 +64,22 @@ FIXED: dict[str, Any] = {
     "interleave_self_attention": True,
     "norm_type": "ada_norm",
     "positional_embeddings": None,
+    "activation_fn": "gelu-approximate",
+    "attention_bias": True,
+    "norm_elementwise_affine": False,
+    "norm_eps": 1e-5,
+    "upcast_attention": False,
 }
+# Fields of Mem0Config -> what the reference calls them, where that is another name.
+THEIRS = {
+    ours: f"{section}.{name}"
+    for section, names in NAMES.items()
+    for name, ours in names.items()
+    if not ours.endswith(f".{name}")
+} | {"flow.time_beta": "action_model.noise_beta_alpha and noise_beta_beta"}
+YAML_NUMBER = re.compile(r"[-+]?\d+e[-+]?\d+", re.IGNORECASE)  # a text to PyYAML
+# Read by `_translate_action`.
+ELSEWHERE = {"action_model_type", "diffusion_model_cfg", "noise_beta_alpha", "noise_beta_beta", "attention_head_dim"}
 VARIANTS = {"DiT-B": (768, 12), "DiT-L": (1536, 32)}  # width, heads
 # What shapes do not tell and the outputs depend on. Everything else has the reference's default.
 UNTOLD = {
@@ -91,11 +111,13 @@ class Settings:
     Attributes:
         where: the file, for messages.
         training: the reference's `trainer` section (or `training` of a golden folder), empty if there was none.
+        notes: what the user should know about the file, such as entries that are not read.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
     where: str = "the shapes of the tensors"
     training: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def read_settings(path: Path) -> Settings:
@@ -104,56 +126,80 @@ def read_settings(path: Path) -> Settings:
     Raises:
         ConversionError: not readable, of none of these layouts, or with settings this policy does not have.
     """
-    try:
-        if path.stat().st_size > MAX_SETTINGS_BYTES:
-            raise ConversionError(f"{path}: larger than 1 MiB, not a configuration")
-        text = path.read_text("utf-8")
-        data = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        raise ConversionError(f"{path}: not readable as YAML or JSON ({str(error).splitlines()[0]})") from None
+    data = _parsed(path)
     if not isinstance(data, dict):
         raise ConversionError(f"{path}: expected a mapping of settings, found {type(data).__name__}")
+    problems: list[str] = []
     if "format_version" in data and isinstance(data.get("config"), dict):
-        return Settings(_dotted(data["config"]), str(path))
+        values = _dotted(data["config"], "", problems)
+        if problems:
+            raise ConversionError(f"{path}: " + "; ".join(problems))
+        return Settings(values, str(path))
     training = data.get("trainer", data.get("training", {}))
     sections = data.get("execution_module", data)
     if not isinstance(sections, dict) or not sections.keys() & {*NAMES, "backbone"}:
         raise ConversionError(f"{path}: none of the sections {', '.join(NAMES)} found: not a Mem-0 configuration")
-    values, problems = _translate(sections)
+    unread: list[str] = []
+    values = _translate(sections, unread, problems)
     if problems:
         raise ConversionError(f"{path}: " + "; ".join(problems))
-    return Settings(values, str(path), training if isinstance(training, dict) else {})
+    notes = (f"{path}: not read: {', '.join(unread[:20])}",) if unread else ()
+    return Settings(values, str(path), training if isinstance(training, dict) else {}, notes)
 
 
-def _translate(sections: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    values = {f"backbone.{key}": value for key, value in _dotted(sections.get("backbone") or {}).items()}
-    problems: list[str] = []
+def _parsed(path: Path) -> Any:
+    """The content of a JSON or YAML file."""
+    try:
+        if path.is_dir():
+            raise ConversionError(f"{path} is a folder: name the file in it")
+        if said := stand_in(path):
+            raise ConversionError(f"{path} {said}")
+        if path.stat().st_size > MAX_SETTINGS_BYTES:
+            raise ConversionError(f"{path}: larger than 1 MiB, not a configuration")
+        text = path.read_text("utf-8")
+        return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        raise ConversionError(f"{path}: not readable as YAML or JSON ({str(error).splitlines()[0]})") from None
+
+
+def _translate(sections: Mapping[str, Any], unread: list[str], problems: list[str]) -> dict[str, Any]:
+    values = _dotted(_section(sections, "backbone", problems), "backbone", problems)
     for section, names in NAMES.items():
-        given = sections.get(section) or {}
-        if not isinstance(given, dict):
-            problems.append(f"{section}: expected a mapping")
-            continue
-        given = given | (given.get("diffusion_model_cfg") or {})
+        given = _section(sections, section, problems)
+        given = given | _section(given, "diffusion_model_cfg", problems, f"{section}.")
         for key, value in given.items():
+            if isinstance(value, str) and YAML_NUMBER.fullmatch(value):
+                value = float(value)
             if key in names:
                 values[names[key]] = tuple(value) if isinstance(value, list) else value
             elif key in FIXED and value != FIXED[key]:
                 problems.append(f"{section}.{key}: only {FIXED[key]!r} is supported, got {value!r}")
+            elif key not in FIXED and key not in ELSEWHERE:
+                unread.append(f"{section}.{key}"[:60])
         if section == "action_model":
             _translate_action(given, values, problems)
-    return values, problems
+    return values
+
+
+def _section(sections: Mapping[str, Any], name: str, problems: list[str], where: str = "") -> dict[str, Any]:
+    """A mapping in a file; null stands for one that says nothing."""
+    given = sections.get(name)
+    if given is not None and not isinstance(given, dict):
+        problems.append(f"{where}{name}: expected a mapping of settings, got {given!r:.60}")
+    return given if isinstance(given, dict) else {}
 
 
 def _translate_action(given: Mapping[str, Any], values: dict[str, Any], problems: list[str]) -> None:
     variant = given.get("action_model_type")
-    if variant in VARIANTS:
+    if isinstance(variant, str) and variant in VARIANTS:
         values["action.width"], values["action.num_heads"] = VARIANTS[variant]
     elif variant is not None:
-        problems.append(f"action_model.action_model_type: expected one of {', '.join(VARIANTS)}, got {variant!r}")
-    if {"noise_beta_alpha", "noise_beta_beta"} <= given.keys():
-        values["flow.time_beta"] = (given["noise_beta_alpha"], given["noise_beta_beta"])
+        problems.append(f"action_model.action_model_type: expected one of {', '.join(VARIANTS)}, got {variant!r:.60}")
+    beta = dict(zip(("noise_beta_alpha", "noise_beta_beta"), FlowConfig().time_beta))
+    if beta.keys() & given.keys():
+        values["flow.time_beta"] = tuple(given.get(name, default) for name, default in beta.items())
     width, heads, each = (given.get(k) for k in ("width", "num_attention_heads", "attention_head_dim"))
-    if width and heads and each and width != heads * each:
+    if isinstance(width, int) and isinstance(heads, int) and isinstance(each, int) and width != heads * each:
         problems.append(f"action_model: width {width} is not {heads} heads of {each}")
 
 
@@ -161,10 +207,11 @@ def read_backbone_settings(folder: Path) -> Settings:
     """Reads a Hugging Face folder's config.json (dense Qwen3-VL) and the ids of its tokenizer."""
     path = folder / "config.json"
     try:
-        config = Qwen3VLConfig.from_hf(json.loads(path.read_text("utf-8")))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConversionError(f"{path}: not the configuration of a dense Qwen3-VL ({error})") from None
-    return Settings({f"backbone.{key}": value for key, value in _flat(config).items()}, str(path))
+        config, notes = read_hf_config(_parsed(path))
+    except HfConfigError as error:
+        raise ConversionError(f"{path}: {error}") from None
+    values = {f"backbone.{key}": value for key, value in _flat(config).items()}
+    return Settings(values, str(path), notes=tuple(f"{path}: {note}" for note in notes))
 
 
 def backbone_config(shapes: Shapes, settings: Settings, prefix: str = "") -> Qwen3VLConfig:
@@ -172,7 +219,9 @@ def backbone_config(shapes: Shapes, settings: Settings, prefix: str = "") -> Qwe
     problems: list[str] = []
     values = _backbone_values(shapes, settings, prefix, problems)
     _refuse(problems)
-    return from_dict(Qwen3VLConfig, values)
+    config = _built(Qwen3VLConfig, values, settings)
+    _check_tokens(config, settings)
+    return config
 
 
 def mem0_config(shapes: Shapes, settings: Settings) -> Mem0Config:
@@ -189,7 +238,29 @@ def mem0_config(shapes: Shapes, settings: Settings) -> Mem0Config:
     given = {name: value for name, value in settings.values.items() if not name.startswith("backbone.")}
     values = _complete(derived, given, known, "heads", settings.where, problems)
     _refuse(problems)
-    return from_dict(Mem0Config, _nested(values) | {"backbone": backbone})
+    config = _built(Mem0Config, _nested(values) | {"backbone": backbone}, settings)
+    _check_tokens(config.backbone, settings)
+    return config
+
+
+def _built(cls: type[T], values: Mapping[str, Any], settings: Settings) -> T:
+    try:
+        return from_dict(cls, values)
+    except ConfigError as error:
+        said = str(error)
+    paths = said.replace(": ", ".")
+    theirs = [f"{name} is its {given}" for name, given in THEIRS.items() if re.search(rf"\.{name}\b", paths)]
+    raise ConversionError(f"{settings.where}: {said}" + (f" ({', '.join(theirs)})" if theirs else ""))
+
+
+def _check_tokens(config: Qwen3VLConfig, settings: Settings) -> None:
+    """Not a rule of the class: a job has its tokens and vocabulary from the tokenizer, not from its configuration."""
+    size = config.text.vocab_size
+    if beyond := [f"{name} {number}" for name, number in asdict(config.tokens).items() if number >= size]:
+        raise ConversionError(
+            f"{settings.where}: special tokens beyond the vocabulary of {size}: {', '.join(beyond)}; expected ids in "
+            f"[0, {size})"
+        )
 
 
 def _refuse(problems: list[str]) -> None:
@@ -313,15 +384,23 @@ def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
     return values
 
 
-def _dotted(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested mapping as dotted path -> value; lists become tuples."""
+def _dotted(data: Any, path: str, problems: list[str]) -> dict[str, Any]:
+    """What is at `path` in a nested `Mem0Config` as dotted path -> value; lists become tuples."""
+    if path not in PARTS:
+        return {path: tuple(data) if isinstance(data, list) else data}
+    if not isinstance(data, dict):
+        problems.append(f"{path}: expected a mapping of settings, got {data!r:.60}")
+        return {}
     values: dict[str, Any] = {}
     for key, value in data.items():
-        if isinstance(value, dict):
-            values |= _dotted(value, f"{prefix}{key}.")
+        if "." in str(key):
+            problems.append(f"{path}: unknown entry {key!r:.60}")
         else:
-            values[f"{prefix}{key}"] = tuple(value) if isinstance(value, list) else value
+            values |= _dotted(value, f"{path}.{key}".lstrip("."), problems)
     return values
+
+
+PARTS = {path.rsplit(".", n)[0] for path in _flat(Mem0Config()) for n in range(1, 1 + path.count("."))} | {""}
 
 
 def _nested(values: Mapping[str, Any]) -> dict[str, Any]:

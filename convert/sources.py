@@ -4,6 +4,7 @@ Names are those of the PyTorch world: Hugging Face's for a backbone, the referen
 opened under the same names, so that looking, comparing and exporting need no case of their own.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,17 +14,27 @@ import numpy as np
 
 from mem0_jax.backbones.qwen3_vl.config import Qwen3VLConfig
 from mem0_jax.convert.files import Parts
-from mem0_jax.convert.hf_safetensors import open_safetensors
+from mem0_jax.convert.hf_safetensors import open_safetensors, read_safetensors
 from mem0_jax.convert.mem0 import mem0_rules, qwen3_vl_rules
 from mem0_jax.convert.rules import AnyRule, Constant, ConversionError, Tied, exported, make_plan
 from mem0_jax.convert.stored import StoredTensor, nbytes
 from mem0_jax.convert.torch_pt import open_pt
+from mem0_jax.convert.wrapped import BACKBONE_IN_MEM0, find_weights
 from mem0_jax.policies.bundle import abstract_params, read_description
 from mem0_jax.policies.mem0 import Mem0Config
 from mem0_jax.store import open_tree
 
-BACKBONE_IN_MEM0 = "qwen_model.model."  # before Hugging Face's names, in a Mem-0 checkpoint
 Config = Mem0Config | Qwen3VLConfig
+SHARD = re.compile(r".+-\d{5}-of-(?P<count>(?!00001)\d{5})\.\w+")
+# Files in folders of weights that are not read -> what follows the folder's name.
+FOLDERS = {
+    "*.distcp": "is a checkpoint of torch.distributed: join it first with "
+    "python -m torch.distributed.checkpoint.format_utils dcp_to_torch SRC DST",
+    "zero_to_fp32.py": "is a checkpoint of DeepSpeed: join its files first with the zero_to_fp32.py in it",
+    "*.safetensors.index.json": "has an index of safetensors and none of them: download them too",
+    "*.bin.index.json": "has its weights in several .bin files: save it with save_pretrained as safetensors instead",
+    "*.gguf": "has a GGUF file of llama.cpp: convert the model's safetensors instead",
+}
 
 
 @dataclass(frozen=True)
@@ -36,8 +47,8 @@ class Source:
         model: "mem0" or "qwen3_vl".
         tensors: by PyTorch name; each has `shape`, `dtype` and `read()`.
         checkpoint: what a `.pt` file holds besides the tensors (optimizer, scheduler, step).
-        parts: the `.pt` file itself.
         config: known only for a bundle.
+        notes: what the user should know about how it was read.
     """
 
     path: Path
@@ -45,8 +56,8 @@ class Source:
     model: str
     tensors: Mapping[str, Any]
     checkpoint: Mapping[str, Any] = field(default_factory=dict)
-    parts: Parts | None = None
     config: Config | None = None
+    notes: list[str] = field(default_factory=list)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -83,8 +94,12 @@ def rules_of(config: Config) -> list[AnyRule]:
     return mem0_rules(config) if isinstance(config, Mem0Config) else qwen3_vl_rules(config)
 
 
-def open_source(path: str | Path) -> Source:
-    """Opens a `.pt` file or its byte parts, safetensors (a file or a folder) or a bundle of ours.
+def open_source(path: str | Path, weights: str | None = None) -> Source:
+    """Opens a `.pt` file or safetensors (a file, its byte parts, or a folder) or a bundle of ours.
+
+    Args:
+        path: where it lies.
+        weights: which ones, where a file holds several sets, such as averages beside them (see `wrapped`).
 
     Raises:
         UserError: nothing there, damaged, or of a model without rules.
@@ -92,23 +107,40 @@ def open_source(path: str | Path) -> Source:
     path = Path(path)
     if path.is_dir() and (path / "params").is_dir():
         return _open_bundle(path)
-    if path.suffix == ".safetensors" or (path.is_dir() and any(path.glob("*.safetensors*"))):
-        tensors = open_safetensors(path)
-        return Source(path, "safetensors", _model(tensors, path), tensors)
-    parts = Parts.open(path)
-    content = open_pt(parts)
-    checkpoint = content if isinstance(content, dict) else {}
-    state = checkpoint.get("model_state_dict", checkpoint)
-    tensors = {key: value for key, value in state.items() if isinstance(value, StoredTensor)} if state else {}
-    if not tensors or len(tensors) != len(state):
+    content, kind = _read(path)
+    try:
+        found = find_weights(content, weights)
+    except ConversionError as error:
+        raise ConversionError(f"{path}: {error}") from None
+    rest = {key: value for key, value in content.items() if key != found.keys[0]} if found.keys else {}
+    model = "mem0" if any(name.startswith(BACKBONE_IN_MEM0) for name in found.tensors) else "qwen3_vl"
+    notes = [*found.notes, *_unchecked(found.tensors, kind)]
+    return Source(path, kind, model, found.tensors, rest, notes=notes)
+
+
+def _read(path: Path) -> tuple[Any, str]:
+    """What is in the files, and their format."""
+    if match := SHARD.fullmatch(path.name):
         raise ConversionError(
-            f"{path}: expected a dict of tensors, or one under 'model_state_dict'; found "
-            + (f"the entries {', '.join(map(repr, list(checkpoint)[:8]))}" if checkpoint else type(content).__name__)
+            f"{path} is one of {int(match['count'])} shards of a model: name their folder, {path.parent}"
         )
-    rest = (
-        {key: value for key, value in checkpoint.items() if key != "model_state_dict"} if state is not content else {}
-    )
-    return Source(path, "pt", _model(tensors, path), tensors, rest, parts)
+    if path.name.endswith(".index.json") or (path.is_dir() and any(path.glob("*.safetensors"))):
+        return open_safetensors(path), "safetensors"
+    if path.is_dir():
+        for pattern, said in FOLDERS.items():
+            if any(path.glob(pattern)):
+                raise ConversionError(f"{path} {said}")
+    parts = Parts.open(path)
+    if parts.name.endswith(".safetensors"):
+        return read_safetensors(parts), "safetensors"
+    return open_pt(parts), "pt"
+
+
+def _unchecked(tensors: Mapping[str, Any], kind: str) -> list[str]:
+    count = sum(tensor.checksum is None for tensor in tensors.values())
+    if kind != "pt" or not count:
+        return []
+    return [f"{count} tensors have no checksum (torch.serialization.set_crc32_options): damage to them goes unseen"]
 
 
 def _open_bundle(path: Path) -> Source:
@@ -125,14 +157,3 @@ def _open_bundle(path: Path) -> Source:
         elif isinstance(rule, Constant):
             tensors[rule.source] = np.array(rule.value, np.float32)
     return Source(path, "bundle", "mem0" if isinstance(config, Mem0Config) else "qwen3_vl", tensors, config=config)
-
-
-def _model(tensors: Mapping[str, Any], path: Path) -> str:
-    if any(name.startswith(BACKBONE_IN_MEM0) for name in tensors):
-        return "mem0"
-    if any(name.startswith("model.visual.") for name in tensors):
-        return "qwen3_vl"
-    raise ConversionError(
-        f"{path}: neither a Mem-0 (tensors called {BACKBONE_IN_MEM0}...) nor a Qwen3-VL (model.visual....); it begins "
-        f"with {', '.join(map(repr, list(tensors)[:4]))}"
-    )

@@ -1,12 +1,16 @@
 """Tensors that are read only when asked for: what they have in common, and one that lies in a file."""
 
 import math
-from dataclasses import dataclass
+import zlib
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
-from mem0_jax.convert.files import Parts
+from mem0_jax.convert.files import Parts, PartsError
+
+BLOCK_BYTES = 2**24
+FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
 class Tensor(Protocol):
@@ -40,6 +44,42 @@ def nbytes(tensor: Any) -> int:
     return math.prod(tensor.shape) * np.dtype(tensor.dtype).itemsize
 
 
+def is_float(tensor: Any) -> bool:
+    """Whether a `Tensor` or an array holds numbers as weights are, and no integers or complex ones."""
+    return np.dtype(tensor.dtype).name in FLOATS
+
+
+@dataclass
+class Checksum:
+    """The CRC-32 of a run of bytes of a file, compared when what lies there is first read.
+
+    Attributes:
+        parts: the file.
+        start, size: of the run, in bytes.
+        expected: as the file holds it.
+        name: of what lies there, for messages.
+    """
+
+    parts: Parts
+    start: int
+    size: int
+    expected: int
+    name: str
+    _good: bool = False
+
+    def problem(self) -> str:
+        """Reads the run block by block, until it was found good: "" if it is."""
+        if self._good:
+            return ""
+        found, end = 0, self.start + self.size
+        for at in range(self.start, end, BLOCK_BYTES):
+            found = zlib.crc32(self.parts.read(at, min(BLOCK_BYTES, end - at)).data, found)
+        self._good = found == self.expected
+        if self._good:
+            return ""
+        return f"{self.parts.within(self.start, end)}{self.name} does not match its checksum: damaged, copy it again"
+
+
 @dataclass(frozen=True)
 class StoredTensor:
     """Where a tensor lies; the numbers stay in the file until `read`.
@@ -52,6 +92,7 @@ class StoredTensor:
         shape: of the tensor.
         strides: elements, not bytes, from one index to the next, by axis.
         offset: elements from the begin of the storage to the first of the tensor.
+        checksum: of the storage, where the file has one.
     """
 
     parts: Parts
@@ -61,6 +102,7 @@ class StoredTensor:
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     offset: int
+    checksum: Checksum | None = field(default=None, compare=False, repr=False)
 
     @property
     def nbytes(self) -> int:
@@ -72,13 +114,23 @@ class StoredTensor:
         return isinstance(other, StoredTensor) and self == other
 
     def read(self) -> np.ndarray:
-        """The tensor, read only. Maps just its own bytes and lets go of them with the array."""
+        """The tensor, read only. Maps just its own bytes and lets go of them with the array.
+
+        Raises:
+            PartsError: the file does not give the bytes, or they do not match the checksum.
+        """
+        self._check()
         return self._shaped(self.parts.read(*self._range()))
 
     def view(self, whole: np.ndarray) -> np.ndarray:
-        """The tensor as a view of the bytes of the whole file, uint8 [parts.size]."""
+        """The tensor as a view of the bytes of the whole file, uint8 [parts.size]; raises as `read`."""
+        self._check()
         first, count = self._range()
         return self._shaped(whole[first : first + count])
+
+    def _check(self) -> None:
+        if self.checksum is not None and (problem := self.checksum.problem()):
+            raise PartsError(f"{self.parts.path}: {problem}")
 
     def _range(self) -> tuple[int, int]:
         """First byte in the file, and bytes up to the last element."""

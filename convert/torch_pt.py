@@ -20,7 +20,8 @@ import ml_dtypes
 import numpy as np
 
 from mem0_jax.convert.files import Parts, PartsError
-from mem0_jax.convert.stored import StoredTensor
+from mem0_jax.convert.kinds import foreign
+from mem0_jax.convert.stored import Checksum, StoredTensor
 from mem0_jax.convert.torch_zip import MAX_PICKLE_BYTES, Archive, PtError
 
 __all__ = ["PtError", "StoredTensor", "open_pt", "read_pt"]
@@ -78,8 +79,9 @@ def open_pt(source: str | os.PathLike[str] | Parts) -> Any:
         archive = Archive.open(parts)
         result = _Interpreter(archive).run(archive.content("data.pkl", MAX_PICKLE_BYTES))
         _measure(result)
+        _name_checksums(result, "", set())
     except (PtError, PartsError) as error:
-        raise PtError(f"{parts.paths[0].with_name(parts.name)}: {error}") from None
+        raise PtError(f"{parts.path}: {error}") from None
     except OSError as error:
         raise PtError(f"{error.filename or parts.name}: cannot be read: {error.strerror or error}") from None
     return result
@@ -111,7 +113,10 @@ def read_pt(path: str | os.PathLike[str]) -> Any:
                 done[id(node)] = type(node)(arrays(value) for value in node)
         return done[id(node)]
 
-    return arrays(tree)
+    try:
+        return arrays(tree)
+    except PartsError as error:
+        raise PtError(str(error)) from None
 
 
 # ----------------------------------------------------------------------------------------------------------- the pickle
@@ -129,6 +134,7 @@ class _Storage:
     start: int  # byte of the file
     dtype: np.dtype
     size: int  # elements
+    checksum: Checksum | None
 
 
 _MARK = object()
@@ -141,6 +147,7 @@ class _Interpreter:
         self.archive = archive
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
+        self.checksums: dict[str, Checksum | None] = {}  # one a storage, for all tensors in it
         self.actions: dict[str, Callable[[Any], None]] = {
             "PROTO": lambda arg: None,
             "MARK": lambda arg: self.stack.append(_MARK),
@@ -194,7 +201,7 @@ class _Interpreter:
         if strange_globals:
             raise PtError(
                 f"refused, the file names objects other than tensors and plain containers: {_few(strange_globals)}. "
-                "Save a file with only the state_dict, or turn these objects into plain Python values first"
+                + foreign(strange_globals)
             )
         if strange_opcodes:
             raise PtError(
@@ -294,7 +301,9 @@ class _Interpreter:
         start, size = self.archive.find(f"data/{key}")
         if size != elements * dtype.itemsize:
             raise PtError(f"storage {key!r} has {size} bytes, expected {elements} x {dtype.itemsize}: damaged")
-        self.stack.append(_Storage(self.archive.parts, key, start, dtype, elements))
+        if key not in self.checksums:
+            self.checksums[key] = self.archive.checksum(f"data/{key}")
+        self.stack.append(_Storage(self.archive.parts, key, start, dtype, elements, self.checksums[key]))
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, metadata: Any) -> StoredTensor:
@@ -313,7 +322,9 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, metadata: Any) 
         raise PtError(f"{where}: reaches beyond its storage of {size} elements")
     if elements > max(size, MAX_REPEATED_ELEMENTS):
         raise PtError(f"{where}: repeats its storage of {size} elements {elements} times over")
-    return StoredTensor(storage.parts, storage.key, storage.start, storage.dtype, shape, strides, offset)
+    return StoredTensor(
+        storage.parts, storage.key, storage.start, storage.dtype, shape, strides, offset, storage.checksum
+    )
 
 
 def _number(dtype: Any, raw: Any) -> int | float | bool:
@@ -343,6 +354,18 @@ def _measure(root: Any) -> None:
         return seen[id(node)]
 
     visit(root, 0)
+
+
+def _name_checksums(node: Any, place: str, seen: set[int | str]) -> None:
+    """Gives every checksum the place of the first tensor that it covers, for messages."""
+    if isinstance(node, StoredTensor):
+        if node.checksum is not None and node.storage not in seen:
+            seen.add(node.storage)
+            node.checksum.name = f"tensor {place!r:.200}"
+    elif isinstance(node, dict | list | tuple) and id(node) not in seen:
+        seen.add(id(node))
+        for key, child in node.items() if isinstance(node, dict) else enumerate(node):
+            _name_checksums(child, f"{place}/{key}" if place else str(key), seen)
 
 
 def _is(value: Any, *options: str) -> bool:

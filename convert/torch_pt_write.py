@@ -19,6 +19,7 @@ import numpy as np
 from mem0_jax.convert.stored import Tensor, nbytes
 from mem0_jax.convert.torch_pt import MAX_DEPTH, ORDERED_DICT, REBUILD_TENSOR, SCALARS, STORAGE_DTYPES
 from mem0_jax.convert.torch_zip import LOCAL_HEADER
+from mem0_jax.disk import behind, is_stream
 from mem0_jax.errors import UserError
 
 ALIGNMENT = 64
@@ -43,9 +44,12 @@ def write_pt(path: str | os.PathLike[str], tree: Any, progress: Callable[[int], 
 
     Raises:
       PtWriteError: naming the place in the tree that holds something else, or a tensor that reads as something else
-        than it says. OSError: the file cannot be written. Neither leaves a file behind.
+        than it says, or that `path` is no file. OSError: the file cannot be written. Neither leaves a file behind.
     """
     path = Path(path)
+    if is_stream(path):
+        raise PtWriteError(f"{path} is a device or a pipe: name a file")
+    path = behind(path)
     pickler = _Pickler()
     data_pickle = pickler.run(tree)
     unfinished = path.with_name(f".{path.name}.unfinished")

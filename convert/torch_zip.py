@@ -7,16 +7,18 @@ documented in PKWARE's APPNOTE.TXT: sections 4.3.7 (local header), 4.3.9 (data d
 import io
 import struct
 import zipfile
-import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mem0_jax.convert.files import Parts
+from mem0_jax.convert.kinds import HEAD_BYTES, SAVE_STATE, kind
+from mem0_jax.convert.stored import Checksum
 from mem0_jax.errors import UserError
 
 MAX_PICKLE_BYTES = 32 * 2**20  # a policy of 2e9 parameters with its optimizer needs less than 1 MiB
 MAX_DIRECTORY_BYTES = 16 * 2**20  # the same policy: 0.2 MiB
 LOCAL_HEADER = struct.Struct("<4s5HIIIHH")
+WEIGHTS = (".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".distcp")
 STREAMED, UTF8, ENCRYPTED = 1 << 3, 1 << 11, 1  # flag bits
 
 
@@ -30,7 +32,8 @@ class Archive:
 
     Attributes:
         parts: the file.
-        entries: (first byte, size, checksum) of the content, by name without the leading folder.
+        entries: (first byte, size, checksum) of the content, by name without the leading folder. A checksum of 0
+            was not computed: torch.serialization.set_crc32_options(False).
     """
 
     parts: Parts
@@ -45,9 +48,10 @@ class Archive:
         """
         _check_format(parts)
         infos = _directory(parts)
-        roots = {info.filename.split("/")[0] for info in infos if info.filename.endswith("/data.pkl")}
+        names = [info.filename for info in infos]
+        roots = {name.split("/")[0] for name in names if name.endswith("/data.pkl")}
         if len(roots) != 1:
-            raise PtError(f"expected one NAME/data.pkl in the archive, found {len(roots)}: not a file of torch.save")
+            raise PtError(f"expected one NAME/data.pkl in the archive, found {len(roots)}: {_what_zip(names)}")
         prefix = roots.pop() + "/"
         entries, end = {}, 0
         for info in sorted(infos, key=lambda info: info.header_offset):
@@ -57,6 +61,8 @@ class Archive:
                 entries[info.filename.removeprefix(prefix)] = start, info.file_size, info.CRC
         if len(entries) != len(infos):
             raise PtError("the archive has repeated or stray entries: not a file of torch.save")
+        if "constants.pkl" in entries:
+            raise PtError(f"it is a TorchScript archive (torch.jit.save); load it with torch.jit.load and {SAVE_STATE}")
         archive = Archive(parts, entries)
         order = archive.content("byteorder", 16) if "byteorder" in entries else b"little"
         if order != b"little":
@@ -74,27 +80,36 @@ class Archive:
         start, size = self.find(name)
         if size > limit:
             raise PtError(f"{name} has {size} bytes, at most {limit} are accepted")
-        content = self.parts.read(start, size).tobytes()
-        if zlib.crc32(content) != self.entries[name][2]:
-            first, last = self.parts.part_at(start).name, self.parts.part_at(start + size).name
-            where = f"in {first} to {last}, " if first != last else f"in {first}, " if len(self.parts.paths) > 1 else ""
-            raise PtError(f"{where}{name} does not match its checksum: damaged, copy it again")
-        return content
+        if (checksum := self.checksum(name)) and (problem := checksum.problem()):
+            raise PtError(problem)
+        return self.parts.read(start, size).tobytes()
+
+    def checksum(self, name: str) -> Checksum | None:
+        """That of an entry's content, to be compared when it is read; None if it was not computed."""
+        start, size, expected = self.entries[name]
+        return Checksum(self.parts, start, size, expected, name) if expected else None
 
 
 def _check_format(parts: Parts) -> None:
     """Refuses what is no zip file, saying what it is where that can be told from its first bytes."""
-    advice = "convert it where torch is installed: torch.save(torch.load(SRC, weights_only=True), DST)"
-    head = parts.read(0, min(512, parts.size)).tobytes()
-    if not head:
-        raise PtError("the file is empty")
-    if head[:2] == b"\x80\x02":
-        raise PtError(f"this is the legacy pickle format of torch < 1.6; {advice}")
-    if head[257:262] == b"ustar":
-        raise PtError(f"this is the legacy tar format of torch < 0.2; {advice}")
-    if head[:4] != b"PK\x03\x04":
-        what = "not a file of torch.save" if len(parts.paths) == 1 else "the first part is missing or another one"
-        raise PtError(f"{what}: {parts.paths[0].name} starts with {head[:8]!r} instead of a zip header")
+    head = parts.read(0, min(HEAD_BYTES, parts.size)).tobytes()
+    if head.startswith(b"PK\x03\x04"):
+        return
+    if said := kind(head):
+        raise PtError(f"it {said}")
+    what = "the first part is missing or another one" if parts.cut else "not a file of torch.save"
+    raise PtError(f"{what}: {parts.paths[0].name} starts with {head[:8]!r} instead of a zip header")
+
+
+def _what_zip(names: Sequence[str]) -> str:
+    """What a zip archive is that torch.save has not written."""
+    inner = [name for name in names if name.endswith(WEIGHTS)]
+    if inner:
+        return f"it is a zip archive around {inner[0]!r:.200}: unzip it first"
+    if any(name.endswith(".npy") for name in names):
+        return "it is an archive of NumPy arrays (.npz), not of torch.save"
+    shown = ", ".join(f"{name!r:.100}" for name in names[:4])
+    return f"not a file of torch.save, it holds {shown or 'nothing'}"
 
 
 class _SmallReads(io.BufferedReader):
@@ -112,7 +127,7 @@ def _directory(parts: Parts) -> list[zipfile.ZipInfo]:
             return archive.infolist()
     except (zipfile.BadZipFile, struct.error, ValueError, NotImplementedError, IndexError) as error:
         problem = f"the zip directory is missing or damaged ({error}): truncated? copy it again"
-        if len(parts.paths) > 1:
+        if parts.cut:
             problem = f"at the end of the last part, {parts.paths[-1].name}, {problem}, or the parts behind it"
         raise PtError(problem) from None
 
@@ -133,7 +148,7 @@ def _locate(parts: Parts, info: zipfile.ZipInfo, earliest: int) -> int:
     if not earliest <= position <= parts.size - LOCAL_HEADER.size:
         raise fail("has no header" if position >= earliest else "overlaps another one")
     header = LOCAL_HEADER.unpack(parts.read(position, LOCAL_HEADER.size).tobytes())
-    signature, _, flags, method, _, _, _, packed, size, name_bytes, extra_bytes = header
+    signature, _, flags, method, _, _, crc, packed, size, name_bytes, extra_bytes = header
     start = position + LOCAL_HEADER.size + name_bytes + extra_bytes
     if signature != b"PK\x03\x04" or flags != info.flag_bits or method != info.compress_type:
         raise fail("has no header")
@@ -142,6 +157,8 @@ def _locate(parts: Parts, info: zipfile.ZipInfo, earliest: int) -> int:
     tail = parts.read(position + LOCAL_HEADER.size, name_bytes + extra_bytes).tobytes()
     if tail[:name_bytes].decode("utf-8" if flags & UTF8 else "cp437", "replace") != name:
         raise fail(f"has the header of another entry, {tail[:name_bytes]!r:.100},")
+    if crc != info.CRC and not (crc == 0 and flags & STREAMED):
+        raise fail("has another checksum in its header")
     if flags & STREAMED:  # torch: checksum and sizes follow the content
         if not _descriptor_follows(parts, info, start):
             raise fail("does not end where it should, starting")

@@ -5,19 +5,20 @@ so that ``mem0-jax --help`` answers at once. Commands with a fixed set of flags 
 """
 
 import argparse
-import difflib
 import glob
 import importlib
 import os
+import re
 import sys
 import textwrap
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NoReturn
 
-from mem0_jax import __version__
-from mem0_jax.errors import UserError
+from mem0_jax import __version__, disk, installed, jax_environment
+from mem0_jax.errors import UserError, did_you_mean
 
 OK, FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
 TPU_DEVICES = ("/dev/accel*", "/dev/vfio/*")
@@ -107,16 +108,13 @@ def main(
     if not argv:
         print(usage(commands, program), file=sys.stderr)
         return BAD_USAGE
+    if strange := [word for word in argv if any("\ud800" <= letter <= "\udfff" for letter in word)]:
+        return _complain(program, f"{strange[0]!r} is no UTF-8 text: rename the file or folder", BAD_USAGE)
     name, rest = argv[0], argv[1:]
     if name in ("-h", "--help", "help"):
-        try:
-            print(usage(commands, program), flush=True)
-        except BrokenPipeError:
-            return _stop_printing()
-        return OK
+        return _print(program, usage(commands, program))
     if name == "--version":
-        print(f"mem0-jax {__version__}")
-        return OK
+        return _print(program, f"mem0-jax {__version__}")
     if name not in commands:
         kind = "flag" if name.startswith("-") else "command"
         hint = did_you_mean(name, commands)
@@ -145,12 +143,6 @@ def usage(commands: Mapping[str, Command], program: str = "mem0-jax") -> str:
     )
 
 
-def did_you_mean(word: str, known: Mapping[str, object] | Sequence[str]) -> str:
-    """``", did you mean 'demo'?"`` for the closest known word, or nothing."""
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f", did you mean {close[0]!r}?" if close else ""
-
-
 class CommandParser(argparse.ArgumentParser):
     """The flags of one command: defaults in the help, examples below it, no abbreviations, help with misspellings.
 
@@ -168,6 +160,19 @@ class CommandParser(argparse.ArgumentParser):
             formatter_class=_Formatter,
             allow_abbrev=False,
         )
+
+    def print_help(self, file=None):
+        """As argparse does, which says nothing where it cannot be written."""
+        print(self.format_help(), end="", file=file)
+
+    def parse_known_args(self, args=None, namespace=None):  # pyright: ignore[reportIncompatibleMethodOverride]
+        """As argparse does; an address such as gs://bucket in place of a file or folder of this machine is refused."""
+        parsed, unknown = super().parse_known_args(args, namespace)
+        for name, value in vars(parsed).items():
+            if isinstance(value, Path) and (match := re.match(r"([a-z][a-z0-9+.-]+):/(?!/)", str(value))):
+                hint = "mount the bucket (gcsfuse, for one) and name the folder"
+                self.error(f"{name}: {match[1]}:// is no folder of this machine; {hint}")
+        return parsed, unknown
 
     def parse_args(self, args=None, namespace=None):  # pyright: ignore[reportIncompatibleMethodOverride]
         """As argparse does; an unknown argument is an error that suggests the flag that was meant."""
@@ -193,20 +198,53 @@ class _Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaults
 def _run(title: str, command: Command, argv: list[str]) -> int:
     if not any(map(glob.glob, TPU_DEVICES)):
         os.environ.update(NO_TPU | os.environ)
+    disk.tell_once()
     try:
-        code = importlib.import_module(command.module).main(argv) or OK
+        if not {"-h", "--help"} & set(argv):
+            installed.check()
+            for remark in jax_environment.settle():
+                print(f"{title}: {remark}", file=sys.stderr)
+        code = _code_of(command, argv)
         sys.stdout.flush()
         return code
-    except SystemExit as stop:  # from a flag parser: --help, or a wrong flag
-        return stop.code if isinstance(stop.code, int) else OK if stop.code is None else FAILED
     except KeyboardInterrupt:
         return _complain(title, "interrupted", INTERRUPTED)
     except BrokenPipeError:
         return _stop_printing()
-    except UserError as error:
+    except Exception as error:
+        told = error if isinstance(error, UserError) else _explained(error)
+        if told is None:
+            raise
         if os.environ.get("MEM0_DEBUG", "0") not in ("", "0"):
             traceback.print_exc()
-        return _complain(title, str(error), FAILED)
+        try:
+            sys.stdout.flush()
+        except OSError:  # it goes to a full disk
+            _stop_printing()
+        return _complain(title, str(told), FAILED)
+
+
+def _code_of(command: Command, argv: list[str]) -> int:
+    try:
+        return importlib.import_module(command.module).main(argv) or OK
+    except SystemExit as stop:  # from a flag parser: --help, or a wrong flag
+        return stop.code if isinstance(stop.code, int) else OK if stop.code is None else FAILED
+
+
+def _print(title: str, text: str) -> int:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        return _stop_printing()
+    except OSError as error:
+        _stop_printing()
+        return _complain(title, f"standard output: {error.strerror}", FAILED)
+    return OK
+
+
+def _explained(error: Exception) -> object | None:
+    """What to say of an error that comes of the machine around the program, None for a fault of the program's own."""
+    return jax_environment.explained(error) or installed.explained(error) or disk.explained(error)
 
 
 def _stop_printing() -> int:

@@ -52,6 +52,35 @@ def from_dict(cls: type[T], data: Mapping[str, Any]) -> T:
     return config
 
 
+def check_ranges(config: Any, **intervals: str) -> None:
+    """Refuses numbers outside of their interval; for the `__post_init__` of a dataclass.
+
+    Args:
+      config: the dataclass.
+      intervals: field name -> an interval as mathematics writes it, such as ``dropout="[0, 1)"``. Of a tuple every
+        number counts.
+
+    Raises:
+      ValueError: naming every field that lies outside, NaN too, its value and the interval.
+    """
+    values = {name: getattr(config, name) for name in intervals}
+    problems = [
+        f"{name}: expected {'numbers' if isinstance(value, tuple) else 'a number'} in {interval}, got {value!r:.60}"
+        for (name, value), interval in zip(values.items(), intervals.values())
+        if not all(_within(number, interval) for number in (value if isinstance(value, tuple) else (value,)))
+    ]
+    if problems:
+        raise ValueError("; ".join(problems))
+
+
+def _within(number: Any, interval: str) -> bool:
+    if not isinstance(number, int | float):
+        return False
+    low, high = map(float, interval[1:-1].split(","))
+    above = low <= number if interval[0] == "[" else low < number
+    return above and (number <= high if interval[-1] == "]" else number < high)
+
+
 def _dump(value: Any, path: str, problems: list[str]) -> Any:
     if dataclasses.is_dataclass(type(value)):
         names = [field.name for field in dataclasses.fields(value) if field.init]

@@ -27,8 +27,10 @@ from mem0_jax.heads.dit import DiTConfig
 from mem0_jax.heads.flow import FlowConfig
 from mem0_jax.memory import bank
 from mem0_jax.memory.bank import MemoryConfig
+from mem0_jax.nn.numbers import same_numbers
 from mem0_jax.policies.bundle import Bundle
 from mem0_jax.policies.mem0 import TABLES, Mem0, Mem0Config
+from mem0_jax.progress import Progress
 from mem0_jax.train.metrics import classifier_metrics
 from mem0_jax.train.optim import OptimizerConfig, learning_rates, make_optimizer
 
@@ -240,6 +242,7 @@ class Golden:
         return norms, total, {key for key, norm in norms.items() if norm <= ROUNDING * total}
 
 
+@same_numbers
 def replay(folder: str | Path, policy: type[Mem0] = Mem0, bundle: Bundle | None = None) -> Report:
     """Replays everything in a golden folder.
 
@@ -251,7 +254,8 @@ def replay(folder: str | Path, policy: type[Mem0] = Mem0, bundle: Bundle | None 
     Raises:
         UserError: the folder is damaged, or the bundle is of another configuration.
     """
-    golden, report = Golden(folder, policy), Report()
+    with Progress(f"opening {folder}"):
+        golden, report = Golden(folder, policy), Report()
     if bundle is not None:
         check_same_model(bundle.config, golden.config)
         golden.params = bundle.params
@@ -298,18 +302,20 @@ def replay_training(golden: Golden, report: Report) -> Any:
     opt_state, state = optimizer.init(params), policy.init_state(1)
     differentiate = jax.jit(jax.value_and_grad(deterministic_loss(policy), has_aux=True))
     update, look = jax.jit(optimizer.update), jax.jit(insides(policy))
-    for index in range(golden.raw["training"]["batches"]):
-        batch = golden.batch(index)
-        check_insides(golden, look(params, state, batch), index, report)
-        (_, (metrics, state)), gradients = differentiate(params, state, batch)
-        check_metrics(golden, metrics, index, report)
-        if index == 0:
-            check_gradients(golden, gradients, report)
-        updates, opt_state = update(gradients, opt_state, params)
-        check_updates(golden, updates, index, report)
-        expected = golden.arrays[f"train{index}/grad_norm"]
-        report.compare("gradient norm", 1e-4, opt_state.grad_norm, expected, f"batch {index}")
-        params = jax.tree.map(jnp.add, params, updates)
+    count = golden.raw["training"]["batches"]
+    with Progress("compiling and replaying training", count, "step") as progress:
+        for index in progress.over(range(count)):
+            batch = golden.batch(index)
+            check_insides(golden, look(params, state, batch), index, report)
+            (_, (metrics, state)), gradients = differentiate(params, state, batch)
+            check_metrics(golden, metrics, index, report)
+            if index == 0:
+                check_gradients(golden, gradients, report)
+            updates, opt_state = update(gradients, opt_state, params)
+            check_updates(golden, updates, index, report)
+            expected = golden.arrays[f"train{index}/grad_norm"]
+            report.compare("gradient norm", 1e-4, opt_state.grad_norm, expected, f"batch {index}")
+            params = jax.tree.map(jnp.add, params, updates)
     check_parameters(golden, params, report)
     return params
 
@@ -427,17 +433,17 @@ def replay_inference(golden: Golden, params: Any, report: Report) -> None:
     if settings["batch_size"] != 1:
         raise UserError(f"{golden.raw.file}: inference.batch_size: expected 1, got {settings['batch_size']}")
     observe, decide = jax.jit(policy.observe), jax.jit(policy.decide)
-    state = policy.init_state(1)
-    episode = np.full((1,), settings["episode_id"], np.int32)
-    for step in range(settings["steps"]):
-        observation = golden.observation("infer", slice(step, step + 1)) | {"episode": episode}
-        context, info, state = observe(params, state, observation)
-        chunk = decide(params, context, reference["state"][step, :, 0], reference["noise"][step])
-        where, probability = f"step {step}", float(info["end_probability"][0])
-        flagged = probability >= golden.config.classifier.threshold
-        report.compare("inference: summary", 1e-5, context, reference["summary"][step], where)
-        report.compare("inference: end probability", 1e-5, probability, reference["prob"][step], where)
-        report.add("inference: end flag", 0.0, float(flagged != bool(reference["subtask_end"][step])), where)
-        report.compare("inference: action chunk", 1e-5, chunk, reference["actions"][step], where)
-        if step == settings["memory_reset_after_step"]:
-            state = bank.reset(state, np.array([True]))
+    state, episode = policy.init_state(1), np.full((1,), settings["episode_id"], np.int32)
+    with Progress("compiling and replaying inference", settings["steps"], "step") as progress:
+        for step in progress.over(range(settings["steps"])):
+            observation = golden.observation("infer", slice(step, step + 1)) | {"episode": episode}
+            context, info, state = observe(params, state, observation)
+            chunk = decide(params, context, reference["state"][step, :, 0], reference["noise"][step])
+            where, probability = f"step {step}", float(info["end_probability"][0])
+            flagged = probability >= golden.config.classifier.threshold
+            report.compare("inference: summary", 1e-5, context, reference["summary"][step], where)
+            report.compare("inference: end probability", 1e-5, probability, reference["prob"][step], where)
+            report.add("inference: end flag", 0.0, float(flagged != bool(reference["subtask_end"][step])), where)
+            report.compare("inference: action chunk", 1e-5, chunk, reference["actions"][step], where)
+            if step == settings["memory_reset_after_step"]:
+                state = bank.reset(state, np.array([True]))

@@ -6,6 +6,7 @@ the result like any other checkpoint, and what Orbax wrote can be read here leaf
 """
 
 import math
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -62,6 +63,20 @@ class LeafSpec:
         return tuple(chunk)
 
 
+def check_folder(folder: Path, joined: bool = False) -> Path:
+    """The absolute `folder` for Orbax. Raises StoreError: of a name on the way it would make another place.
+
+    Args:
+        joined: the writings of several processes are joined there. Orbax looks for them by a pattern, of which the
+            folder becomes a part: what it does not find is silently left out.
+    """
+    folder = folder.absolute()
+    # "\\" becomes a slash, and "gs:/" the start of an address.
+    if found := re.search(r"[*?\[\\]|:/" if joined else r"\\|:/", f"{folder}/"):
+        raise StoreError(f"{folder}: the storage library cannot take {found[0]!r} in a path; name another folder")
+    return folder
+
+
 class TreeWriter:
     """Fills a new tree; `write` may be called from several threads."""
 
@@ -69,7 +84,7 @@ class TreeWriter:
         """Makes `folder`, which must not exist, with an empty array for every path of `specs`."""
         hollow = unflatten({path: np.zeros((1,), spec.dtype) for path, spec in specs.items()})
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False)) as checkpointer:
-            checkpointer.save(folder.absolute(), args=ocp.args.PyTreeSave(hollow))
+            checkpointer.save(check_folder(folder), args=ocp.args.PyTreeSave(hollow))
         self._specs = specs
         self._stores = {path: _create(folder, path, spec) for path, spec in specs.items()}
 
@@ -115,9 +130,10 @@ def _create(folder: Path, path: str, spec: LeafSpec) -> ts.TensorStore:
 
 @dataclass(frozen=True)
 class StoredLeaf:
-    """An array of a tree on disk."""
+    """An array of a tree on disk, `name`."""
 
     store: ts.TensorStore
+    name: str
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -135,26 +151,35 @@ class StoredLeaf:
         return math.prod(self.shape) * self.dtype.itemsize
 
     def read(self, layer: int | None = None) -> np.ndarray:
-        """All values, or those of one index of the first axis."""
-        return np.asarray((self.store if layer is None else self.store[layer]).read().result())
+        """All values, or those of one index of the first axis. Raises StoreError: they are missing or damaged."""
+        try:
+            return np.asarray((self.store if layer is None else self.store[layer]).read().result())
+        except (ValueError, OSError) as error:
+            raise StoreError(f"{self.name} is damaged, copy it again ({first_line(error)})") from error
 
 
 def open_tree(folder: Path) -> dict[str, StoredLeaf]:
     """Every leaf of an Orbax tree by `/`-joined path, none read yet. Raises StoreError where it is damaged."""
-    folder = folder.absolute()
+    folder = check_folder(folder)
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             found: Any = checkpointer.metadata(folder)
         paths = list(flatten(getattr(found, "item_metadata", found).tree))
-        return {path: StoredLeaf(_open(folder, path)) for path in paths}
+        return {path: StoredLeaf(_open(folder, path), f"{folder}: {path}") for path in paths}
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise StoreError(f"{folder}: no readable parameter tree ({str(error).splitlines()[0]})") from None
+        raise StoreError(f"{folder}: no readable parameter tree ({first_line(error)})") from None
+
+
+def first_line(error: Exception) -> str:
+    """What TensorStore or Orbax say, without where in their sources."""
+    return str(error).partition("\n")[0].partition(" [source locations=")[0][:500]
 
 
 def _open(folder: Path, path: str) -> ts.TensorStore:
     name = path.replace("/", ".")
     if (folder / "manifest.ocdbt").exists():
-        kvstore: dict[str, Any] = {"driver": "ocdbt", "base": f"file://{folder}/", "path": f"{name}/"}
+        base = {"driver": "file", "path": f"{folder}/"}  # no address, in which %, ? and # are more than letters
+        kvstore: dict[str, Any] = {"driver": "ocdbt", "base": base, "path": f"{name}/"}
     else:
         kvstore = {"driver": "file", "path": f"{folder / name}/"}
-    return ts.open({"driver": "zarr", "kvstore": kvstore}, read=True).result()
+    return ts.open({"driver": "zarr", "kvstore": kvstore, "fill_missing_data_reads": False}, read=True).result()

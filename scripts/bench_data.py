@@ -28,7 +28,6 @@ import av
 import cv2
 import numpy as np
 from av.video.reformatter import VideoReformatter
-from tqdm import tqdm
 
 from mem0_jax.data.lanes import LaneSource
 from mem0_jax.data.lerobot import LeRobotDataset
@@ -39,6 +38,7 @@ from mem0_jax.data.packed import PackedDataset
 from mem0_jax.data.pipeline import make_loader
 from mem0_jax.data.transforms import resize
 from mem0_jax.data.video_join import EncodedVideo
+from mem0_jax.progress import Progress
 
 HEIGHT, WIDTH, SIZE, HORIZON, FPS = 240, 320, (224, 224), 30, 30
 CAMERA = "observation.image.head_camera"
@@ -144,8 +144,9 @@ def make_data(out: Path, episodes: int, length: int) -> dict[str, Path]:
         with (
             LeRobotWriterV21(paths["v21"], FPS, features, "bench") as v21,
             LeRobotWriter(paths["v30"], FPS, features, "bench") as v30,
+            Progress("encoding", episodes, "episode") as progress,
         ):
-            for e in tqdm(range(episodes), desc="encoding", disable=None):
+            for e in progress.over(range(episodes)):
                 state = np.random.default_rng(e).normal(size=(length, 16)).astype(np.float32)
                 video = out / f"episode_{e}.mp4"
                 video.unlink(missing_ok=True)
@@ -248,10 +249,11 @@ def measure(runs: dict[str, Callable[[], Speed]], repeats: int) -> dict[str, lis
     """Run everything `repeats` times, in turns, each time starting with another."""
     results: dict[str, list[Speed]] = {name: [] for name in runs}
     names = list(runs)
-    for repeat in tqdm(range(repeats), desc="repetitions", disable=None):
-        first = repeat % len(names)
-        for name in names[first:] + names[:first]:
-            results[name].append(runs[name]())
+    with Progress("measuring", repeats, "repetition") as progress:
+        for repeat in progress.over(range(repeats)):
+            first = repeat % len(names)
+            for name in names[first:] + names[:first]:
+                results[name].append(runs[name]())
     return results
 
 

@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 
-from mem0_jax.commands.output import write_json
+from mem0_jax.disk import write_json
 
 SIDES = ("jax", "torch")
 SIZES = ("tiny", "middle", "full")

@@ -17,10 +17,10 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from tqdm import tqdm
 
 from mem0_jax.convert.torch_pt_write import write_pt
 from mem0_jax.errors import UserError
+from mem0_jax.progress import Progress
 
 SHAPES = Path(__file__).parents[1] / "tests" / "model" / "assets" / "m1_mix_shapes.json.gz"
 STEPS = 50_000
@@ -192,8 +192,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     tree = checkpoint(_shapes(args.shapes), args.slim, args.seed)
     whole = args.out.with_name(f".{args.out.name}.whole") if args.parts > 1 else args.out
-    with tqdm(unit="B", unit_scale=True, disable=None, desc="tensors") as bar:
-        write_pt(whole, tree, bar.update)
+    with Progress("tensors", unit="B") as progress:
+        write_pt(whole, tree, progress.advance)
     if args.parts > 1:
         try:
             split(whole, args.out, args.parts)

@@ -21,7 +21,8 @@ from typing import Any
 
 from mem0_jax.demo.processes import shares_of_cores
 from mem0_jax.demo.record import record
-from mem0_jax.demo.settings import TEST_SEEDS, Demo, open_demo, write_json
+from mem0_jax.demo.settings import TEST_SEEDS, Demo, open_demo
+from mem0_jax.disk import write_json
 
 TASK = "press_button"
 POLICIES = {"staged": ["--config.data.text=subtask"], "alone": ["--config.data.text=task"]}

@@ -58,7 +58,7 @@ def planner_of(flags: argparse.Namespace, *words: str) -> "Planner":
 
         if flags.planner_model or flags.planner_key_file:
             raise UserError("--planner-model and --planner-key-file are for the address of a planner, not for a folder")
-        return LocalPlanner(load_generator(who), summary=summary)
+        return LocalPlanner(load_generator(who, batch=1), summary=summary)
     if "://" not in who:
         known = ", ".join([*words, "a planner's folder, or an address such as http://localhost:8001/v1"])
         raise UserError(f"--planner is {who!r}; expected {known}")

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mem0_jax.cli import CommandParser
-from mem0_jax.commands.output import write_json
 from mem0_jax.commands.train import read_config
+from mem0_jax.disk import write_json
+from mem0_jax.progress import Progress
+from mem0_jax.units import size
 
 if TYPE_CHECKING:
     from mem0_jax.train.aot import Compiled
@@ -46,7 +48,8 @@ def main(argv: Sequence[str]) -> int:
     from mem0_jax.train.aot import compile_step
     from mem0_jax.train.job import Job
 
-    compiled = compile_step(from_dict(Job, config), flags.topology, flags.mesh)
+    with Progress(f"compiling the step for {flags.topology}"):
+        compiled = compile_step(from_dict(Job, config), flags.topology, flags.mesh)
     print(report(compiled))
     if flags.json:
         write_json(flags.json, json.loads(json.dumps(compiled.to_json())))
@@ -55,21 +58,20 @@ def main(argv: Sequence[str]) -> int:
 
 def report(step: "Compiled") -> str:
     """The figures as text."""
-    gib = 2**30
     lines = [
         f"{step.topology}: {step.chips} chips, mesh {step.mesh}; {step.lanes} lanes of {step.frames} frames, "
         f"{step.lanes * step.frames} a step; compiled in {step.compile_seconds:.0f} s",
         "",
-        f"{'memory of a chip':<28}{'GiB':>9}",
+        "memory of a chip",
     ]
     parts = ("params", "optimizer", "carry", "batch", "temporary", "code", "total", "hbm")
     meaning = {"temporary": "activations, temporary", "hbm": "HBM"}
-    lines += [f"  {meaning.get(name, name):<26}{getattr(step, name) / gib:>9.3f}" for name in parts]
+    lines += [f"  {meaning.get(name, name):<26}{size(getattr(step, name), binary=True):>12}" for name in parts]
     lines += ["", "largest leaves that every chip holds whole"]
-    lines += [f"  {path:<60}{size / 2**20:>9.2f} MiB" for path, size in step.whole] or ["  none"]
-    lines += ["", f"{'collectives of a step':<28}{'count':>9}{'MiB sent':>12}"]
+    lines += [f"  {path:<60}{size(count, binary=True):>12}" for path, count in step.whole] or ["  none"]
+    lines += ["", f"{'collectives of a step':<28}{'count':>9}{'sent':>12}"]
     for kind, found in sorted(step.collectives.items()):
-        lines.append(f"  {kind:<26}{found.count:>9}{found.sent / 2**20:>12.1f}")
+        lines.append(f"  {kind:<26}{found.count:>9}{size(found.sent, binary=True):>12}")
     lines += [
         "",
         "roofline: step >= max(operations / peak, bytes sent / link)",

@@ -3,14 +3,15 @@
 import argparse
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import contextmanager
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mem0_jax.cli import Command, CommandParser
 from mem0_jax.cli import main as run
-from mem0_jax.commands.output import write_json
+from mem0_jax.disk import write_json
+from mem0_jax.progress import Progress
+from mem0_jax.units import size
 
 if TYPE_CHECKING:
     from mem0_jax.convert.importer import Job
@@ -61,6 +62,8 @@ def parser() -> CommandParser:
     add("--config", type=Path, metavar="FILE", help="what tensors do not tell: the reference's YAML or a config.json")
     add("--dtype", choices=("keep", "float32", "bfloat16"), default="keep", help="of the parameters")
     add("--mesh", metavar="AXES", help="cut the files for a mesh such as fsdp=8,tensor=2: a device reads its own alone")
+    add("--weights", metavar="NAME", help="which ones, of a file with several, such as ema beside the model's own")
+    add("--allow-nonfinite", action="store_true", help="take weights that are NaN or infinite instead of refusing them")
     add("--with-optimizer", action="store_true", help="include AdamW's moments, step and schedule, to go on training")
     add("--dry-run", action="store_true", help="print the plan and write nothing")
     add("--report", type=Path, metavar="FILE", help="write what was done as JSON")
@@ -85,25 +88,29 @@ def _import(flags: argparse.Namespace) -> int:
     from mem0_jax.convert.sources import open_source
 
     request = Request(
-        flags.config, flags.backbone, flags.norm_stats, flags.dtype, _shards(flags.mesh), flags.with_optimizer
+        *(flags.config, flags.backbone, flags.norm_stats, flags.dtype, _shards(flags.mesh), flags.with_optimizer),
+        allow_nonfinite=flags.allow_nonfinite,
     )
     try:
-        job = prepare(open_source(flags.source), request)
+        job = prepare(open_source(flags.source, flags.weights), request)
     except PlanError as error:
         if flags.report:
             write_json(flags.report, failed_summary(error.misfits))
         raise
+    for note in job.notes:
+        print(f"note: {note}")
     if flags.dry_run:
         report = summary(job)
         _print_plan(job)
     else:
-        with progress(f"convert {flags.source.name}", job.bytes) as advance:
-            report = convert(job, flags.out, advance)
-        rate = report["bytes"] / 1e9 / report["seconds"]
+        with Progress(f"convert {flags.source.name}", job.bytes, "B") as progress:
+            report = convert(job, flags.out, progress.advance)
         print(
-            f"{flags.out}: {report['consumed']} tensors, {report['bytes'] / 1e9:.2f} GB in {report['seconds']:.1f} s "
-            f"({rate:.2f} GB/s), at most {report['peak_rss_bytes'] / 1e9:.2f} GB of memory"
+            f"{flags.out}: {report['consumed']} tensors, {size(report['bytes'])} in {report['seconds']:.1f} s "
+            f"({size(report['bytes'] / report['seconds'])}/s), at most {size(report['peak_rss_bytes'])} of memory"
         )
+        for line in report["nonfinite"][:20]:
+            print(f"note: {line}")
         missing = [name for name in ("norm_stats.json", "tokenizer.json") if not (flags.out / name).is_file()]
         if missing:
             print(f"note: the bundle has no {' and no '.join(missing)} (see --norm-stats and --backbone)")
@@ -113,7 +120,9 @@ def _import(flags: argparse.Namespace) -> int:
 
 
 def _export(parsing: CommandParser, flags: argparse.Namespace) -> int:
-    given = [name for name in ("backbone", "norm_stats", "config", "mesh") if getattr(flags, name) is not None]
+    given = [
+        name for name in ("backbone", "norm_stats", "config", "mesh", "weights") if getattr(flags, name) is not None
+    ]
     given += [name for name in ("with_optimizer", "dry_run") if getattr(flags, name)]
     if given or flags.dtype != "keep":
         wrong = [*given, *(["dtype"] if flags.dtype != "keep" else [])]
@@ -125,10 +134,11 @@ def _export(parsing: CommandParser, flags: argparse.Namespace) -> int:
 
     source = open_source(flags.source)
     start = time.perf_counter()
-    with progress(f"export {flags.source.name}", source.nbytes) as advance:
-        report = (to_torch if flags.to == "torch" else to_safetensors)(source, flags.out, advance)
+    with Progress(f"export {flags.source.name}", source.nbytes, "B") as progress:
+        export = to_torch if flags.to == "torch" else to_safetensors
+        report = export(source, flags.out, progress.advance, flags.allow_nonfinite)
     report["seconds"] = time.perf_counter() - start
-    print(f"{flags.out}: {report['tensors']} tensors, {report['bytes'] / 1e9:.2f} GB in {report['seconds']:.1f} s")
+    print(f"{flags.out}: {report['tensors']} tensors, {size(report['bytes'])} in {report['seconds']:.1f} s")
     if flags.report:
         write_json(flags.report, report)
     return 0
@@ -173,12 +183,3 @@ def _print_plan(job: "Job") -> None:
         print(f"{'(checked only)':<{width}}  {'':<28}{check.source}")
     count = len(job.plan.entries) + len(job.plan.checks)
     print(f"{count} tensors consumed, none unmapped; {len(job.specs)} leaves, none unfilled")
-
-
-@contextmanager
-def progress(title: str, total: int):
-    """A bar in bytes with rate and time left, shown on a terminal only; gives the function that advances it."""
-    from tqdm import tqdm
-
-    with tqdm(total=total, desc=title, unit="B", unit_scale=True, disable=None) as bar:
-        yield bar.update

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from mem0_jax.cli import CommandParser
-from mem0_jax.commands.output import write_json
+from mem0_jax.disk import write_json
+from mem0_jax.progress import Progress
 
 SUMMARY = (
     "Compares two checkpoints tensor by tensor, whatever their formats (.pt, safetensors, bundle), and prints the "
@@ -22,19 +23,20 @@ def main(argv: Sequence[str]) -> int:
     flags = CommandParser("convert diff", SUMMARY, ["mem0-jax convert diff m1_mix.pt bundles/m1_mix"])
     flags.add_argument("a", type=Path, metavar="A", help="a checkpoint")
     flags.add_argument("b", type=Path, metavar="B", help="another")
+    for name in "ab":
+        flags.add_argument(f"--weights-{name}", metavar="NAME", help=f"which ones, if {name.upper()} has several sets")
     flags.add_argument(
         "--tolerance", type=float, default=0.0, help="greatest error allowed, relative to the tensor's greatest value"
     )
     flags.add_argument("--json", type=Path, metavar="FILE", help="write the errors of all tensors to this file as well")
     given = flags.parse_args(argv)
     logging.getLogger("absl").setLevel(logging.ERROR)
-    from tqdm import tqdm
-
     from mem0_jax.convert.look import differences
     from mem0_jax.convert.sources import open_source
 
-    a, b = open_source(given.a), open_source(given.b)
-    rows = list(tqdm(differences(a, b), total=len(a.tensors), desc="compare", disable=None))
+    a, b = open_source(given.a, given.weights_a), open_source(given.b, given.weights_b)
+    with Progress("compare", len(a.tensors), "tensor") as progress:
+        rows = list(progress.over(differences(a, b)))
     failed = [row for row in rows if row.problem or row.relative > given.tolerance]
     shown = [row for row in rows if row.problem or row.error]
     for row in shown:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mem0_jax.cli import CommandParser
+from mem0_jax.progress import Progress
 
 SUMMARY = (
     "Replays a golden folder (see 'mem0-jax golden --help') with the weights of a bundle that was converted from the "
@@ -24,6 +25,10 @@ def main(argv: Sequence[str]) -> int:
     logging.getLogger("absl").setLevel(logging.ERROR)
     from mem0_jax.commands.golden import show
     from mem0_jax.golden import replay
+    from mem0_jax.inference.compiled import keep_compiled_if_possible
     from mem0_jax.policies.bundle import load_bundle
 
-    return show(replay(given.golden, bundle=load_bundle(given.bundle)), given.json)
+    keep_compiled_if_possible()
+    with Progress(f"opening {given.bundle}"):
+        bundle = load_bundle(given.bundle)
+    return show(replay(given.golden, bundle=bundle), given.json)

@@ -1,12 +1,12 @@
 """`mem0-jax data check`: validate a dataset and name everything wrong with it."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from mem0_jax.cli import CommandParser
-from mem0_jax.commands.output import write_json
+from mem0_jax.disk import write_json
 from mem0_jax.errors import UserError
+from mem0_jax.progress import Progress
 
 SUMMARY = (
     "Reads every file of a LeRobot dataset (v2.0, v2.1, v3.0; a folder or an address such as gs://bucket/folder) and "
@@ -34,17 +34,10 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"--workers is {flags.workers}; expected at least 1")
     if flags.json and not flags.json.parent.is_dir():
         raise UserError(f"--json: the folder {flags.json.parent} does not exist")
-    from tqdm import tqdm
-
     from mem0_jax.data.check import check_dataset
 
-    with tqdm(desc="files", unit="file", disable=not sys.stderr.isatty()) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        report = check_dataset(flags.folder, video=not flags.no_video, workers=flags.workers, progress=progress)
+    with Progress("checking", None, "file") as progress:
+        report = check_dataset(flags.folder, video=not flags.no_video, workers=flags.workers, progress=progress.reach)
     for finding in report.findings:
         named = not finding.file or finding.file in finding.message
         print(f"{finding.severity:<8} {finding}" + ("" if named else f"  [{finding.file}]"))

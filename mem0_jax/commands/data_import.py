@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mem0_jax.cli import CommandParser
-from mem0_jax.commands.output import write_json
+from mem0_jax.disk import write_json
 from mem0_jax.errors import UserError
 
 SUMMARY = (

@@ -2,18 +2,21 @@
 
 import argparse
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from mem0_jax.cli import CommandParser
-from mem0_jax.commands.output import write_json
+from mem0_jax.disk import write_json
 from mem0_jax.errors import UserError
+from mem0_jax.units import size
 
 SUMMARY = (
     "Turns a LeRobot dataset into ArrayRecord shards of JPEG frames, for many readers at once and for object stores. "
-    "States, actions and every other column stay exact. tfds.data_source reads the folder as well. An interrupted run "
-    "is continued by the same command; the folder appears when it is complete."
+    "States, actions and every other column stay exact; a feature or camera of which nothing can be read is left out "
+    "and named. tfds.data_source reads the folder as well. An interrupted run is continued by the same command; the "
+    "folder appears when it is complete."
 )
 
 
@@ -64,8 +67,10 @@ def main(argv: Sequence[str]) -> int:
         raise error if isinstance(error, UserError) else UserError(str(error)) from error
     print(
         f"{packed.root}: {packed.episodes} episodes, {packed.frames} frames in {packed.shards} shards, "
-        f"{packed.bytes / 2**20:.1f} MiB ({packed.bytes / packed.frames / 1000:.1f} kB a frame)"
+        f"{size(packed.bytes, binary=True)} ({packed.bytes / packed.frames / 1000:.1f} kB a frame)"
     )
+    for key, why in packed.left_out.items():
+        print(f"left out: {key} ({why})", file=sys.stderr)
     print(f'with TFDS: tfds.builder_from_directory("{packed.root}").as_data_source("train")')
     return 0
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from mem0_jax.cli import CommandParser
 from mem0_jax.errors import UserError
+from mem0_jax.progress import Progress
+from mem0_jax.units import size
 
 SUMMARY = (
     "Writes one HTML file, which needs no network, with pictures of some episodes, subtasks and their ends, "
@@ -32,19 +34,14 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"--out: the folder {flags.out.parent} does not exist")
     if flags.out.is_dir():
         raise UserError(f"--out: {flags.out} is a folder; expected a file to write, such as {flags.out}/show.html")
-    from tqdm import tqdm
-
     from mem0_jax.data.show import show_dataset
 
-    with tqdm(desc="contact sheets", disable=not sys.stderr.isatty()) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        view = show_dataset(flags.folder, flags.out, episodes=flags.episodes, progress=progress)
+    with Progress("drawing", None, "contact sheet") as progress:
+        view = show_dataset(flags.folder, flags.out, episodes=flags.episodes, progress=progress.reach)
     for index, sheets in view.sheets.items():
         for sheet in sheets:
             if sheet.problem:
                 print(f"episode {index}, {sheet.camera}: no pictures ({sheet.problem})", file=sys.stderr)
-    print(f"{flags.out}: {len(view.dataset.episodes)} episodes, {flags.out.stat().st_size / 2**20:.1f} MiB")
+    for key, problem in view.problems.items():
+        print(f"{key}: not shown ({problem})", file=sys.stderr)
+    print(f"{flags.out}: {len(view.dataset.episodes)} episodes, {size(flags.out.stat().st_size, binary=True)}")

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from mem0_jax.cli import CommandParser
-from mem0_jax.commands.output import write_json
+from mem0_jax.disk import write_json
 from mem0_jax.errors import UserError
+from mem0_jax.progress import Progress
 
 SUMMARY = (
     "Computes minimum, maximum, mean, standard deviation and quantiles of states and actions over all frames of one or "
@@ -36,17 +37,16 @@ def parser() -> CommandParser:
 def main(argv: Sequence[str]) -> None:
     """Measures datasets."""
     flags = parser().parse_args(argv)
-    from tqdm import tqdm
-
     from mem0_jax.data.lerobot import LeRobotDataset
     from mem0_jax.data.normalize import NormStats, span_warnings
 
     if len(set(map(os.path.realpath, flags.datasets))) < len(flags.datasets):
         raise UserError("a dataset is given twice; its frames would count double")
     try:
-        folders = tqdm(flags.datasets, desc="reading", unit="dataset", disable=None)
-        datasets = [LeRobotDataset(folder) for folder in folders]
-        stats = NormStats.from_datasets(datasets)
+        with Progress("reading", len(flags.datasets), "dataset") as progress:
+            datasets = [LeRobotDataset(folder) for folder in progress.over(flags.datasets)]
+        with Progress("measuring"):
+            stats = NormStats.from_datasets(datasets)
         warnings = span_warnings(stats)
     except (ValueError, OSError) as error:
         raise UserError(str(error)) from error

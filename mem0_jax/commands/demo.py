@@ -1,11 +1,15 @@
 """`mem0-jax demo`: from nothing to a report on what memory is worth."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mem0_jax.cli import CommandParser
+from mem0_jax.disk import disk_told
 from mem0_jax.envs import TASKS
+from mem0_jax.lock import hold_folder
+from mem0_jax.progress import Progress
 
 SUMMARY = (
     "Records scripted experts in a built-in tabletop task, trains a small Mem-0 from scratch with and without memory, "
@@ -29,6 +33,8 @@ def parser() -> CommandParser:
 def main(argv: Sequence[str]) -> int:
     """Runs the demo."""
     flags = parser().parse_args(argv)
+    os.environ["JAX_PLATFORMS"] = "cpu"  # the policy is too small for an accelerator to pay
+    os.environ.pop("JAX_PLATFORM_NAME", None)
     from mem0_jax.configs.demo import get_config
     from mem0_jax.demo.processes import run_arms
     from mem0_jax.demo.record import record
@@ -36,14 +42,17 @@ def main(argv: Sequence[str]) -> int:
 
     config = get_config().to_dict()
     config["eval"]["episodes"] = flags.episodes
-    demo = open_demo(flags.out, flags.task, flags.seed, config)
-    with demo.timed("record"):
-        record(demo)
-    with demo.timed("train and evaluate"):
-        run_arms(demo)
-    from mem0_jax.demo.summary import report
+    with hold_folder(flags.out), disk_told(flags.out, "what is finished is kept, and the same command continues"):
+        demo = open_demo(flags.out, flags.task, flags.seed, config)
+        with demo.timed("record"):
+            record(demo)
+        with demo.timed("train and evaluate"):
+            run_arms(demo)
+        from mem0_jax.demo.summary import report
 
-    print(table(report(demo)))
+        with Progress("writing the report"):
+            summary = report(demo)
+    print(table(summary))
     print(f"\nreport: {demo.out / 'report.html'}")
     return 0
 

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from mem0_jax.cli import CommandParser
 from mem0_jax.commands.acting import add_acting, add_planner, options_of, planner_of, secret
-from mem0_jax.commands.output import write_json
+from mem0_jax.disk import write_json
 from mem0_jax.envs import TASKS
 from mem0_jax.errors import UserError
+from mem0_jax.progress import Progress
+from mem0_jax.units import counted
 
 if TYPE_CHECKING:
     from mem0_jax.eval.closed import Player
@@ -74,8 +76,6 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("--episodes and --parallel must be at least 1, --first-seed and --videos at least 0")
     if flags.ablate and flags.server:
         raise UserError("--ablate changes the policy itself: give --bundle instead of --server")
-    from tqdm import tqdm
-
     from mem0_jax.eval.closed import Variant, begin, horizon_sweep, memory_ablation, play_all
 
     options = options_of(flags)
@@ -85,12 +85,13 @@ def main(argv: Sequence[str]) -> int:
     if flags.ablate:
         variants = memory_ablation(options)
     seeds = range(flags.first_seed, flags.first_seed + flags.episodes)
-    player = make_player(flags)
+    with Progress(f"opening {flags.server or flags.bundle}"):
+        player = make_player(flags)
     ledger = begin(player, flags.task, variants, seeds, flags.out, flags.setting)
     try:
-        with tqdm(total=len(variants) * len(seeds), desc=flags.task, unit="episode", disable=None) as bar:
+        with Progress(flags.task, len(variants) * len(seeds), "episode") as progress:
             count = {"parallel": flags.parallel, "videos": flags.videos}
-            play_all(ledger, player, variants, **count, progress=lambda variant, outcome: bar.update())
+            play_all(ledger, player, variants, **count, progress=lambda variant, outcome: progress.advance())
     finally:
         summary = ledger.summary()
         print(table(summary))
@@ -103,12 +104,14 @@ def main(argv: Sequence[str]) -> int:
 def make_player(flags: argparse.Namespace) -> "Player":
     """The policy that the flags name."""
     from mem0_jax.eval.closed import LocalPlayer, RemotePlayer
+    from mem0_jax.inference.compiled import keep_compiled_if_possible
 
     if flags.server:
         who = {"oracle": "client", "server": "server", "none": "none"}.get(flags.planner)
         if who is None or flags.flow_steps:
             raise UserError("with --server, --planner is oracle, none or server, and the flow steps are the server's")
         return RemotePlayer(flags.server, who, secret("MEM0_TOKEN", "--token-file", flags.token_file))
+    keep_compiled_if_possible()
     return LocalPlayer(flags.bundle, (flags.planner, make_planner(flags)), flags.flow_steps)
 
 
@@ -127,7 +130,7 @@ def make_planner(flags: argparse.Namespace) -> "Planners | None":
 
 def table(summary: dict[str, Any]) -> str:
     """The figures that matter most, to read in a terminal."""
-    lines = [f"{summary['task']}: {len(summary['seeds'])} episodes", ""]
+    lines = [f"{summary['task']}: {counted(len(summary['seeds']), 'episode')}", ""]
     lines.append(f"{'':20s}{'success':>24s}{'right choice, if any':>28s}{'reward':>9s}{'steps':>8s}")
     for variant in summary["variants"]:
         reward, steps = (f"{variant[key]:.3g}" if variant[key] is not None else "-" for key in ("reward", "steps"))

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from mem0_jax.cli import CommandParser
-from mem0_jax.commands.output import write_json
+from mem0_jax.disk import write_json
 from mem0_jax.errors import UserError
+from mem0_jax.progress import Progress
+from mem0_jax.units import counted
 
 SUMMARY = (
     "Shows the episodes of a LeRobot dataset to a policy, frame by frame, and compares the action chunks it samples "
@@ -36,7 +38,7 @@ def parser() -> CommandParser:
     flags.add_argument("--seed", type=int, metavar="S", default=0, help="seed of the sampled chunks")
     flags.add_argument("--parallel", type=int, metavar="N", default=16, help="episodes side by side")
     flags.add_argument(
-        "--camera", metavar="KEY", default="observation.image.head_camera", help="feature with the pictures"
+        "--camera", metavar="KEY", help="feature with the pictures (default: the camera the policy was trained on)"
     )
     flags.add_argument(
         "--text",
@@ -57,35 +59,40 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("--episodes, --held-out, --every and --parallel must be at least 1, seeds at least 0")
     if flags.threshold is not None and not 0 < flags.threshold < 1:
         raise UserError(f"--threshold must lie between 0 and 1, got {flags.threshold}")
-    from tqdm import tqdm
-
+    from mem0_jax.data.cameras import camera_name
     from mem0_jax.data.lerobot import LeRobotDataset
     from mem0_jax.data.pictures import EpisodeDataset
     from mem0_jax.data.subset import hold_out
     from mem0_jax.eval.closed import software
-    from mem0_jax.eval.openloop import default_text, measure, replay
+    from mem0_jax.eval.openloop import default_text, measure, replay, trained_camera
     from mem0_jax.eval.openloop_html import write_page
     from mem0_jax.eval.results import bundle_digest
+    from mem0_jax.inference.compiled import keep_compiled_if_possible
     from mem0_jax.policies.bundle import load_bundle
 
-    bundle = load_bundle(flags.bundle)
+    keep_compiled_if_possible()
+    with Progress(f"opening {flags.bundle}"):
+        bundle = load_bundle(flags.bundle)
     try:
         dataset: EpisodeDataset = LeRobotDataset(flags.dataset)
         if flags.held_out:
             dataset = hold_out(dataset, flags.held_out, flags.held_out_seed)[1]
     except (OSError, ValueError) as error:
         raise UserError(str(error)) from error
+    camera, trained = flags.camera or trained_camera(bundle, dataset), bundle.inputs.camera
+    if camera_name(camera) != camera_name(trained):
+        print(f"warning: the policy was trained on {trained!r} and is shown {camera!r}", file=sys.stderr)
     episodes = dataset.episodes[: flags.episodes]
     total, text = sum(episode.length for episode in episodes), flags.text or default_text(dataset)
-    with tqdm(total=total, desc="frames", unit="frame", disable=None if sys.stderr.isatty() else True) as bar:
+    with Progress("showing", total, "frame") as progress:
         options = {
-            "camera": flags.camera,
+            "camera": camera,
             "text": text,
             "every": flags.every,
             "seed": flags.seed,
             "parallel": flags.parallel,
         }
-        found = replay(bundle, dataset, episodes, **options, progress=bar.update)
+        found = replay(bundle, dataset, episodes, **options, progress=progress.advance)
     threshold = bundle.config.classifier.threshold if flags.threshold is None else flags.threshold
     result = {
         "dataset": str(flags.dataset),
@@ -95,7 +102,8 @@ def main(argv: Sequence[str]) -> int:
             "seed": flags.seed,
             "threshold": threshold,
             "flow_steps": bundle.config.flow.solver_steps,
-            "camera": flags.camera,
+            "camera": camera,
+            "trained_camera": trained,
             "text": text,
             "held_out": flags.held_out or 0,
         },
@@ -113,7 +121,8 @@ def main(argv: Sequence[str]) -> int:
 
 def table(result: dict[str, Any]) -> str:
     """The figures to read in a terminal."""
-    lines = [f"{result['dataset']}: {len(result['episodes'])} episodes, {result['chunks']} chunks", ""]
+    shown = f"{counted(len(result['episodes']), 'episode')}, {counted(result['chunks'], 'chunk')}"
+    lines = [f"{result['dataset']}: {shown}", *filter(None, [result["broken"]]), ""]
     offsets = sorted({0, result["horizon"] // 2, result["horizon"] - 1})
     heads = "".join(f"{f'offset {k}':>11s}" for k in offsets)
     lines.append(f"{'mean absolute error':20s}{'all':>9s}{heads}{'holding still':>15s}")

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mem0_jax.cli import CommandParser
-from mem0_jax.commands.output import write_json
+from mem0_jax.disk import write_json
 
 if TYPE_CHECKING:
     from mem0_jax.golden import Report
@@ -29,7 +29,9 @@ def main(argv: Sequence[str]) -> int:
     """Replays a folder."""
     flags = parser().parse_args(argv)
     from mem0_jax.golden import replay
+    from mem0_jax.inference.compiled import keep_compiled_if_possible
 
+    keep_compiled_if_possible()
     return show(replay(flags.folder), flags.json)
 
 

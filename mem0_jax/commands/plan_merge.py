@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mem0_jax.cli import CommandParser
-from mem0_jax.commands.output import write_json
+from mem0_jax.disk import write_json
+from mem0_jax.progress import Progress
 
 SUMMARY = (
     "Writes the planner of a run's newest checkpoint as a bundle, low-rank factors multiplied into the kernels; with "
@@ -34,7 +35,8 @@ def main(argv: Sequence[str]) -> None:
     flags = parser().parse_args(argv)
     from mem0_jax.planner.merge import merge
 
-    done = merge(flags.run, flags.out, flags.hf)
+    with Progress(f"merging {flags.run}"):
+        done = merge(flags.run, flags.out, flags.hf)
     print(f"{flags.out}: {done['parameters']:,} parameters after {done['step']} steps")
     if flags.hf:
         print(f"{flags.hf}: the same for transformers and vLLM")

@@ -8,8 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from mem0_jax.cli import CommandParser
-from mem0_jax.commands.output import write_json
+from mem0_jax.disk import write_json
 from mem0_jax.errors import UserError
+from mem0_jax.progress import Progress
 
 SUMMARY = (
     "Turns a LeRobot dataset of a staged task into questions for a planner: one at the first frame of an episode and "
@@ -43,8 +44,6 @@ def parser() -> CommandParser:
 def main(argv: Sequence[str]) -> None:
     """Prepares a dataset."""
     flags = parser().parse_args(argv)
-    from tqdm import tqdm
-
     from mem0_jax.data.packed import open_dataset
     from mem0_jax.data.subset import Subset
     from mem0_jax.planner.prepare import prepare
@@ -57,19 +56,14 @@ def main(argv: Sequence[str]) -> None:
                 last = dataset.episodes[-1].index
                 raise UserError(f"--episodes: {flags.dataset} has none of them; its last episode is {last}")
             dataset = Subset(dataset, numbers)
-        with tqdm(desc="questions", unit="episode", disable=not sys.stderr.isatty()) as bar:
-
-            def progress(done: int, total: int) -> None:
-                bar.total = total
-                bar.update(done - bar.n)
-
+        with Progress("questions", None, "episode") as progress:
             prepared = prepare(
                 dataset,
                 flags.out,
                 camera=flags.camera,
                 summaries=flags.summaries,
                 form=flags.format,
-                progress=progress,
+                progress=progress.reach,
             )
     except OSError as error:  # disk full, not allowed, ...
         raise error if isinstance(error, UserError) else UserError(str(error)) from error

@@ -9,12 +9,17 @@ from pathlib import Path
 
 from mem0_jax.cli import CommandParser
 from mem0_jax.errors import UserError
+from mem0_jax.installed import how_to_install
+from mem0_jax.progress import Progress
 
 SUMMARY = (
     "Serves a planner (a bundle of a Qwen3-VL, of 'mem0-jax plan merge' or 'mem0-jax convert') by OpenAI's chat API: "
-    "POST /v1/chat/completions, with images as data URLs and stream=true, GET /v1/models and /healthz. The openai "
-    "package and the reference's client work as they are. The environment variable MEM0_API_KEY, where it is set, must "
-    "be given by clients as their API key."
+    "POST /v1/chat/completions, with images as data URLs and stream=true, GET /v1/models, /healthz and /metrics. The "
+    "openai package and the reference's client work as they are. It listens when all is compiled that requests within "
+    "--context can need: prompts are padded to 256 tokens or twice, four times, ... as many, images of any number and "
+    "size are seen one by one, prompts are answered alone or padded to --batch. What was compiled is kept in "
+    "~/.cache/mem0_jax for the next start; a smaller --context or --batch makes the first one quicker. The environment "
+    "variable MEM0_API_KEY, where it is set, must be given by clients as their API key."
 )
 EXAMPLES = (
     "mem0-jax plan serve bundles/planner",
@@ -53,11 +58,15 @@ def main(argv: Sequence[str]) -> None:
     """Serves until interrupted."""
     flags = parser().parse_args(argv)
     try:
-        from aiohttp import web
-    except ImportError:
-        raise UserError("'mem0-jax plan serve' needs aiohttp: pip install 'mem0-jax[serve]'") from None
+        import aiohttp  # noqa: F401
+        import prometheus_client  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"'mem0-jax plan serve' needs {error.name}: {how_to_install('serve')}") from None
+    import asyncio
+
     from mem0_jax.backbones.qwen3_vl.generate import Prompt, Settings
     from mem0_jax.distributed.mesh import parse_mesh
+    from mem0_jax.inference.compiled import keep_compiled_if_possible
     from mem0_jax.planner.chat import ChatLimits
     from mem0_jax.planner.chat_server import ChatServer, ServerLimits
     from mem0_jax.planner.local import load_generator
@@ -66,8 +75,12 @@ def main(argv: Sequence[str]) -> None:
     listening = _bind(flags.host, flags.port)
     if flags.host not in ("127.0.0.1", "localhost", "::1") and not key:
         print("warning: anyone who reaches this machine can ask; set MEM0_API_KEY", file=sys.stderr)
+    keep_compiled_if_possible()
     mesh = parse_mesh(flags.mesh) if flags.mesh else None
-    generator = load_generator(flags.bundle, dtype=flags.dtype, int8=flags.int8, mesh=mesh, context=flags.context)
+    sizes = {"context": flags.context, "batch": flags.batch}
+    with Progress(f"opening {flags.bundle}"):
+        generator = load_generator(flags.bundle, dtype=flags.dtype, int8=flags.int8, mesh=mesh, **sizes)
+    generator.warm_up()
     generator.generate([Prompt("<|im_start|>user\n")], Settings(max_tokens=2))  # it works, before anyone asks
     limits = ServerLimits(flags.batch, flags.queue, seconds=flags.timeout, chat=ChatLimits(images=flags.max_images))
     name = flags.name or flags.bundle.absolute().name
@@ -77,9 +90,7 @@ def main(argv: Sequence[str]) -> None:
     print(f"serving {name} at {address}/v1; Ctrl-C finishes what runs and stops. Try:", flush=True)
     body = f'{{"model": "{name}", "messages": [{{"role": "user", "content": "hello"}}], "max_tokens": 8}}'
     print(f"  curl {address}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'", flush=True)
-    web.run_app(
-        server.application(), sock=listening, print=None, shutdown_timeout=flags.timeout, handler_cancellation=True
-    )
+    asyncio.run(server.run(listening))
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mem0_jax.cli import CommandParser
-from mem0_jax.commands.output import write_json
 from mem0_jax.commands.train import read_config
+from mem0_jax.disk import write_json
+from mem0_jax.progress import duration
 
 SUMMARY = (
     "Trains a planner on questions that 'mem0-jax plan prepare' wrote, as a configuration file says. Every field of "
@@ -44,12 +45,14 @@ def main(argv: Sequence[str]) -> int:
     from mem0_jax.distributed.startup import start
 
     start()
+    from mem0_jax.inference.compiled import keep_compiled_if_possible
     from mem0_jax.planner.job import PlannerJob
     from mem0_jax.planner.training import train_planner
     from mem0_jax.train.loop import TrainingInterrupted
-    from mem0_jax.train.terminal import duration, told
+    from mem0_jax.train.terminal import told
 
     job = from_dict(PlannerJob, config)
+    keep_compiled_if_possible()
     try:
         with told(job.train.steps) as progress:
             result = train_planner(job, flags.workdir, progress)

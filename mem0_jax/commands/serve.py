@@ -9,15 +9,18 @@ from typing import TYPE_CHECKING
 from mem0_jax.cli import CommandParser
 from mem0_jax.commands.acting import add_acting, add_planner, options_of, planner_of, secret
 from mem0_jax.errors import UserError
+from mem0_jax.installed import how_to_install
+from mem0_jax.progress import Progress
 
 if TYPE_CHECKING:
     from mem0_jax.serve.server import Server, Settings
 
 SUMMARY = (
     "Serves a policy bundle: WebSocket as openpi's client package speaks it, with sessions, batches and staged tasks; "
-    "POST /process_frame for forms; a page of live sessions at /; /healthz and /metrics. It is healthy when all steps "
-    "are compiled; what was compiled is kept in ~/.cache/mem0_jax for the next start. Ctrl-C or SIGTERM ends it when "
-    "what runs is finished. The environment variable MEM0_TOKEN holds the token, where clients must know one."
+    "POST /process_frame for forms; a page of live sessions at /; /healthz and /metrics. It is healthy when all steps, "
+    "and those of a planner's bundle, are compiled; what was compiled is kept in ~/.cache/mem0_jax for the next start. "
+    "Ctrl-C or SIGTERM ends it when what runs is finished. The environment variable MEM0_TOKEN holds the token, where "
+    "clients must know one."
 )
 
 
@@ -48,10 +51,10 @@ def main(argv: Sequence[str]) -> int:
         import aiohttp  # noqa: F401
         import prometheus_client  # noqa: F401
     except ImportError as error:
-        raise UserError(f"serving needs {error.name}: pip install 'mem0-jax[serve]'") from None
+        raise UserError(f"serving needs {error.name}: {how_to_install('serve')}") from None
     import asyncio
 
-    from mem0_jax.inference.compiled import keep_compiled
+    from mem0_jax.inference.compiled import keep_compiled_if_possible
     from mem0_jax.policies.bundle import load_bundle
     from mem0_jax.serve.protocol import Limits
     from mem0_jax.serve.server import Settings, run
@@ -61,14 +64,12 @@ def main(argv: Sequence[str]) -> int:
     settings = Settings(flags.host, flags.port, token, grace_seconds=flags.grace_seconds)
     if not settings.local and not settings.token:
         print(f"warning: anybody who reaches {flags.host} can use this server: set a token", file=sys.stderr)
-    try:
-        keep_compiled()
-    except UserError as error:
-        print(f"warning: {error}", file=sys.stderr)
+    keep_compiled_if_possible()
     if flags.planner is None and (flags.planner_model or flags.planner_key_file or flags.planner_summary):
         raise UserError("--planner-model, --planner-key-file and --planner-summary need --planner")
     planner = None if flags.planner is None else planner_of(flags)
-    bundle = load_bundle(flags.bundle, dtype="serving").with_flow_steps(flags.flow_steps)
+    with Progress(f"opening {flags.bundle}"):
+        bundle = load_bundle(flags.bundle, dtype="serving").with_flow_steps(flags.flow_steps)
     limits = Limits(message=int(flags.message_mb * 2**20))
 
     async def serve() -> bool:

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mem0_jax.cli import CommandParser, did_you_mean
-from mem0_jax.commands.output import write_json
-from mem0_jax.errors import UserError
+from mem0_jax.cli import CommandParser
+from mem0_jax.disk import write_json
+from mem0_jax.errors import UserError, did_you_mean
+from mem0_jax.progress import duration
 
 SUMMARY = (
     "Trains a policy on LeRobot datasets or packed shards, as a configuration file says, and writes a bundle. Every "
@@ -51,12 +52,14 @@ def main(argv: Sequence[str]) -> int:
     from mem0_jax.distributed.startup import start
 
     start()
+    from mem0_jax.inference.compiled import keep_compiled_if_possible
     from mem0_jax.train.job import Job
     from mem0_jax.train.launch import train
     from mem0_jax.train.loop import TrainingInterrupted
-    from mem0_jax.train.terminal import duration, number, told
+    from mem0_jax.train.terminal import number, told
 
     job = from_dict(Job, config)
+    keep_compiled_if_possible()
     try:
         with told(job.train.steps) as progress:
             result, bundle = train(job, flags.workdir, progress)

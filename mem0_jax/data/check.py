@@ -17,8 +17,9 @@ from mem0_jax.data.check_columns import DataReport, Moments, check_data_file
 from mem0_jax.data.check_meta import Metadata, check_meta
 from mem0_jax.data.check_pictures import PictureReport, check_images, check_video_file
 from mem0_jax.data.check_stats import check_stats
+from mem0_jax.data.check_use import check_use
 from mem0_jax.data.files import AnyPath, DatasetError, MissingFile, dataset_path
-from mem0_jax.data.findings import Finding, Findings
+from mem0_jax.data.findings import Finding, Findings, once_a_cause
 from mem0_jax.data.lerobot_meta import Episode
 
 
@@ -88,8 +89,11 @@ def check_dataset(
         moments |= report.moments
     found += _check_ids(meta, {episode: number for report in data for episode, number in report.ids.items()})
     found += check_stats(meta, moments, colors)
+    if all(finding.severity != "error" for finding in found):
+        found += check_use(meta)
     ordered = sorted(
-        found, key=lambda f: (f.severity, -1 if f.episode is None else f.episode, f.frames, f.feature, f.message)
+        once_a_cause(sorted(found, key=lambda f: f.file)),
+        key=lambda f: (f.severity, -1 if f.episode is None else f.episode, f.frames, f.feature, f.message),
     )
     return Report(ordered, len(meta.episodes), sum(e.length for e in meta.episodes), len(jobs))
 
@@ -103,7 +107,8 @@ def _jobs(meta: Metadata, video: bool) -> list[tuple[str, Callable[[], DataRepor
     for camera in meta.info.videos:
         videos: dict[AnyPath, list[Episode]] = {}
         for episode in meta.episodes:
-            videos.setdefault(episode.videos[camera].path, []).append(episode)
+            if camera in episode.videos:
+                videos.setdefault(episode.videos[camera].path, []).append(episode)
         jobs += [
             (camera, lambda c=camera, p=path, e=users: check_video_file(meta, c, p, e, video))
             for path, users in videos.items()

@@ -14,9 +14,10 @@ import numpy as np
 import pyarrow as pa
 
 from mem0_jax.data import parquet
-from mem0_jax.data.check_meta import AUTOMATIC, Metadata, feature_names
+from mem0_jax.data.check_meta import Metadata, feature_names, severity
 from mem0_jax.data.files import AnyPath, DatasetError, MissingFile
 from mem0_jax.data.findings import Findings, runs
+from mem0_jax.data.lerobot_features import AUTOMATIC, COMMON
 from mem0_jax.data.lerobot_meta import Episode
 
 TIME_TOLERANCE = 1e-4  # seconds, LeRobot's
@@ -72,15 +73,15 @@ def check_data_file(meta: Metadata, path: AnyPath, episodes: Sequence[Episode]) 
         with parquet.opened(path, "data") as file:
             names = file.schema_arrow.names
         columns = [key for key in wanted if key in names]
-        table = parquet.read_table(path, columns, "data", texts=[key for key in info.texts if key in columns])
+        table = parquet.read_table(path, columns, "data", texts=info.texts)
     except (DatasetError, MissingFile) as error:
         kind = "missing-file" if isinstance(error, MissingFile) else "unreadable-file"
         for episode in episodes:
             found.error(kind, str(error), episode=episode.index)
         return report
-    for key in [*wanted, *info.images]:
-        if key not in names:
-            found.error("missing-column", f"the column is missing from {path.name}", feature=key)
+    for key, feature in info.features.items():
+        if key not in names and feature["dtype"] not in ("video", "language"):
+            severity(found, key, feature)("missing-column", "the column is missing", feature=key)
     for key in names:
         if key not in info.features:
             found.warning("extra-column", "the column is not among info.json's features", feature=key)
@@ -132,31 +133,42 @@ def _numbers(
     except DatasetError as error:
         _locate_bad_cells(column, math.prod(shape) if len(shape) == 1 else None, str(error), key, rows, found)
         return None
-    if values.dtype != np.dtype(feature["dtype"]):
-        message = f"holds {values.dtype}, info.json declares {feature['dtype']}"
-        severe = (values.dtype.kind in "f") != (np.dtype(feature["dtype"]).kind in "f")
-        (found.error if severe else found.warning)("dtype", message, feature=key)
+    dtype = np.dtype(feature["dtype"])
+    try:
+        parquet.as_declared(values, dtype, "the column")
+    except DatasetError as error:
+        severity(found, key)("dtype", str(error), feature=key)
+    else:
+        if values.dtype != dtype:
+            severe = (values.dtype.kind in "f") != (dtype.kind in "f")
+            message = f"holds {values.dtype}, info.json declares {dtype}"
+            (severity(found, key) if severe else found.warning)("dtype", message, feature=key)
     return values.reshape(len(values), -1)
 
 
 def _locate_bad_cells(
     column: pa.ChunkedArray, length: int | None, message: str, key: str, rows: dict[int, np.ndarray], found: Findings
 ) -> None:
-    """Name the frames whose cell is empty or has another number of values; if none stands out, the whole column."""
+    """Name the frames whose cell is empty or has another number of values; if none stands out, the whole column.
+
+    So it is with features that no command reads.
+    """
     array: Any = column.combine_chunks()
     bad = array.is_null().to_numpy(zero_copy_only=False)
     if any(is_list(array.type) for is_list in parquet.LISTS):
         sizes = np.array([-1 if cell is None else len(cell) for cell in array.to_pylist()])
         bad |= sizes != (length if length is not None else np.bincount(np.maximum(sizes, 0)).argmax())
         bad |= np.array([cell is not None and None in cell for cell in array.to_pylist()], bool)
+    if 0 < array.null_count == len(array):
+        message = "all cells are empty"
     located = False
-    for episode, mine in rows.items():
+    for episode, mine in rows.items() if key in COMMON else ():
         if bad[mine].any():
             located = True
             text = f"{message}; here are the frames with an empty or misshapen cell"
-            found.error("shape", text, episode=episode, frames=runs(bad[mine]), feature=key)
+            severity(found, key)("shape", text, episode=episode, frames=runs(bad[mine]), feature=key)
     if not located:
-        found.error("shape", message, feature=key)
+        severity(found, key)("shape", message, feature=key)
 
 
 def _texts(
@@ -165,16 +177,19 @@ def _texts(
     """Return a text column as (ids [R], texts); empty cells become "" and are reported."""
     missing = column.is_null().to_numpy()
     try:
-        if missing.any():
+        if len(missing) and missing.all():
+            raise DatasetError("all cells are empty")
+        if missing.any() and parquet.is_text(column.type):
             column = pa.chunked_array([pa.array([str(text or "") for text in column.to_pylist()], pa.string())])
         ids, texts = parquet.text(column, "the column")
     except DatasetError as error:
-        found.error("dtype", str(error), feature=key)
+        severity(found, key)("dtype", str(error), feature=key)
         return np.zeros(len(column), np.int32), [NULL_TEXT]
     empty = np.array([not text.strip() for text in texts], bool)[ids]
     for episode, mine in rows.items():
         if missing[mine].any():
-            found.error("empty-text", "has empty cells", episode=episode, frames=runs(missing[mine]), feature=key)
+            frames = runs(missing[mine])
+            severity(found, key)("empty-text", "has empty cells", episode=episode, frames=frames, feature=key)
         elif empty[mine].any():
             found.warning("empty-text", "the text is empty", episode=episode, frames=runs(empty[mine]), feature=key)
     return ids, texts
@@ -194,7 +209,8 @@ def _check_episode(
             names = feature_names(meta.info.features[key])
             dims = ", ".join(names[d] for d in np.flatnonzero(wrong.any(0)))
             frames = runs(wrong.any(axis=1))
-            found.error("not-finite", f"NaN or infinity in {dims}", episode=episode.index, frames=frames, feature=key)
+            message = f"NaN or infinity in {dims}"
+            severity(found, key)("not-finite", message, episode=episode.index, frames=frames, feature=key)
         elif key not in AUTOMATIC:
             report.moments.setdefault(episode.index, {})[key] = Moments.of(values.astype(np.float64))
     _check_counters(meta, episode, numbers, found)
@@ -211,13 +227,16 @@ def _check_episode(
 
 def _check_counters(meta: Metadata, episode: Episode, numbers: dict[str, np.ndarray], found: Findings) -> None:
     """Compare frame_index, index and timestamp with what they count."""
-    count = np.arange(len(next(iter(numbers.values()))))
+    count = np.arange(len(next(iter(numbers.values()), ())))
     for key, expected in {"frame_index": count, "index": episode.start + count}.items():
         if key in numbers:
-            wrong = np.not_equal(numbers[key].ravel(), expected)
+            values = numbers[key].ravel()
+            wrong = np.not_equal(values, expected)
             if wrong.any():
                 first = int(np.flatnonzero(wrong)[0])
-                message = f"is {numbers[key].ravel()[first]} where {expected[first]} was expected"
+                message = f"is {values[first]} where {expected[first]} was expected"
+                if wrong.all() and not np.ptp(values - expected):  # as in the episodes behind one that was left out
+                    message = f"is {values[0] - expected[0]:+g} beside what was expected"
                 found.error(key.replace("_", "-"), message, episode=episode.index, frames=runs(wrong), feature=key)
     if "timestamp" in numbers:
         times, expected = numbers["timestamp"].ravel().astype(np.float64), count / meta.info.fps
@@ -240,10 +259,10 @@ def _check_task(meta: Metadata, episode: Episode, numbers: dict[str, np.ndarray]
         listed = sorted(set(index[unknown].tolist()))
         found.error("task", f"{listed} is not in the task table", frames=runs(unknown), **where)
         return
-    texts = {meta.tasks[int(i)] for i in np.unique(index)}
-    if episode.tasks and texts != set(episode.tasks):
-        message = f"the rows' tasks are {sorted(texts)}, the episode table's {sorted(episode.tasks)}"
-        found.warning("task", message, **where)
+    texts, listed = {meta.tasks[int(i)] for i in np.unique(index)}, set(episode.tasks)
+    if listed and texts != listed and listed <= set(meta.tasks.values()):  # else it is said of the tables
+        message = f"the rows' tasks are {sorted(texts)}, the episode table's {sorted(listed)}"
+        (found.warning if texts <= listed else found.error)("task", message, **where)
 
 
 def _check_subtask_ends(

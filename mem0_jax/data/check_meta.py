@@ -5,16 +5,20 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mem0_jax.data import lerobot_meta
+from mem0_jax.data.camera_shape import picture_shape
 from mem0_jax.data.files import AnyPath, DatasetError, MissingFile
 from mem0_jax.data.findings import Findings
+from mem0_jax.data.joint_names import VECTORS, describe, flat_names, foreign_names
+from mem0_jax.data.layout import MODEL_DIM
+from mem0_jax.data.lerobot_features import AUTOMATIC, COMMON, PICTURES, TEXT_KEY, TEXTS, unreadable
 from mem0_jax.data.lerobot_meta import Episode, Info
+from mem0_jax.data.lerobot_tasks import read_tasks, tasks_path
 
-AUTOMATIC = ("timestamp", "frame_index", "episode_index", "index", "task_index")
 _GRID = 0.01  # frames; how far a video's from_timestamp may lie beside a frame
 
 
@@ -31,12 +35,18 @@ class Metadata:
 def check_meta(root: AnyPath, info: Info) -> tuple[Metadata, Findings]:
     """Read the metadata and return it with everything wrong in it; unreadable episodes are left out of it."""
     found = Findings(root / "meta/info.json")
+    _check_needed(info, found)
     _check_features(info, found)
     tasks = _check_tasks(root, info, found)
     episodes, rows = _read_episodes(root, info, found)
-    _check_totals(info, episodes, rows, found)
+    if episodes:
+        _check_totals(info, episodes, rows, found)
     if info.version == "v3.0":
         _check_spans(info, episodes, rows, found)
+    for episode in episodes:
+        for camera, why in episode.lost.items():
+            message = why.removeprefix(f"{episode.name}: ")
+            found.error("missing-video", message, file=_table(root, info), episode=episode.index, feature=camera)
     if tasks is not None:
         for episode in episodes:
             unknown = sorted(set(episode.tasks) - set(tasks.values()))
@@ -45,29 +55,58 @@ def check_meta(root: AnyPath, info: Info) -> tuple[Metadata, Findings]:
     return Metadata(root, info, episodes, tasks), found
 
 
+def severity(found: Findings, key: str, feature: Mapping[str, Any] | None = None) -> Callable[..., None]:
+    """Return `found.error` for a feature that commands read and for pictures, else `found.warning`."""
+    pictures = feature is not None and feature["dtype"] in PICTURES
+    return found.error if key in COMMON or pictures else found.warning
+
+
 def feature_names(feature: Mapping[str, Any]) -> list[str]:
     """Return a name for every number of a feature: those of info.json where they fit, else its position."""
-    count, names = math.prod(feature["shape"]), feature.get("names")
-    if isinstance(names, dict) and len(names) == 1:  # {"motors": [...]}
-        names = next(iter(names.values()))
-    if isinstance(names, list) and len(names) == count:
-        return [str(name) for name in names]
-    return [f"[{i}]" for i in range(count)]
+    count = math.prod(feature["shape"])
+    names = flat_names(feature.get("names"), count)
+    return names if len(names) == count else [f"[{i}]" for i in range(count)]
 
 
 def _table(root: AnyPath, info: Info) -> str:
-    return str(root / (lerobot_meta.EPISODES if info.version == "v3.0" else "meta/episodes.jsonl"))
+    return str(root / (lerobot_meta.EPISODES if info.version == "v3.0" else lerobot_meta.EPISODES_V2))
 
 
-def _check_features(info: Info, found: Findings) -> None:
+def _check_needed(info: Info, found: Findings) -> None:
+    """Features that commands read: are they there, and of the kind that they are read as?"""
     for key in AUTOMATIC:
         if key not in info.features:
             found.error("feature", "info.json lacks this feature, which every dataset has", feature=key)
+    for key in VECTORS:
+        if key not in info.features:
+            found.error("feature", "info.json lacks this feature; there is nothing to train on", feature=key)
+        elif key in info.numbers and info.features[key]["shape"] != [MODEL_DIM]:
+            message = f"has shape {info.features[key]['shape']}; training and statistics need [{MODEL_DIM}]"
+            found.error("robot", f"{message}, two arms of 7 joints and a gripper", feature=key)
+    for key in (key for key in COMMON if key in info.features):
+        kind = info.features[key]["dtype"]
+        if key == TEXT_KEY and key in info.numbers:
+            found.error("dtype", f"is declared as {kind}; commands read it as texts, of dtype 'string'", feature=key)
+        if key != TEXT_KEY and kind in (*TEXTS, *PICTURES):
+            found.error("dtype", f"is declared as {kind}; commands read it as numbers", feature=key)
+
+
+def _check_features(info: Info, found: Findings) -> None:
+    for key in [*info.videos, *info.images]:
+        try:
+            picture_shape(info.features[key])
+        except DatasetError as error:
+            found.error("shape", str(error), feature=key)
     for key, feature in info.features.items():
+        problem = unreadable(feature)
+        if problem:
+            severity(found, key)("feature", f"cannot be read: {problem}", feature=key)
         names, shape = feature.get("names"), feature.get("shape", ())
         # Names may be those of the numbers or those of the axes.
         if key in info.numbers and isinstance(names, list) and len(names) not in (0, math.prod(shape), len(shape)):
             found.warning("names", f"{len(names)} names for shape {shape}", feature=key)
+        if key in VECTORS and (foreign := foreign_names(feature)):
+            found.error("names", describe(foreign), feature=key)
         declared = (feature.get("info") or feature.get("video_info") or {}) if key in info.videos else {}
         fps = declared.get("video.fps") if isinstance(declared, dict) else None
         if fps is not None and fps != info.fps:
@@ -75,9 +114,9 @@ def _check_features(info: Info, found: Findings) -> None:
 
 
 def _check_tasks(root: AnyPath, info: Info, found: Findings) -> dict[int, str] | None:
-    file = str(root / ("meta/tasks.parquet" if info.version == "v3.0" else "meta/tasks.jsonl"))
+    file = str(tasks_path(root, info))
     try:
-        rows = lerobot_meta.read_tasks(root, info)
+        rows = read_tasks(root, info)
     except (DatasetError, MissingFile) as error:
         found.error("tasks", str(error), file=file)
         return None
@@ -100,6 +139,8 @@ def _read_episodes(root: AnyPath, info: Info, found: Findings) -> tuple[list[Epi
     except (DatasetError, MissingFile) as error:
         found.error("episode-table", str(error), file=table)
         return [], {}
+    if not raw:
+        found.error("episode-table", "holds no episode", file=table)
     readable: dict[int, Episode] = {}
     rows: dict[int, Mapping[str, Any]] = {}
     last = -1
@@ -147,12 +188,19 @@ def _check_totals(
     for key, value in totals.items():
         if info.raw.get(key) != value:
             found.error("totals", f"{key} is {info.raw.get(key)!r}, but the episode table gives {value}")
-    for episode in episodes:
-        expected = {"dataset_from_index": episode.start, "dataset_to_index": episode.start + episode.length}
-        for key, value in expected.items():
+    for key, at_end in (("dataset_from_index", 0), ("dataset_to_index", 1)):
+        # Where one is wrong, those behind it mostly are by as much.
+        wrong: list[tuple[int | None, int, str]] = []
+        for episode in episodes:
+            value = episode.start + at_end * episode.length
             given = rows[episode.index].get(key, value)
             if given != value:
-                found.error("episode-table", f"{key} is {given}; the lengths add up to {value}", episode=episode.index)
+                off = given - value if isinstance(given, int) else None
+                wrong.append((off, episode.index, f"{key} is {given!r}; the lengths add up to {value}"))
+        for _, group in itertools.groupby(wrong, lambda entry: entry[0]):
+            (_, first, message), *others = group
+            more = f" (and it is as far off up to episode {others[-1][1]})" if others else ""
+            found.error("episode-table", message + more, episode=first)
 
 
 def _check_spans(
@@ -164,6 +212,8 @@ def _check_spans(
         for episode in episodes:
             row = rows[episode.index]
             where: dict[str, Any] = {"episode": episode.index, "feature": camera}
+            if camera in episode.lost:
+                continue
             begin, end = (row.get(f"videos/{camera}/{key}") for key in ("from_timestamp", "to_timestamp"))
             begin = float(begin or 0) * info.fps
             if abs(begin - round(begin)) > _GRID:

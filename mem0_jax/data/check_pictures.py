@@ -5,7 +5,7 @@ Axes: M frames of the file.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -14,12 +14,13 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
+from mem0_jax.data.camera_shape import is_depth_map, other_size, picture_shape
 from mem0_jax.data.check_columns import TIME_TOLERANCE
 from mem0_jax.data.check_meta import Metadata
 from mem0_jax.data.files import AnyPath, DatasetError, MissingFile
-from mem0_jax.data.findings import Findings, runs
-from mem0_jax.data.images import EpisodeImages
-from mem0_jax.data.lerobot_meta import Episode, picture_shape
+from mem0_jax.data.findings import Findings, by_cause, runs
+from mem0_jax.data.images import EpisodeImages, ImageError
+from mem0_jax.data.lerobot_meta import Episode
 from mem0_jax.data.video import DECODE_ERRORS, VideoError, frames_per_period, open_video_file
 
 _SAMPLES = 20  # pictures of an episode whose brightness is measured
@@ -37,11 +38,11 @@ class PictureReport:
 def check_video_file(
     meta: Metadata, camera: str, path: AnyPath, episodes: Sequence[Episode], decode: bool
 ) -> PictureReport:
-    """Check one mp4 that is to hold the pictures of `episodes`; without `decode` only that it is there."""
+    """Check one mp4 with the pictures of `episodes`; without `decode`, or of depths, only that it is there."""
     report = PictureReport(Findings(path))
     found = report.findings
     try:
-        if not decode:
+        if not decode or is_depth_map(meta.info.features[camera]):
             if not path.is_file():
                 raise MissingFile(f"video file {path} is missing")
             return report
@@ -49,12 +50,11 @@ def check_video_file(
     except (VideoError, MissingFile) as error:
         kind = "missing-file" if isinstance(error, MissingFile) else "unreadable-file"
         for episode in episodes:
-            found.error(kind, str(error), episode=episode.index, feature=camera)
+            found.error(kind, str(error).removeprefix(f"{camera}: "), episode=episode.index, feature=camera)
         return report
     with opened:
         _check_stream(meta, camera, stream, found)
-        shape = picture_shape(meta.info.features[camera])[:2]
-        if (stream.height, stream.width) != shape:
+        if (stream.height, stream.width) != _declared_size(meta.info.features[camera]):
             return report
         frames = _decode(stream, meta.info.fps, camera, episodes, report)
     for episode in episodes:
@@ -67,16 +67,15 @@ def check_video_file(
 
 
 def check_images(meta: Metadata, camera: str, path: AnyPath, episodes: Sequence[Episode]) -> PictureReport:
-    """Decode the image column of one parquet file."""
-    report = PictureReport(Findings(path))
-    height, width, channels = picture_shape(meta.info.features[camera])
-    if channels != 3:
-        report.findings.warning("channels", f"{channels} channels; only RGB pictures are checked", feature=camera)
+    """Decode the image column of one parquet file, unless it holds depths."""
+    report, feature = PictureReport(Findings(path)), meta.info.features[camera]
+    shape = _declared_size(feature)
+    if shape is None or is_depth_map(feature):
         return report
     for episode in episodes:
         images = EpisodeImages(
             path, key=camera, root=meta.root, first_row=episode.data_row, length=episode.length,
-            shape=(height, width), name=f"{episode.name} ({camera})",
+            shape=shape, name=f"{episode.name} ({camera})",
         )  # fmt: skip
         try:
             _decode_images(images, episode, camera, report)
@@ -86,20 +85,30 @@ def check_images(meta: Metadata, camera: str, path: AnyPath, episodes: Sequence[
 
 
 def _decode_images(images: EpisodeImages, episode: Episode, camera: str, report: PictureReport) -> None:
-    sampled, colors = _sampled(episode), []
+    sampled, colors, wrong = _sampled(episode), [], {}
     for i in range(episode.length):
-        where: dict[str, Any] = {"episode": episode.index, "feature": camera}
         try:
             picture = images.read(i, 1)[0]
         except MissingFile:
             return  # reported with the columns of the file
-        except DatasetError as error:
-            report.findings.error("picture", str(error), frames=((i, i),), **where)
-            continue
-        if i in sampled:
-            colors.append(picture.mean((0, 1)) / 255)
+        except ImageError as error:
+            wrong[i] = error.cause
+        except DatasetError:
+            return  # likewise
+        else:
+            if i in sampled:
+                colors.append(picture.mean((0, 1)) / 255)
+    for cause, frames in by_cause(wrong):
+        report.findings.error("picture", cause, frames=frames, episode=episode.index, feature=camera)
     if colors:
         report.means[episode.index] = np.mean(colors, 0)
+
+
+def _declared_size(feature: Mapping[str, Any]) -> tuple[int, int] | None:
+    try:
+        return picture_shape(feature)
+    except DatasetError:
+        return None  # reported with the metadata
 
 
 def _sampled(episode: Episode) -> set[int]:
@@ -107,15 +116,18 @@ def _sampled(episode: Episode) -> set[int]:
 
 
 def _check_stream(meta: Metadata, camera: str, stream: VideoStream, found: Findings) -> None:
-    feature, info = meta.info.features[camera], meta.info
-    height, width, _ = picture_shape(feature)
-    if (stream.height, stream.width) != (height, width):
-        message = f"pictures are {stream.height}x{stream.width}, info.json declares {height}x{width}"
-        found.error("shape", message, feature=camera)
+    feature, info, size = meta.info.features[camera], meta.info, (stream.height, stream.width)
+    expected = _declared_size(feature)
+    if expected and size != expected:
+        found.error("shape", f"pictures are {other_size(size, expected)}", feature=camera)
     declared = feature.get("info") or feature.get("video_info") or {}
     codec = declared.get("video.codec") if isinstance(declared, dict) else None
     if codec not in (None, stream.codec.canonical_name):
         found.warning("codec", f"is {stream.codec.canonical_name}, info.json declares {codec}", feature=camera)
+    begin = float((stream.start_time or 0) * (stream.time_base or 0))
+    if begin > TIME_TOLERANCE:
+        message = f"starts at {begin:g} s; LeRobot, which counts from 0, refuses that"
+        found.warning("video-times", message, feature=camera)
     multiple = frames_per_period(stream, info.fps)
     # The average is off when a frame is lost, the base rate (that of the time stamps) when their steps vary.
     rate, base = float(stream.average_rate or 0), float(stream.base_rate or 0)
@@ -153,6 +165,9 @@ def _decode(
         if multiple > 1 and abs(at - number) >= Fraction(1, 2 * multiple):
             continue  # between two frames of the dataset
         damaged = frame.is_corrupt or (frame.height, frame.width) != shape
+        if frame.rotation and not seen:
+            message = f"asks to be shown turned by {frame.rotation} degrees; the pictures are read as they are stored"
+            report.findings.warning("turned", message, feature=camera)
         seen.append((number, damaged, abs(at - number) > Fraction(TIME_TOLERANCE) * Fraction(fps)))
         if number in sampled and not damaged:
             picture = reformatter.reformat(frame, format="rgb24").to_ndarray()

@@ -13,9 +13,10 @@ import numpy as np
 
 from mem0_jax.data import lerobot_meta
 from mem0_jax.data.check_columns import Moments
-from mem0_jax.data.check_meta import AUTOMATIC, Metadata, feature_names
+from mem0_jax.data.check_meta import Metadata, feature_names
 from mem0_jax.data.files import DatasetError, MissingFile
 from mem0_jax.data.findings import Findings
+from mem0_jax.data.lerobot_features import AUTOMATIC
 
 _EXACT = 1e-5  # of the largest value: minimum and maximum are values of the data
 _CLOSE = 2e-3  # of the span: mean and std are computed in float32 by some writers

@@ -14,10 +14,12 @@ import re
 import string
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any, BinaryIO, cast
 
 from mem0_jax.errors import UserError
+from mem0_jax.installed import how_to_install
+from mem0_jax.stand_in import HEAD_BYTES, stand_in
 
 MAX_JSON_BYTES = 512 * 2**20
 _MAX_TEMPLATE = 1024
@@ -80,7 +82,7 @@ class RemotePath:
 
     def _place(self) -> tuple[Any, str]:
         scheme = self.url.split("://", 1)[0]
-        hint = f"{self.url}: reading {scheme}:// needs a package that is missing: pip install 'mem0-jax[remote]'"
+        hint = f"{self.url}: reading {scheme}:// needs a package that is missing: {how_to_install('remote')}"
         try:
             import fsspec
 
@@ -153,6 +155,11 @@ def dataset_path(root: str | Path | RemotePath) -> AnyPath:
     return root if isinstance(root, RemotePath) else Path(root)
 
 
+def ffmpeg_name(path: Path) -> str:
+    """Return what FFmpeg calls a local file: of a bare name it takes what comes before a colon for a protocol."""
+    return f"file:{path}"
+
+
 def open_binary(path: AnyPath) -> BinaryIO:
     """Open a file for reading bytes; it can seek."""
     return cast(BinaryIO, path.open("rb"))
@@ -166,20 +173,48 @@ def size_of(path: AnyPath) -> int:
 def find(folder: AnyPath, pattern: str) -> list[AnyPath]:
     """Return the files below `folder` whose relative name matches the shell pattern, sorted."""
     if isinstance(folder, Path):
-        names = sorted(str(p.relative_to(folder).as_posix()) for p in folder.glob("**/*") if p.is_file())
+        names = sorted(p.relative_to(folder).as_posix() for p in _walk(folder) if p.is_file())
     else:
         names = folder.find()
     return [folder / name for name in names if fnmatch.fnmatchcase(name, pattern)]
 
 
+def _walk(folder: Path) -> Iterator[Path]:
+    """The names below a folder, those behind linked folders too, each folder once."""
+    seen = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        status = os.stat(place)
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        yield from (Path(place, name) for name in names)
+
+
 def inside(root: AnyPath, name: str, where: str) -> AnyPath:
     """Return the file `name` of the dataset `root`; a name that leads outside is refused.
 
-    Links are followed: a download cache links every file of a dataset to a place of its own.
+    Links are followed: a download cache links every file of a dataset to a place of its own. An absolute name
+    of a file in the dataset's folder is as good as a relative one.
     """
-    if name.startswith(("/", "\\")) or ":" in name.split("/")[0] or ".." in name.replace("\\", "/").split("/"):
+    if re.search("[\0\ud800-\udfff]", name):
+        raise DatasetError(f"{where}: {name!r} is no name of a file")
+    name = _shortened(root, name)
+    drive, chained = PureWindowsPath(name).drive, isinstance(root, RemotePath) and "::" in name
+    if name.startswith(("/", "\\")) or drive or chained or ".." in name.replace("\\", "/").split("/"):
         raise DatasetError(f"{where}: {name!r} leads outside the dataset {root}")
     return root / name
+
+
+def _shortened(root: AnyPath, name: str) -> str:
+    """An absolute name of a file inside `root` as the name that it has there; any other name as it is."""
+    if isinstance(root, RemotePath):
+        return name.removeprefix(f"{root.url.rstrip('/')}/")
+    if os.path.isabs(name) and ".." not in Path(name).parts:
+        for inner, outer in ((name, os.path.abspath(root)), (os.path.realpath(name), os.path.realpath(root))):
+            if Path(inner).is_relative_to(outer):
+                return Path(inner).relative_to(outer).as_posix()
+    return name
 
 
 def checked_template(template: Any, where: str) -> str:
@@ -239,13 +274,14 @@ def _read_text(path: AnyPath) -> str:
     except OSError as error:
         raise DatasetError(f"{path} cannot be read ({error})") from error
     try:
-        return data.decode("utf-8")
+        return data.decode("utf-8-sig")  # editors on Windows begin with a mark
     except UnicodeDecodeError as error:
-        raise DatasetError(f"{path} is not UTF-8 text ({error})") from error
+        raise DatasetError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from error
 
 
 def _parse(text: str, where: Any) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise DatasetError(f"{where} is not valid JSON: {error}") from error
+        said = stand_in(text.encode()[:HEAD_BYTES]) or f"is not valid JSON: {error}"
+        raise DatasetError(f"{where} {said}") from error

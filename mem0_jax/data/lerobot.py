@@ -8,8 +8,7 @@ Format: https://huggingface.co/docs/lerobot/lerobot-dataset-v3
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,13 @@ import numpy as np
 import pyarrow as pa
 
 from mem0_jax.data import lerobot_meta, parquet
+from mem0_jax.data.camera_shape import is_depth_map, picture_shape
 from mem0_jax.data.files import AnyPath, DatasetError, MissingFile, RemotePath, check_fits, dataset_path
 from mem0_jax.data.images import EpisodeImages
+from mem0_jax.data.lerobot_features import COMMON, unreadable
 from mem0_jax.data.lerobot_meta import VERSIONS, Episode, Statistics, VideoSpan
+from mem0_jax.data.lerobot_tasks import read_tasks, task_texts
+from mem0_jax.data.lerobot_values import Numbers, Texts
 from mem0_jax.data.video import EpisodeVideo
 
 __all__ = ["VERSIONS", "DatasetError", "Episode", "LeRobotDataset", "MissingFile", "VideoSpan"]
@@ -29,7 +32,8 @@ __all__ = ["VERSIONS", "DatasetError", "Episode", "LeRobotDataset", "MissingFile
 class LeRobotDataset:
     """A LeRobot dataset in a folder, on this machine or behind an fsspec address such as gs://bucket/dataset.
 
-    Remote parquet files and videos are read piece by piece as they are needed.
+    Remote parquet files and videos are read piece by piece as they are needed. The common features are read at once,
+    others when they are first asked for: whatever is wrong with one that nobody asks for does not matter.
 
     Attributes:
         root: the folder.
@@ -37,7 +41,7 @@ class LeRobotDataset:
         fps: frames per second.
         info: all of info.json.
         features: info.json's features by key.
-        cameras: keys of the video and image features.
+        cameras: keys of the video and image features; depth maps are none.
         episodes: all episodes, ordered by index.
         num_frames: F.
 
@@ -50,22 +54,25 @@ class LeRobotDataset:
         self._info = lerobot_meta.read_info(self.root)
         self.version, self.fps, self.info = self._info.version, self._info.fps, self._info.raw
         self.features, self.robot_type = self._info.features, self.info.get("robot_type")
-        self.cameras = [key for key, value in self.features.items() if value["dtype"] in ("video", "image")]
+        pictures = [*self._info.videos, *self._info.images]
+        self.cameras = [key for key in self.features if key in pictures and not is_depth_map(self.features[key])]
         self.episodes = self._read_episodes()
         self.num_frames = sum(episode.length for episode in self.episodes)
         declared = self.info.get("total_episodes"), self.info.get("total_frames")
         if declared != (len(self.episodes), self.num_frames):
             raise DatasetError(
                 f"{self.root}/meta/info.json declares {declared[0]} episodes and {declared[1]} frames, but the episode "
-                f"table holds {len(self.episodes)} and {self.num_frames}; the recording may not have been finished"
+                f"table holds {len(self.episodes)} and {self.num_frames}; the recording may not have been finished. If "
+                "it was, correct total_episodes and total_frames there"
             )
-        self._columns = self._load_columns()
+        known = self._info.numbers + self._info.texts
+        self._columns = self._load([key for key in COMMON if key in known])
 
     def __repr__(self) -> str:
         return f"LeRobotDataset({str(self.root)!r}, {len(self.episodes)} episodes, {self.num_frames} frames)"
 
     def column(self, key: str) -> np.ndarray:
-        """Return a numeric feature of every frame: [F] for shape (1,), else [F, *shape], in the file's dtype."""
+        """Return a numeric feature of every frame: [F] for shape (1,), else [F, *shape], in the declared dtype."""
         value = self._column(key)
         if isinstance(value, tuple):
             raise DatasetError(f"{self.root}: feature {key!r} is text; read it with texts({key!r})")
@@ -74,13 +81,7 @@ class LeRobotDataset:
     def texts(self, key: str) -> tuple[np.ndarray, list[str]]:
         """Return a string feature as (ids int32 [F], the distinct texts); `key` may also be "task"."""
         if key == "task":
-            table = self.tasks()
-            index = self.column("task_index")
-            unknown = sorted(set(index.tolist()) - table.keys())
-            if unknown:
-                raise DatasetError(f"{self.root}: task_index {unknown} has no entry in the task table")
-            order = sorted(table)
-            return np.searchsorted(order, index).astype(np.int32), [table[i] for i in order]
+            return task_texts(self.root, self._info, self.episodes, self.column("task_index"))
         value = self._column(key)
         if not isinstance(value, tuple):
             raise DatasetError(f"{self.root}: feature {key!r} is numeric; read it with column({key!r})")
@@ -88,7 +89,7 @@ class LeRobotDataset:
 
     def tasks(self) -> dict[int, str]:
         """Return the task texts by task_index."""
-        return dict(lerobot_meta.read_tasks(self.root, self._info))
+        return dict(read_tasks(self.root, self._info))
 
     def statistics(self) -> Statistics:
         """Return the stored statistics of the whole dataset: feature -> min, max, mean, std, count, ... as float64.
@@ -105,12 +106,13 @@ class LeRobotDataset:
         """Return (height, width) of a camera's pictures."""
         if camera not in self.cameras:
             raise DatasetError(
-                f"{self.root}: no video feature {camera!r} and no such image; cameras are {self.cameras}"
+                f"{self.root}: no video feature {camera!r} and no such image; cameras are {self.cameras}, depth maps "
+                "are none"
             )
-        height, width, channels = lerobot_meta.picture_shape(self.features[camera])
-        if channels != 3:
-            raise DatasetError(f"{self.root}: {camera} has {channels} channels; only RGB pictures can be read")
-        return height, width
+        try:
+            return picture_shape(self.features[camera])
+        except DatasetError as error:
+            raise DatasetError(f"{self.root}: {camera}: {error}") from error
 
     def open_video(self, episode: Episode, camera: str) -> EpisodeVideo | EpisodeImages:
         """Open one episode's pictures of a camera: `read(start, count)` gives uint8 [N, H, W, 3], then `close()`.
@@ -128,6 +130,8 @@ class LeRobotDataset:
                 shape=shape,
                 name=name,
             )
+        if camera in episode.lost:
+            raise DatasetError(episode.lost[camera])
         span = episode.videos[camera]
         return EpisodeVideo(
             span.path, fps=self.fps, first_frame=span.first_frame, length=episode.length, shape=shape, name=name
@@ -153,35 +157,50 @@ class LeRobotDataset:
 
     def _column(self, key: str) -> Any:
         if key not in self._columns:
-            raise DatasetError(f"{self.root}: no low-dimensional feature {key!r}; there are {sorted(self._columns)}")
-        return self._columns[key]
+            known = self._info.numbers + self._info.texts
+            if key not in known:
+                problem = unreadable(self.features[key]) if key in self.features else ""
+                why = f" ({problem})" if problem else ""
+                raise DatasetError(f"{self.root}: no low-dimensional feature {key!r}{why}; there are {sorted(known)}")
+            self._columns |= self._load([key])
+        value = self._columns[key]
+        if isinstance(value, DatasetError):
+            raise value
+        return value
 
-    def _load_columns(self) -> dict[str, Any]:
+    def _load(self, keys: Sequence[str]) -> dict[str, Any]:
+        """Read features from all files: numbers, (ids, texts), or the error that they end in."""
+        texts = [key for key in keys if key in self._info.texts]
+        numbers = {key: self.features[key] for key in keys if key not in texts}
+        size = sum(Numbers.frame_bytes(feature) for feature in numbers.values())
+        check_fits(self.num_frames * size, f"{self.root}: the numbers of {self.num_frames} frames")
+        columns = {key: Numbers(feature, self.num_frames) for key, feature in numbers.items()}
+        columns |= {key: Texts(self.num_frames) for key in texts}
+        failed: dict[str, DatasetError] = {}
+        for path, episodes in self._by_file():
+            table = self._read_data_file(path, episodes, keys, texts)
+            rows = np.concatenate([np.arange(e.start, e.start + e.length) for e in episodes])
+            for key in columns.keys() - failed.keys():
+                try:
+                    if key not in table.column_names:
+                        raise DatasetError(f"data of {_span_name(episodes)}: {path} lacks the columns {[key]}")
+                    columns[key].put(rows, table[key], f"{path}: feature {key!r}")
+                except DatasetError as error:
+                    failed[key] = error
+        return {key: failed.get(key) or column.result() for key, column in columns.items()}
+
+    def _by_file(self) -> Iterable[tuple[AnyPath, list[Episode]]]:
         files: dict[AnyPath, list[Episode]] = {}
         for episode in self.episodes:
             files.setdefault(episode.data_path, []).append(episode)
-        shapes = [(np.dtype(self.features[key]["dtype"]), self.features[key]["shape"]) for key in self._info.numbers]
-        size = sum(dtype.itemsize * math.prod(shape) for dtype, shape in shapes)
-        check_fits(self.num_frames * size, f"{self.root}: the numbers of {self.num_frames} frames")
-        tables = [self._read_data_file(path, episodes) for path, episodes in files.items()]
-        columns: dict[str, Any] = {}
-        for key in self._info.numbers + self._info.texts:
-            where = f"{self.root}: feature {key!r}"
-            try:
-                chunks = pa.chunked_array([chunk for table in tables for chunk in _chunks(table, key)])
-            except pa.ArrowException as error:
-                raise DatasetError(f"{where} differs in type from file to file ({error})") from error
-            if key in self._info.texts:
-                columns[key] = parquet.text(chunks, where)
-            else:
-                columns[key] = parquet.numeric(chunks, self.features[key]["shape"], where)
-        return columns
+        return files.items()
 
-    def _read_data_file(self, path: AnyPath, episodes: Sequence[Episode]) -> pa.Table:
+    def _read_data_file(
+        self, path: AnyPath, episodes: Sequence[Episode], keys: Sequence[str], texts: Sequence[str]
+    ) -> pa.Table:
         """Read the rows of `episodes` (in order) from one file and check that they are all there."""
         what = f"data of {_span_name(episodes)}"
-        keys = self._info.numbers + self._info.texts
-        table = parquet.read_table(path, keys, what, texts=self._info.texts)
+        table = parquet.read_table(path, ("episode_index", "frame_index"), what, optional=keys, texts=texts)
         found_episode = parquet.numeric(table["episode_index"], (1,), f"{path}: episode_index")
         lengths = [episode.length for episode in episodes]
         expected_episode = np.repeat([e.index for e in episodes], lengths) if sum(lengths) == len(table) else None
@@ -201,14 +220,6 @@ class LeRobotDataset:
                 f"{expected_frame[wrong[0]]}"
             )
         return table
-
-
-def _chunks(table: pa.Table, key: str) -> list[pa.Array]:
-    """The chunks of a column, with one type for the list columns of files that were written by different tools."""
-    column = table[key]
-    if pa.types.is_fixed_size_list(column.type):
-        column = column.cast(pa.list_(column.type.value_type))
-    return column.chunks
 
 
 def _span_name(episodes: Sequence[Episode]) -> str:

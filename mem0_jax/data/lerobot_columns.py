@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from mem0_jax.data.lerobot_features import AUTOMATIC
 from mem0_jax.data.video_join import EncodedVideo
-
-AUTOMATIC = {"timestamp": "float32"} | dict.fromkeys(("frame_index", "episode_index", "index", "task_index"), "int64")
 
 
 def checked_features(features: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

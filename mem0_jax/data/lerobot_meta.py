@@ -6,20 +6,23 @@ Format: https://huggingface.co/docs/lerobot/lerobot-dataset-v3
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from mem0_jax.data import files, parquet
 from mem0_jax.data.files import AnyPath, DatasetError, MissingFile
+from mem0_jax.data.lerobot_features import PICTURES, TEXTS, is_number, plain, unreadable
 
 VERSIONS = ("v2.0", "v2.1", "v3.0")
 MAX_SIDE = 8192  # pixels; of a declared picture
-_MAX_VALUES = 2**24  # of a feature, in one frame
 _MAX_INDEX = 2**40
 EPISODES = "meta/episodes"
+STATS = "meta/stats.json"
+EPISODES_V2 = "meta/episodes.jsonl"
 _PLACE = ("chunk_index", "file_index")
 
 Statistics = dict[str, dict[str, np.ndarray]]
@@ -37,7 +40,8 @@ class VideoSpan:
 class Episode:
     """One episode: its frames are rows `start` to `start + length - 1` of every column.
 
-    In its parquet file `data_path` they begin at row `data_row`.
+    In its parquet file `data_path` they begin at row `data_row`. Of a video camera it has a span in `videos`, or
+    in `lost` why not.
     """
 
     index: int
@@ -47,6 +51,7 @@ class Episode:
     data_path: AnyPath
     videos: dict[str, VideoSpan]
     data_row: int = 0
+    lost: dict[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -56,13 +61,17 @@ class Episode:
 
 @dataclass(frozen=True)
 class Info:
-    """What meta/info.json says, checked; `raw` is all of it."""
+    """What meta/info.json says, checked but for `video_path`, which nobody may ask for; `raw` is all of it.
+
+    `features` have dtype and shape in their usual spelling; those that are neither in `numbers`, `texts`, `videos` nor
+    `images` cannot be read.
+    """
 
     version: str
     fps: float
     features: dict[str, dict[str, Any]]
     data_path: str
-    video_path: str
+    video_path: Any
     chunks_size: int
     raw: dict[str, Any]
 
@@ -79,12 +88,12 @@ class Info:
     @property
     def texts(self) -> list[str]:
         """Keys of the string features."""
-        return [key for key, value in self.features.items() if value["dtype"] == "string"]
+        return [key for key, value in self.features.items() if value["dtype"] in TEXTS]
 
     @property
     def numbers(self) -> list[str]:
         """Keys of the numeric features."""
-        return [key for key, value in self.features.items() if _is_numeric(value["dtype"])]
+        return [key for key, value in self.features.items() if is_number(value) and not unreadable(value)]
 
 
 def read_info(root: AnyPath) -> Info:
@@ -95,34 +104,36 @@ def read_info(root: AnyPath) -> Info:
     """
     path = root / "meta/info.json"
     raw = files.read_json(path)
-    version = raw.get("codebase_version")
-    if version not in VERSIONS:
-        raise DatasetError(
-            f"{path}: codebase_version {version!r} is unknown; this reader knows {', '.join(VERSIONS[:-1])} and "
-            f"{VERSIONS[-1]}. Convert the dataset with lerobot's conversion scripts"
-        )
+    version = _version(raw.get("codebase_version"), path)
     fps: Any = raw.get("fps")
     chunks, features = raw.get("chunks_size", 1000), raw.get("features")
     if not _is_number(fps) or not 0 < fps <= 10_000:
-        raise DatasetError(f"{path}: fps is {fps!r}; expected a positive number")
+        raise DatasetError(f"{path}: fps is {fps!r}; expected a positive number{_unquoted(fps)}")
     if not isinstance(chunks, int) or chunks < 1:
-        raise DatasetError(f"{path}: chunks_size is {chunks!r}; expected a positive integer")
+        raise DatasetError(f"{path}: chunks_size is {chunks!r}; expected a positive integer{_unquoted(chunks)}")
     if not isinstance(features, dict) or not features:
         raise DatasetError(f"{path}: features is missing or empty; expected one entry for every column and camera")
-    for key, value in features.items():
-        _check_feature(key, value, f"{path}: feature {key!r}")
+    features = {key: _checked_feature(key, value, f"{path}: feature {key!r}") for key, value in features.items()}
     data = files.checked_template(raw.get("data_path"), f"{path}: data_path")
-    has_video = any(value["dtype"] == "video" for value in features.values())
-    video = files.checked_template(raw.get("video_path"), f"{path}: video_path") if has_video else ""
-    return Info(version, float(fps), features, data, video, chunks, raw)
+    return Info(version, float(fps), features, data, raw.get("video_path"), chunks, raw)
 
 
-def picture_shape(feature: Mapping[str, Any]) -> tuple[int, int, int]:
-    """Return (height, width, channels) of a picture feature; `names` tells whether channels come first."""
-    shape, names = [int(n) for n in feature["shape"]], feature.get("names")
-    if isinstance(names, list) and names and str(names[0]).startswith("channel"):
-        shape = [*shape[1:], shape[0]]
-    return shape[0], shape[1], shape[2]
+def _version(label: Any, path: AnyPath) -> str:
+    """The version that info.json names: "v3.0", "V3.0", "3.0.0", "v3" and 3 are one."""
+    found = re.fullmatch(r"[vV]?([0-9]{1,4})(?:\.([0-9]{1,4}))?(?:\.0)?", str(label).strip())
+    major, minor = (int(found[1]), found[2] and int(found[2])) if found else (None, None)
+    if major == 2 and minor is None:
+        cure = "write v2.1 if there is meta/episodes_stats.jsonl, else v2.0"
+    elif major is None or not isinstance(label, str | int | float):
+        cure = f"write v3.0 if there is {EPISODES}, v2.1 if there is meta/episodes_stats.jsonl, else v2.0"
+    elif (version := f"v{major}.{minor or 0}") in VERSIONS:
+        return version
+    elif major < 2:
+        cure = "convert the dataset with lerobot's conversion scripts"
+    else:
+        cure = "if its files are laid out as in one of these, write that there"
+    known = f"{', '.join(VERSIONS[:-1])} and {VERSIONS[-1]}"
+    raise DatasetError(f"{path}: codebase_version {label!r} is unknown; this reader knows {known}: {cure}")
 
 
 def episode_rows(root: AnyPath, info: Info) -> list[dict[str, Any]]:
@@ -131,14 +142,24 @@ def episode_rows(root: AnyPath, info: Info) -> list[dict[str, Any]]:
     v2: episode_index, length, tasks. v3.0: those and the columns without statistics, by their names in the file.
     """
     if info.version != "v3.0":
-        return files.read_json_lines(root / "meta/episodes.jsonl")
+        try:
+            return files.read_json_lines(root / EPISODES_V2)
+        except MissingFile as error:
+            if not _episode_files(root):
+                raise
+            raise _mislabelled(root, info, "v3.0", EPISODES) from error
     required = ["episode_index", "length", "tasks", *(f"data/{key}" for key in _PLACE)]
-    required += [f"videos/{camera}/{key}" for camera in info.videos for key in (*_PLACE, "from_timestamp")]
     rows = []
-    for path in _episode_files(root):
+    if not (found := _episode_files(root)):
+        if (root / EPISODES_V2).is_file():
+            raise _mislabelled(root, info, "v2.1", EPISODES_V2)
+        raise MissingFile(f"{root}/{EPISODES} holds no parquet file; a v3.0 dataset needs it")
+    for path in found:
         with parquet.opened(path, "episode table") as file:
             names = file.schema_arrow.names
-        known = ("dataset_from_index", "dataset_to_index", *(f"videos/{camera}/to_timestamp" for camera in info.videos))
+        times = (*_PLACE, "from_timestamp", "to_timestamp")
+        known = ["dataset_from_index", "dataset_to_index"]
+        known += [f"videos/{camera}/{key}" for camera in info.videos for key in times]
         columns = required + [name for name in known if name in names]
         rows += parquet.read_table(path, columns, "episode table").to_pylist()
     return rows
@@ -150,23 +171,24 @@ def make_episode(root: AnyPath, info: Info, row: Mapping[str, Any], start: int) 
     Raises:
         DatasetError: naming the episode and the field.
     """
-    index = _integer(row, "episode_index", "episode table", 0)
+    index = integer(row, "episode_index", "episode table", 0)
     where = f"episode {index}"
-    length = _integer(row, "length", where, 1)
+    length = integer(row, "length", where, 1)
     tasks = row.get("tasks")
     texts = (tasks,) if isinstance(tasks, str) else tuple(tasks or ()) if isinstance(tasks, list | None) else ()
     if info.version == "v3.0":
-        place = {key: _integer(row, f"data/{key}", where, 0) for key in _PLACE}
-        videos = {camera: _span(root, info, row, camera, where) for camera in info.videos}
+        place = {key: integer(row, f"data/{key}", where, 0) for key in _PLACE}
     else:
         place = {"episode_chunk": index // info.chunks_size, "episode_index": index}
-        videos = {
-            camera: VideoSpan(format_path(root, info.video_path, info, video_key=camera, **place), 0)
-            for camera in info.videos
-        }
-    return Episode(
-        index, start, length, tuple(map(str, texts)), format_path(root, info.data_path, info, **place), videos
-    )
+    path = format_path(root, info.data_path, info, **place)
+    videos: dict[str, VideoSpan] = {}
+    lost: dict[str, str] = {}
+    for camera in info.videos:
+        try:
+            videos[camera] = _span(root, info, row, camera, place, where)
+        except DatasetError as error:  # which matters where its pictures are asked for
+            lost[camera] = str(error)
+    return Episode(index, start, length, tuple(map(str, texts)), path, videos, lost=lost)
 
 
 def format_path(root: AnyPath, template: str, info: Info, **fields: Any) -> AnyPath:
@@ -175,26 +197,13 @@ def format_path(root: AnyPath, template: str, info: Info, **fields: Any) -> AnyP
     try:
         name = template.format(**fields)
     except KeyError as error:
-        raise DatasetError(f"{where}: {template!r} uses {error}, which {info.version} lacks") from error
+        raise DatasetError(
+            f"{where}: {template!r} uses {error}, which {info.version} lacks; correct it, or codebase_version if "
+            f"the files are named as in {'v2.1' if info.version == 'v3.0' else 'v3.0'}"
+        ) from error
     except (ValueError, TypeError) as error:
         raise DatasetError(f"{where}: path template {template!r} cannot be filled in ({error})") from error
     return files.inside(root, name, f"{where}: path template {template!r}")
-
-
-def read_tasks(root: AnyPath, info: Info) -> list[tuple[int, str]]:
-    """Return (task_index, text) of every row of the task table."""
-    if info.version != "v3.0":
-        path = root / "meta/tasks.jsonl"
-        rows = files.read_json_lines(path)
-        return [(_integer(row, "task_index", str(path), 0), str(row.get("task"))) for row in rows]
-    path = root / "meta/tasks.parquet"
-    table = parquet.read_table(path, None, "task table")
-    # Writers disagree on the name of the text's column: it was a pandas index.
-    name = next((name for name in table.column_names if name != "task_index"), None)
-    if name is None or "task_index" not in table.column_names:
-        raise DatasetError(f"{path}: expected the columns task_index and task")
-    index = parquet.numeric(table["task_index"], (1,), f"{path}: task_index")
-    return list(zip(index.tolist(), map(str, table[name].to_pylist())))
 
 
 def read_statistics(root: AnyPath, info: Info) -> Statistics:
@@ -207,7 +216,7 @@ def read_statistics(root: AnyPath, info: Info) -> Statistics:
     """
     if info.version == "v2.1":
         return _joined([stats for _, stats in read_episode_statistics(root, info)])
-    path = root / "meta/stats.json"
+    path = root / STATS
     return _statistics(files.read_json(path), str(path))
 
 
@@ -217,7 +226,11 @@ def read_episode_statistics(root: AnyPath, info: Info) -> list[tuple[int, Statis
         return []
     if info.version == "v2.1":
         path = root / "meta/episodes_stats.jsonl"
-        rows = [(_integer(row, "episode_index", str(path), 0), row.get("stats")) for row in files.read_json_lines(path)]
+        if not path.is_file() and (root / STATS).is_file():
+            raise MissingFile(
+                f"{path} is missing, but there is {STATS} as in v2.0; set codebase_version in meta/info.json to v2.0"
+            )
+        rows = [(integer(row, "episode_index", str(path), 0), row.get("stats")) for row in files.read_json_lines(path)]
         return [(index, _statistics(stats, f"{path}: episode {index}")) for index, stats in rows]
     found = []
     for path in _episode_files(root):
@@ -234,61 +247,67 @@ def read_episode_statistics(root: AnyPath, info: Info) -> list[tuple[int, Statis
 
 
 def _episode_files(root: AnyPath) -> list[AnyPath]:
-    found = files.find(root / EPISODES, "chunk-*/file-*.parquet")
-    if not found:
-        raise MissingFile(f"{root}/{EPISODES} holds no parquet file; a v3.0 dataset needs it")
-    return found
+    found = files.find(root / EPISODES, "*/*.parquet")
+    return [path for path in found if not path.name.startswith(".")]
 
 
-def _span(root: AnyPath, info: Info, row: Mapping[str, Any], camera: str, where: str) -> VideoSpan:
-    if any(row.get(f"videos/{camera}/{key}") is None for key in (*_PLACE, "from_timestamp")):
-        raise DatasetError(f"{where}: no video of {camera}; the recording was not finished")
-    place = {key: _integer(row, f"videos/{camera}/{key}", where, 0) for key in _PLACE}
+def _mislabelled(root: AnyPath, info: Info, found: str, file: str) -> DatasetError:
+    label = info.raw["codebase_version"]
+    return DatasetError(
+        f"{root}/meta/info.json says codebase_version {label!r}, but there is {file} as in {found}; set it to "
+        f"{found!r} if the other files are named so too, or convert the dataset with lerobot's conversion scripts"
+    )
+
+
+def _span(
+    root: AnyPath, info: Info, row: Mapping[str, Any], camera: str, place: Mapping[str, int], where: str
+) -> VideoSpan:
+    template = files.checked_template(info.video_path, f"{root}/meta/info.json: video_path")
+    if info.version != "v3.0":
+        return VideoSpan(format_path(root, template, info, video_key=camera, **place), 0)
+    lacking = [name for key in (*_PLACE, "from_timestamp") if row.get(name := f"videos/{camera}/{key}") is None]
+    if lacking:
+        raise DatasetError(
+            f"{where}: the episode table does not say where its video of {camera} is ({', '.join(lacking)}): the "
+            "recording was not finished, or there are none and the feature is to be taken out of meta/info.json"
+        )
+    place = {key: integer(row, f"videos/{camera}/{key}", where, 0) for key in _PLACE}
     seconds = row[f"videos/{camera}/from_timestamp"]
     if not _is_number(seconds) or not 0 <= seconds < _MAX_INDEX:
         raise DatasetError(f"{where}: videos/{camera}/from_timestamp is {seconds!r}; expected seconds, 0 or more")
     # from_timestamp is a running sum of floats, a hair below or above the frame's time: floor would be wrong.
-    return VideoSpan(format_path(root, info.video_path, info, video_key=camera, **place), round(seconds * info.fps))
+    return VideoSpan(format_path(root, template, info, video_key=camera, **place), round(seconds * info.fps))
 
 
-def _check_feature(key: str, value: Any, where: str) -> None:
+def _checked_feature(key: str, value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict) or not isinstance(value.get("dtype"), str):
         raise DatasetError(f"{where} has no dtype; expected an entry with dtype and shape")
-    kind, shape = value["dtype"], value.get("shape")
-    if not (_is_numeric(kind) or kind in ("string", "video", "image", "language")):
-        raise DatasetError(f"{where} has the unknown dtype {kind!r}")
-    if not isinstance(shape, list | tuple) or not all(isinstance(n, int) and n > 0 for n in shape):
-        if kind == "language":
-            return
-        raise DatasetError(f"{where} has shape {shape!r}; expected a list of positive integers")
+    feature = plain(value)
+    shape = feature["shape"]
+    if feature["dtype"] not in PICTURES:
+        return feature  # whether it can be read matters where it is asked for
     if "/" in key or key.startswith("."):
         raise DatasetError(f"{where}: names hold no slash and do not start with a dot")
-    if kind in ("video", "image") and (len(shape) != 3 or max(shape) > MAX_SIDE):
-        raise DatasetError(f"{where} has shape {shape}; expected [height, width, channels] of up to {MAX_SIDE} pixels")
-    if math.prod(shape) > _MAX_VALUES and kind not in ("video", "image"):
-        raise DatasetError(f"{where} has shape {shape}; more than {_MAX_VALUES} numbers a frame cannot be meant")
-
-
-def _is_numeric(kind: str) -> bool:
-    return kind == "bool" or (kind.rstrip("0123456789") in ("float", "int", "uint") and _numpy_kind(kind) in "iuf")
-
-
-def _numpy_kind(name: str) -> str:
-    try:
-        return np.dtype(name).kind
-    except TypeError:
-        return "?"
+    # The rest is read by `camera_shape`, where pictures are asked for.
+    if isinstance(shape, list) and any(isinstance(n, int) and n > MAX_SIDE for n in shape):
+        raise DatasetError(f"{where} has shape {shape}; expected a picture of up to {MAX_SIDE} pixels a side")
+    return feature
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _integer(row: Mapping[str, Any], key: str, where: str, least: int) -> int:
+def integer(row: Mapping[str, Any], key: str, where: str, least: int) -> int:
+    """Return an integer of a row, at least `least`; DatasetError if it is none."""
     value = row.get(key)
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value < _MAX_INDEX:
-        raise DatasetError(f"{where}: {key} is {value!r}; expected an integer, at least {least}")
+        raise DatasetError(f"{where}: {key} is {value!r}; expected an integer, at least {least}{_unquoted(value)}")
     return value
+
+
+def _unquoted(value: Any) -> str:
+    return ", written without quotes" if isinstance(value, str) else ""
 
 
 def _statistics(raw: Any, where: str) -> Statistics:

@@ -80,7 +80,8 @@ class LeRobotWriter:
         self.features = checked_features(features)
         self._cameras = [key for key, value in self.features.items() if value["dtype"] == "video"]
         self._limits = {"data_mb": data_mb, "video_mb": video_mb}
-        self._partial = self.root.parent / f".{self.root.name}.partial"
+        # Absolute: of a bare name pyarrow takes what comes before a colon for a scheme.
+        self._partial = (self.root.parent / f".{self.root.name}.partial").absolute()
         if self._partial.exists():
             raise FileExistsError(f"{self._partial} is left from an unfinished recording; remove it first")
         self._partial.mkdir(parents=True)

@@ -12,7 +12,6 @@ Rules follow Mem-0's deployment (RMBench, policy/Mem-0/scripts/tools_for_deploy/
 from __future__ import annotations
 
 import json
-import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mem0_jax.data.joint_names import check_names
 from mem0_jax.data.layout import GRIPPER_DIMS, JOINT_NAMES, MODEL_DIM, SEVENTH_JOINTS
+from mem0_jax.disk import write_whole
+from mem0_jax.stand_in import stand_in
 
 if TYPE_CHECKING:
     from mem0_jax.data.lerobot import LeRobotDataset
@@ -64,7 +66,7 @@ class NormStats:
             ValueError: a feature is missing, has another shape than [F, D], or NaN; names the dataset.
         """
         return cls(
-            *(_measure([_vectors(dataset, key) for dataset in datasets]) for key in ("observation.state", "action"))
+            *(_measure([vectors(dataset, key) for dataset in datasets]) for key in ("observation.state", "action"))
         )
 
     @classmethod
@@ -93,7 +95,10 @@ class NormStats:
         """Read a norm_stats.json."""
         path = Path(path)
         if not path.is_file():
-            raise FileNotFoundError(f"normalisation statistics {path} are missing")
+            what = "are a folder: name the file in it" if path.is_dir() else "are missing"
+            raise FileNotFoundError(f"normalisation statistics {path} {what}")
+        if said := stand_in(path):
+            raise ValueError(f"{path} {said}")
         try:
             data = json.loads(path.read_text("utf-8"))
         except ValueError as error:
@@ -113,10 +118,7 @@ class NormStats:
 
     def save(self, path: str | Path) -> None:
         """Write norm_stats.json."""
-        path = Path(path)
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text(json.dumps(self.to_json(), indent=1), "utf-8")
-        os.replace(partial, path)
+        write_whole(Path(path), json.dumps(self.to_json(), indent=1))
 
 
 class VectorNormalizer:
@@ -213,7 +215,9 @@ def span_warnings(stats: NormStats) -> list[str]:
     return found
 
 
-def _vectors(dataset: LeRobotDataset, key: str) -> np.ndarray:
+def vectors(dataset: LeRobotDataset, key: str) -> np.ndarray:
+    """Return the states or actions of a dataset, [F, D]; ValueError if they are not those of the model layout."""
+    check_names(dataset)
     x = dataset.column(key)
     if x.shape[1:] != (MODEL_DIM,):
         raise ValueError(

@@ -8,7 +8,6 @@ Threads are enough for parallelism: decoding, resizing, JPEG encoding and writin
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -24,54 +23,31 @@ from typing import Any
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from mem0_jax.data import files, lerobot_meta
 from mem0_jax.data import packed_format as form
+from mem0_jax.data.joint_names import check_names
 from mem0_jax.data.lerobot import LeRobotDataset
+from mem0_jax.data.pack_source import DAMAGE, Column, PackError, read_columns, readable_cameras, why_not
 from mem0_jax.data.pictures import open_frames
 from mem0_jax.data.transforms import resize
-from mem0_jax.errors import UserError
+from mem0_jax.disk import behind, disk_told, explained
+from mem0_jax.installed import how_to_install
+from mem0_jax.lock import hold_output
+from mem0_jax.progress import Progress
 
 MAX_WORKERS = 256
 _BLOCK = 16  # frames decoded at once
 _SAMPLES = 8  # episodes from which the size of a frame is estimated
 _WORK = "unfinished"  # in the partial folder: plan and indices, removed at the end
-_DAMAGE = (OSError, ValueError)  # what reading a damaged episode raises
 
 Place = tuple[int, int, int]  # of a JPEG: start in its record, bytes, CRC-32
 Damage = tuple[int, str]  # number of the episode, what is wrong with it
 
 
-class PackError(UserError):
-    """A dataset that cannot be packed, or a folder that cannot be packed into."""
-
-
-@dataclass(frozen=True)
-class Column:
-    """A low-dimensional column: `values` [F, ...], or ids int32 [F] into `texts`."""
-
-    key: str
-    values: np.ndarray
-    texts: list[str] | None = None
-
-    def describe(self) -> dict[str, Any]:
-        """Its entry in packed.json."""
-        if self.texts is not None:
-            return {"key": self.key, "texts": self.texts}
-        return {"key": self.key, "dtype": self.values.dtype.name, "shape": list(self.values.shape[1:])}
-
-    def rows(self, start: int, count: int) -> list[bytes]:
-        """What the records of some frames hold."""
-        values = self.values[start : start + count]
-        if self.texts is not None:
-            return [self.texts[i].encode() for i in values.tolist()]
-        return [row.tobytes() for row in values]
-
-
 @dataclass(frozen=True)
 class Packed:
-    """What was written. `bytes` counts the shards."""
+    """What was written. `bytes` counts the shards; `left_out` are features that cannot be read, by key why."""
 
     root: Path
     name: str
@@ -79,6 +55,7 @@ class Packed:
     frames: int
     shards: int
     bytes: int
+    left_out: dict[str, str]
 
 
 def pack(
@@ -103,38 +80,37 @@ def pack(
         workers: threads.
 
     Raises:
-        PackError: naming every damaged episode; or saying what stands in the way.
+        PackError: no camera can be read; naming every damaged episode; or saying what stands in the way. DatasetError:
+            states or actions of another robot.
+        LockedError, DiskError: another process packs into `out`, or the disk refused; finished shards are kept.
     """
-    out = Path(out)
+    out = behind(Path(out))
     _check_arguments(out, size, quality, shard_mib, workers)
+    check_names(dataset)
+    columns = read_columns(dataset)
+    cameras, lost = readable_cameras(dataset)
     partial = out.parent / f".{out.name}.partial"
-    (partial / _WORK).mkdir(parents=True, exist_ok=True)
-    with _only_one(partial):
-        columns = read_columns(dataset)
+    with hold_output(out), disk_told(out, f"finished shards are kept in {partial}"):
+        (partial / _WORK).mkdir(parents=True, exist_ok=True)
         settings = {"format": form.FORMAT, "size": size, "quality": quality, "shard_mib": shard_mib}
-        settings |= {"name": _tfds_name(out), "source": _fingerprint(dataset, columns)}
+        settings |= {"name": _tfds_name(out), "source": _fingerprint(dataset, columns), "cameras": cameras}
         shards = _plan(partial, json.loads(json.dumps(settings)), dataset)
-        packer = _Packer(dataset, columns, partial, settings["name"], shards, size, quality)
+        shapes = {camera: size or dataset.image_shape(camera) for camera in cameras}
+        packer = _Packer(dataset, columns, partial, settings["name"], shards, shapes, quality)
         packer.write_shards(workers)
         packer.write_rest()
         shutil.rmtree(partial / _WORK)
         partial.rename(out)
     size_in_bytes = sum(path.stat().st_size for path in out.glob("*.array_record-*"))
-    return Packed(out, settings["name"], len(dataset.episodes), dataset.num_frames, len(shards), size_in_bytes)
-
-
-def read_columns(dataset: LeRobotDataset) -> list[Column]:
-    """Return every low-dimensional column of a dataset, and its task texts as "task"."""
-    info = lerobot_meta.read_info(dataset.root)
-    columns = [Column(key, _little_endian(dataset.column(key))) for key in info.numbers]
-    for key in dict.fromkeys([*info.texts, "task"]):
-        ids, texts = dataset.texts(key)
-        columns.append(Column(key, _little_endian(ids.astype(np.int32)), texts))
-    return columns
+    packed = {*cameras, *(column.key for column in columns)}
+    left_out = {key: lost.get(key) or why_not(dataset, key) for key in dataset.features if key not in packed}
+    return Packed(
+        out, settings["name"], len(dataset.episodes), dataset.num_frames, len(shards), size_in_bytes, left_out
+    )
 
 
 class _Packer:
-    """One packing: `shards` are the numbers of the episodes in each."""
+    """One packing: `shards` are the numbers of the episodes in each, `shapes` (H, W) by camera."""
 
     def __init__(
         self,
@@ -143,12 +119,11 @@ class _Packer:
         folder: Path,
         name: str,
         shards: list[range],
-        size: tuple[int, int] | None,
+        shapes: dict[str, tuple[int, int]],
         quality: int,
     ):
         self.dataset, self.columns, self.folder, self.name, self.shards = dataset, columns, folder, name, shards
-        self.quality = quality
-        self.shapes = {camera: size or dataset.image_shape(camera) for camera in dataset.cameras}
+        self.shapes, self.quality = shapes, quality
         self._stop = threading.Event()
 
     def write_shards(self, workers: int) -> None:
@@ -158,11 +133,11 @@ class _Packer:
         done = self.dataset.num_frames - sum(frames[i] for i in todo)
         damage: list[Damage] = []
         with (
-            tqdm(total=self.dataset.num_frames, initial=done, desc="packing", unit="frame", disable=None) as bar,
+            Progress("packing", self.dataset.num_frames, "frame", done=done) as progress,
             ThreadPoolExecutor(workers) as pool,
         ):
             try:
-                for future in as_completed([pool.submit(self._write_shard, i, bar) for i in todo]):
+                for future in as_completed([pool.submit(self._write_shard, i, progress) for i in todo]):
                     damage += future.result()
             except BaseException:
                 self._stop.set()
@@ -224,14 +199,16 @@ class _Packer:
     def _index_path(self, number: int) -> Path:
         return self.folder / _WORK / f"{number:05d}.npy"
 
-    def _write_shard(self, number: int, bar: tqdm) -> list[Damage]:
+    def _write_shard(self, number: int, progress: Progress) -> list[Damage]:
         """Write one shard and its index int64 [cameras, n, 3]; return what is damaged instead, if anything is."""
         path, index_path = self._shard_path(number), self._index_path(number)
         unfinished = path.with_name(f".{path.name}.unfinished")
         try:
-            sizes, places, damage = self._write_records(unfinished, number, bar)
+            sizes, places, damage = self._write_records(unfinished, number, progress)
         except RuntimeError as error:  # array_record's only kind
-            raise PackError(f"{path}: cannot be written ({error})") from error
+            unfinished.unlink(missing_ok=True)
+            told = explained(error, path, f"finished shards are kept in {self.folder}")
+            raise PackError(str(told) if told else f"{path}: cannot be written ({error})") from error
         if damage:
             unfinished.unlink()
             return damage
@@ -244,7 +221,9 @@ class _Packer:
         index_path.with_suffix(".unfinished").rename(index_path)
         return []
 
-    def _write_records(self, path: Path, number: int, bar: tqdm) -> tuple[list[int], list[list[Place]], list[Damage]]:
+    def _write_records(
+        self, path: Path, number: int, progress: Progress
+    ) -> tuple[list[int], list[list[Place]], list[Damage]]:
         """Return (size of each record, places of each frame's pictures in it by camera, damaged episodes)."""
         from array_record.python.array_record_module import ArrayRecordWriter
 
@@ -256,7 +235,7 @@ class _Packer:
                     writer.write(record)
                     sizes.append(len(record))
                     places.append(pictures)
-                    bar.update()
+                    progress.advance()
             except _DamagedError as error:  # the others are looked at as well, so that all are named
                 damage.append((e, str(error)))
         writer.close()
@@ -305,7 +284,7 @@ def encode_jpeg(picture: np.ndarray, shape: tuple[int, int], quality: int) -> by
 def _read(reader: Any, episode: Any, frames: np.ndarray) -> np.ndarray:
     try:
         return reader.read_frames(episode, frames)
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise _DamagedError(str(error)) from error
 
 
@@ -340,18 +319,7 @@ def _check_arguments(out: Path, size: tuple[int, int] | None, quality: int, shar
     try:
         import array_record.python.array_record_module  # noqa: F401
     except ImportError as error:
-        raise PackError(f"packing needs array_record: pip install 'mem0-jax[pack]' ({error})") from error
-
-
-@contextlib.contextmanager
-def _only_one(partial: Path) -> Iterator[None]:
-    """Hold the folder; a killed process lets go by itself."""
-    with (partial / _WORK / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise PackError(f"{partial} is being written by another process; wait for it") from error
-        yield
+        raise PackError(f"packing needs array_record: {how_to_install('pack')} ({error})") from error
 
 
 def _plan(partial: Path, settings: dict[str, Any], dataset: LeRobotDataset) -> list[range]:
@@ -395,12 +363,12 @@ def _frame_bytes(dataset: LeRobotDataset, settings: dict[str, Any]) -> float:
     episodes = dataset.episodes
     chosen = np.unique(np.linspace(0, len(episodes) - 1, _SAMPLES).round().astype(int))
     total = 1000.0
-    for camera in dataset.cameras:
+    for camera in settings["cameras"]:
         height, width = settings["size"] or dataset.image_shape(camera)
         sizes = []
         reader = open_frames(dataset, camera)
         for e in chosen.tolist():
-            with contextlib.suppress(*_DAMAGE):
+            with contextlib.suppress(*DAMAGE):
                 picture = reader.read_frames(episodes[e], np.array([episodes[e].length // 2]))[0]
                 sizes.append(len(encode_jpeg(picture, (height, width), settings["quality"])))
         reader.close()
@@ -422,7 +390,3 @@ def _tfds_name(out: Path) -> str:
     name = out.parent.name if out.name == form.TFDS_VERSION else out.name
     name = re.sub(r"[^a-z0-9_]+", "_", name.lower()).strip("_") or "episodes"
     return name if name[0].isalpha() else f"episodes_{name}"
-
-
-def _little_endian(values: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(values, values.dtype.newbyteorder("<"))

@@ -20,6 +20,7 @@ import numpy as np
 
 from mem0_jax.data import files, lerobot_meta
 from mem0_jax.data.files import AnyPath, DatasetError, MissingFile, RemotePath
+from mem0_jax.data.lerobot_tasks import read_tasks
 from mem0_jax.data.packed_format import COLUMNS, FORMAT, MANIFEST, PICTURES, SOURCE, picture_limit, read_logical
 
 _AXES = ("height", "width", "channels")
@@ -106,7 +107,7 @@ class PackedDataset:
 
     def tasks(self) -> dict[int, str]:
         """Return the task texts by task_index."""
-        return dict(lerobot_meta.read_tasks(self.root / SOURCE, self._info))
+        return dict(read_tasks(self.root / SOURCE, self._info))
 
     def statistics(self) -> lerobot_meta.Statistics:
         """Return the source's stored statistics; see `LeRobotDataset.statistics`."""

@@ -25,8 +25,10 @@ import numpy as np
 from PIL import Image
 
 from mem0_jax.data.layout import env_to_model
+from mem0_jax.data.picture_file import DAMAGE
 from mem0_jax.data.rmbench_tasks import TASKS
 from mem0_jax.errors import UserError
+from mem0_jax.installed import how_to_install
 
 END_FRAMES = 8  # frames at the end of a subtask that are marked as its end
 ANNOTATIONS = "language_annotation.json"
@@ -102,6 +104,15 @@ def open_task(folder: str | Path, instructions: Mapping[str, str] | None = None)
     return TaskFolder(task, setting, instruction, staged, _episodes(setting), annotations)
 
 
+def require_h5py() -> Any:
+    """The package. Raises RmbenchError: it is missing."""
+    try:
+        import h5py
+    except ImportError as error:
+        raise RmbenchError(f"reading HDF5 needs the package h5py: {how_to_install('rmbench')}") from error
+    return h5py
+
+
 class Recording:
     """One HDF5 file, opened for reading; a context manager.
 
@@ -114,15 +125,9 @@ class Recording:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
+        self._h5py = require_h5py()
         try:
-            import h5py
-        except ImportError as error:
-            raise RmbenchError(
-                "reading HDF5 needs the package h5py: pip install 'mem0-jax[rmbench]' installs it"
-            ) from error
-        self._h5py = h5py
-        try:
-            self._file = h5py.File(self.path, "r")
+            self._file = self._h5py.File(self.path, "r")
         except OSError as error:
             raise RmbenchError(f"{self.path} is not a readable HDF5 file ({error}); copy or record it again") from error
         try:
@@ -210,7 +215,7 @@ def _decode(data: bytes, where: str) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG",)) as header:  # reads the size, decodes nothing
             width, height = header.size
-    except (OSError, ValueError, SyntaxError) as error:
+    except DAMAGE as error:
         raise RmbenchError(f"{where} is not a JPEG picture") from error
     if max(width, height) > _MAX_SIDE or width % 2 or height % 2:
         raise RmbenchError(f"{where} is {height}x{width}; expected even sides up to {_MAX_SIDE}")

@@ -22,13 +22,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from mem0_jax.data.lerobot_writer import LeRobotWriter, mem0_features
 from mem0_jax.data.lerobot_writer_v21 import LeRobotWriterV21
-from mem0_jax.data.rmbench import Recording, RmbenchError, TaskFolder, open_task
+from mem0_jax.data.rmbench import Recording, RmbenchError, TaskFolder, open_task, require_h5py
 from mem0_jax.data.video_encode import CRF, GOP, PRESET
 from mem0_jax.data.video_join import EncodedVideo
+from mem0_jax.disk import behind, disk_told
+from mem0_jax.lock import hold_output
+from mem0_jax.progress import Progress
 
 FPS = 30  # the rate the reference labels its datasets with
 CAMERA = "observation.image.head_camera"
@@ -98,8 +100,10 @@ def import_rmbench(
 
     Raises:
         RmbenchError: a folder is unfit, or recordings are damaged: all of them are named. What was prepared is kept.
+        LockedError, DiskError: another process makes `out`, or the disk refused; what was prepared is kept.
     """
-    out = Path(out)
+    require_h5py()
+    out = behind(Path(out))
     if out.exists():
         raise RmbenchError(f"{out} exists; choose another folder or remove it first")
     tasks = [open_task(folder, instructions) for folder in folders]
@@ -107,9 +111,16 @@ def import_rmbench(
         raise RmbenchError(f"an instruction is given for {unused}, but the folders are {[task.task for task in tasks]}")
     sources = _sources(tasks)
     stage = out.parent / f".{out.name}.import"
-    stage.mkdir(parents=True, exist_ok=True)
+    with hold_output(out), disk_told(out, f"finished episodes are kept in {stage}"):
+        stage.mkdir(exist_ok=True)
+        report = ImportReport(out, version)
+        _import(sources, stage, workers, skip_damaged, report)
+        shutil.rmtree(stage)
+    return report
+
+
+def _import(sources: Sequence[Source], stage: Path, workers: int, skip_damaged: bool, report: ImportReport) -> None:
     damaged = _prepare(sources, stage, workers)
-    report = ImportReport(out, version)
     episodes = _labelled(sources, stage, damaged, report)
     if report.skipped and not (skip_damaged and episodes):
         reasons = "".join(f"\n  {entry['reason']}" for entry in report.skipped)
@@ -119,11 +130,10 @@ def import_rmbench(
         )
     _check_sizes(episodes)
     try:
-        _write(episodes, report)
+        with Progress(f"writing {report.dataset}"):
+            _write(episodes, report)
     except ValueError as error:
         raise RmbenchError(f"{error}; a prepared episode is damaged: remove {stage} and start again") from error
-    shutil.rmtree(stage)
-    return report
 
 
 def rmbench_features(height: int, width: int, tasks: Sequence[TaskFolder]) -> dict[str, dict[str, Any]]:
@@ -157,11 +167,11 @@ def _prepare(sources: Sequence[Source], stage: Path, workers: int) -> dict[Path,
     waiting = [source for source in sources if not _is_prepared(stage, source)]
     done = len(sources) - len(waiting)
     damaged = {}
-    with tqdm(total=len(sources), initial=done, desc="importing", unit="episode", disable=None) as bar:
+    with Progress("importing", len(sources), "episode", done=done) as progress:
         for path, reason in _encoded(waiting, stage, workers):
             if reason:
                 damaged[path] = reason
-            bar.update()
+            progress.advance()
     return damaged
 
 

@@ -7,22 +7,27 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import cv2
 import numpy as np
 from PIL import Image
 
-from mem0_jax.data.check_meta import AUTOMATIC, feature_names
+from mem0_jax.data.check_meta import feature_names
 from mem0_jax.data.files import DatasetError
 from mem0_jax.data.lerobot import Episode, LeRobotDataset
+from mem0_jax.data.lerobot_features import AUTOMATIC, PICTURES, TEXTS
+from mem0_jax.disk import disk_told, write_whole
 from mem0_jax.errors import UserError
 
 BINS = 40
-PICTURES = 8  # of an episode, in one camera
+T = TypeVar("T")
+SAMPLES = 8  # pictures of an episode, in one camera
 _SIDE = 240  # pixels; width of a picture on the page
+_COUNTERS = (*AUTOMATIC, "episode_id", "subtask_end")  # counted or shown as subtasks, no numbers of a robot
 _MAX_DIMS = 64  # of a feature; the distributions of more are not drawn
 _MAX_TEXTS = 100
 
@@ -66,6 +71,7 @@ class View:
         histograms: by feature, one a number; features that share names and length come one after the other.
         texts: by feature, (text, episodes, frames), most frames first.
         strips: the subtasks of the shown episodes.
+        problems: why a feature is not shown.
     """
 
     dataset: LeRobotDataset
@@ -73,6 +79,7 @@ class View:
     histograms: dict[str, list[Histogram]]
     texts: dict[str, list[tuple[str, int, int]]]
     strips: list[Strip]
+    problems: dict[str, str]
 
 
 def show_dataset(
@@ -91,7 +98,7 @@ def show_dataset(
         progress: called with (contact sheets done, contact sheets in all).
 
     Raises:
-        DatasetError, MissingFile: the dataset cannot be read; pictures that cannot are named on the page instead.
+        DatasetError, MissingFile: the dataset cannot be read; pictures and features that cannot are named on the page.
     """
     from mem0_jax.data.show_html import page
 
@@ -102,23 +109,32 @@ def show_dataset(
     for done, (episode, camera) in enumerate([(e, c) for e in chosen for c in dataset.cameras], 1):
         sheets[episode.index].append(_sheet(dataset, episode, camera))
         progress(done, len(chosen) * len(dataset.cameras))
-    vectors = [key for key, value in dataset.features.items() if _has_numbers(dataset, key) and value["shape"] != [1]]
-    histograms = {key: _histograms(dataset, key) for key in vectors}
-    keys = ["task", *(key for key, value in dataset.features.items() if value["dtype"] == "string")]
-    texts = {key: _texts(dataset, key) for key in keys}
-    view = View(dataset, sheets, histograms, texts, [_strip(dataset, episode) for episode in chosen])
-    unfinished = out.with_name(f".{out.name}.unfinished")
-    try:
-        unfinished.write_text(page(view), "utf-8")
-        unfinished.replace(out)
-    except OSError as error:
-        raise UserError(f"{out} cannot be written ({error.strerror})") from error
+    vectors = [key for key in dataset.features if _has_numbers(dataset, key)]
+    keys = ["task", *(key for key, value in dataset.features.items() if value["dtype"] in TEXTS)]
+    histograms, problems = _of_each(vectors, lambda key: _histograms(dataset, key))
+    texts, more = _of_each(keys, lambda key: _texts(dataset, key))
+    ends, most = _of_each(["subtask_end"] if "subtask_end" in dataset.features else [], dataset.column)
+    strips = [_strip(dataset, episode, "subtask" in texts, ends.get("subtask_end")) for episode in chosen]
+    view = View(dataset, sheets, histograms, texts, strips, problems | more | most)
+    with disk_told(out):
+        write_whole(out, page(view))
     return view
+
+
+def _of_each(keys: Iterable[str], make: Callable[[str], T]) -> tuple[dict[str, T], dict[str, str]]:
+    """Return what is made of each key, and of the others why nothing is."""
+    made, problems = {}, {}
+    for key in keys:
+        try:
+            made[key] = make(key)
+        except UserError as error:
+            problems[key] = str(error)
+    return made, problems
 
 
 def _has_numbers(dataset: LeRobotDataset, key: str) -> bool:
     kind = dataset.features[key]["dtype"]
-    return key not in AUTOMATIC and kind not in ("string", "video", "image", "language")
+    return key not in _COUNTERS and kind not in (*PICTURES, *TEXTS, "language")
 
 
 def _sheet(dataset: LeRobotDataset, episode: Episode, camera: str) -> Sheet:
@@ -126,7 +142,7 @@ def _sheet(dataset: LeRobotDataset, episode: Episode, camera: str) -> Sheet:
     try:
         video = dataset.open_video(episode, camera)
         try:
-            frames = np.unique(np.linspace(0, episode.length - 1, PICTURES).round().astype(int)).tolist()
+            frames = np.unique(np.linspace(0, episode.length - 1, SAMPLES).round().astype(int)).tolist()
             # Extended one by one: the pictures before a damaged one are shown.
             pictures.extend((frame, _jpeg_address(video.read(frame, 1)[0])) for frame in frames)
         finally:
@@ -174,15 +190,15 @@ def _texts(dataset: LeRobotDataset, key: str) -> list[tuple[str, int, int]]:
     return [(texts[i], int(episodes[i]), int(frames[i])) for i in order if frames[i]]
 
 
-def _strip(dataset: LeRobotDataset, episode: Episode) -> Strip:
+def _strip(dataset: LeRobotDataset, episode: Episode, subtasks: bool, flagged: np.ndarray | None) -> Strip:
     rows = slice(episode.start, episode.start + episode.length)
     segments: list[tuple[int, int, str | None]] = [(0, episode.length, None)]
-    if dataset.features.get("subtask", {}).get("dtype") == "string":
+    if subtasks:
         ids, texts = dataset.texts("subtask")
         segments = [(start, length, texts[ids[rows][start]]) for start, length in _runs(ids[rows])]
     ends: list[tuple[int, int]] = []
-    if "subtask_end" in dataset.features:
-        flags = dataset.column("subtask_end")[rows] != 0
+    if flagged is not None:
+        flags = flagged[rows] != 0
         ends = [(start, length) for start, length in _runs(flags) if flags[start]]
     return Strip(episode, segments, ends)
 

@@ -95,7 +95,7 @@ class ObservationTransform:
         normalizer: statistics and mode the policy was trained with.
         image_size: (height, width) the policy expects, or None for the camera's own.
         resample: "bilinear" or "bicubic"; Mem-0's released weights are deployed with bicubic.
-        camera: name of the camera in the observation.
+        camera: name of the camera in the observation, the one the policy was trained on.
     """
 
     normalizer: Normalizer
@@ -112,6 +112,12 @@ class ObservationTransform:
             KeyError: naming the entry the observation lacks.
             ValueError: wrong shape, dtype, or NaN.
         """
+        cameras = _entry(observation, "observation")
+        if isinstance(cameras, Mapping) and self.camera not in cameras:
+            raise KeyError(
+                f"observation lacks 'observation.{self.camera}', the camera the policy was trained on; found "
+                f"{sorted(map(str, cameras))} there"
+            )
         rgb = _entry(observation, "observation", self.camera, "rgb")
         vector = np.asarray(_entry(observation, "joint_action", "vector"))
         if vector.ndim != 1:

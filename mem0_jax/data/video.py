@@ -17,12 +17,17 @@ from av.error import FFmpegError
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
-from mem0_jax.data.files import AnyPath, MissingFile, open_binary
+from mem0_jax.data.camera_shape import other_size
+from mem0_jax.data.files import AnyPath, MissingFile, ffmpeg_name, open_binary
+from mem0_jax.data.media import as_mp4, media_kind
 from mem0_jax.errors import UserError
+from mem0_jax.stand_in import HEAD_BYTES, stand_in
 
 # A truncated or damaged file, or a connection that fails, shows up as any of these.
 DECODE_ERRORS = (FFmpegError, EOFError, OSError)
 CODECS = ("av1", "h264", "hevc", "vp9", "mpeg4")
+_CONTAINERS = ("an MP4 or MOV video", "a Matroska or WebM video")
+_EBML = b"\x1a\x45\xdf\xa3"  # how Matroska and WebM begin
 
 
 class VideoError(UserError, ValueError):
@@ -32,8 +37,8 @@ class VideoError(UserError, ValueError):
 def open_video_file(path: AnyPath, name: str) -> tuple[Any, VideoStream, contextlib.ExitStack]:
     """Open an mp4 and its video stream for one reader.
 
-    A remote file is read piece by piece as the decoder asks for it. Only the mp4 container and the codecs in `CODECS`
-    are let through: other containers can name further files and addresses.
+    A remote file is read piece by piece as the decoder asks for it. Only mp4 (or Matroska and WebM under that name) and
+    the codecs in `CODECS` are let through: other containers can name further files and addresses.
 
     Args:
         path: the file.
@@ -45,18 +50,22 @@ def open_video_file(path: AnyPath, name: str) -> tuple[Any, VideoStream, context
     Raises:
         MissingFile, VideoError
     """
-    stack = contextlib.ExitStack()
+    stack, head = contextlib.ExitStack(), b"\0"
     try:
         if not path.is_file():
             raise MissingFile(f"{name}: video file {path} is missing; download or record the dataset again")
-        source: Any = str(path) if isinstance(path, Path) else stack.enter_context(open_binary(path))
-        container = stack.enter_context(av.open(source, "r", format="mp4"))
-        if not container.streams.video:
+        with open_binary(path) as file:
+            head = file.read(HEAD_BYTES)
+        source: Any = ffmpeg_name(path) if isinstance(path, Path) else stack.enter_context(open_binary(path))
+        container = stack.enter_context(av.open(source, "r", format="matroska" if head[:4] == _EBML else "mp4"))
+        # Of several streams LeRobot's decoder takes the same: not the cover, which comes first in some files.
+        stream: Any = container.streams.best("video")
+        if stream is None:
             raise VideoError(f"{name}: {path} holds no video stream")
-        stream = container.streams.video[0]
         codec = stream.codec.canonical_name if stream.codec_context else "unknown"
         if codec not in CODECS:
-            raise VideoError(f"{name}: {path} has the codec {codec}; expected one of {', '.join(CODECS)}")
+            expected = f"expected one of {', '.join(CODECS)}"
+            raise VideoError(f"{name}: {path} has the codec {codec}; {expected}: {as_mp4(path)}")
         # Readers run in parallel, so the decoder's own threads would only compete with them.
         stream.thread_type = "SLICE"
         stream.codec_context.thread_count = 1
@@ -64,7 +73,13 @@ def open_video_file(path: AnyPath, name: str) -> tuple[Any, VideoStream, context
         stack.close()
         if isinstance(error, MissingFile):
             raise
-        raise VideoError(f"{name}: {path} is not a readable video ({error}); it may be truncated") from error
+        reason = getattr(error, "strerror", None) or error
+        kind = media_kind(head)
+        if kind and kind not in _CONTAINERS:
+            found = f"is {kind}; expected MP4, MOV, Matroska or WebM: {as_mp4(path)}"
+        else:
+            found = stand_in(head) or f"is not a readable video ({reason}); it may be truncated"
+        raise VideoError(f"{name}: {path} {found}") from error
     except BaseException:
         stack.close()
         raise
@@ -73,7 +88,9 @@ def open_video_file(path: AnyPath, name: str) -> tuple[Any, VideoStream, context
 
 def frames_per_period(stream: VideoStream, fps: float) -> int:
     """How many frames of the file belong to one of the dataset: 2 for a video of 60 Hz in a dataset of 30 Hz."""
-    return max(1, round(float(stream.average_rate or fps) / fps))
+    # The average counts frames that an edit list hides, the base rate (that of the time stamps) grows where these vary.
+    rates = [float(rate) for rate in (stream.average_rate, stream.base_rate) if rate]
+    return max(1, round(min(rates, default=fps) / fps))
 
 
 class EpisodeVideo:
@@ -109,10 +126,8 @@ class EpisodeVideo:
     def _check_stream(self, fps: float) -> None:
         stream = self._stream
         if (stream.height, stream.width) != self.shape:
-            raise VideoError(
-                f"{self.name}: pictures of {self.path} are {stream.height}x{stream.width}, "
-                f"but info.json declares {self.shape[0]}x{self.shape[1]}"
-            )
+            size = other_size((stream.height, stream.width), self.shape)
+            raise VideoError(f"{self.name}: pictures of {self.path} are {size}")
         self._multiple = frames_per_period(stream, fps)
         last = self.first_frame + self.length
         if stream.frames and stream.frames < (last - 1) * self._multiple + 1:
@@ -182,7 +197,7 @@ class EpisodeVideo:
             except (StopIteration, *DECODE_ERRORS) as error:
                 raise VideoError(
                     f"{self.name}: {self.path} ends or is damaged before frame {number} "
-                    f"(row {row} of {self.length}); the file may be truncated"
+                    f"(row {row} of {self.length}); the file may be truncated, or cut before its first keyframe"
                 ) from error
             at = self._position(frame)
             if at < wanted and (first_read or at > wanted - self._multiple):
@@ -190,7 +205,10 @@ class EpisodeVideo:
             if at != wanted:
                 found = Fraction(at, self._multiple)
                 raise VideoError(f"{self.name}: {self.path} has frame {found} where frame {number} was expected")
-            if frame.is_corrupt or (frame.height, frame.width) != self.shape:
+            if (frame.height, frame.width) != self.shape:
+                size = other_size((frame.height, frame.width), self.shape)
+                raise VideoError(f"{self.name}: {self.path}: frame {number} (row {row} of {self.length}) is {size}")
+            if frame.is_corrupt:
                 raise VideoError(f"{self.name}: {self.path} is damaged at frame {number} (row {row} of {self.length})")
             self._next = row + 1
             return self._reformatter.reformat(frame, format="rgb24").to_ndarray()

@@ -19,6 +19,8 @@ import numpy as np
 from av.video.frame import PictureType
 from av.video.reformatter import VideoReformatter
 
+from mem0_jax.data.files import ffmpeg_name
+
 GOP, CRF = 2, 30  # LeRobot's values: every second frame is a keyframe, so random access stays cheap
 # LeRobot uses 12, which leaves out small changes between a keyframe and the next frame: in 3 % of 64x96 pictures with
 # blinking cells of 12x16 pixels a cell showed the frame before. At 10 none did, for at most a quarter more time.
@@ -47,7 +49,7 @@ class VideoFile:
     def __init__(self, path: Path, *, fps: int, height: int, width: int):
         self.frames, self.bytes = 0, 0
         # faststart puts the index first, which lets a reader open the file without seeking to its end.
-        self._container = av.open(str(path), "w", options={"movflags": "faststart"})
+        self._container = av.open(ffmpeg_name(path), "w", options={"movflags": "faststart"})
         options = {"g": str(GOP), "crf": str(CRF), "preset": str(PRESET), "svtav1-params": ONE_THREAD_A_STAGE}
         self._stream = cast(Any, self._container.add_stream(CODEC, rate=Fraction(fps), options=options))
         self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, PIXEL_FORMAT

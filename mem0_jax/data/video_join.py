@@ -17,6 +17,7 @@ import av
 import numpy as np
 from av.error import FFmpegError
 
+from mem0_jax.data.files import ffmpeg_name
 from mem0_jax.data.lerobot_stats import picture_histogram, sampled_pictures
 from mem0_jax.data.video_encode import VideoFile
 
@@ -74,7 +75,7 @@ class EncodedVideo:
     def packets(self) -> Iterator[tuple[Any, Any]]:
         """Yield (stream, packet) of every picture in order; ValueError if they are not `frames` in even steps."""
         try:
-            with av.open(str(self.path)) as container:
+            with av.open(ffmpeg_name(self.path)) as container:
                 stream = container.streams.video[0]
                 assert stream.time_base is not None  # every demuxed stream has one
                 step, count = Fraction(1, self.fps) / stream.time_base, 0
@@ -96,7 +97,7 @@ class JoinedVideo:
 
     def __init__(self, path: Path):
         self.path, self.frames, self.bytes = path, 0, 0
-        self._container = av.open(str(path), "w", options={"movflags": "faststart"})
+        self._container = av.open(ffmpeg_name(path), "w", options={"movflags": "faststart"})
         self._stream: Any = None
         self._header = b""
 

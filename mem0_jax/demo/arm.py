@@ -1,7 +1,9 @@
 """One arm of the demo: trains a policy from the recorded dataset and evaluates it. Runs as a process of its own."""
 
 import json
+import os
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,8 +19,11 @@ from mem0_jax.data.lerobot import LeRobotDataset
 from mem0_jax.data.normalize import Normalizer, NormStats
 from mem0_jax.data.pipeline import make_loader
 from mem0_jax.data.transforms import ColorJitter
-from mem0_jax.demo.settings import ARMS, TEST_SEEDS, Demo, load_demo
+from mem0_jax.demo.settings import ARMS, FAILED, TEST_SEEDS, Demo, load_demo
+from mem0_jax.disk import explained
+from mem0_jax.errors import UserError
 from mem0_jax.eval.rollout import evaluate
+from mem0_jax.inference.compiled import keep_compiled_if_possible
 from mem0_jax.policies.bundle import Bundle, Inputs, load_bundle, save_bundle
 from mem0_jax.policies.mem0 import Mem0, Mem0Config
 from mem0_jax.train.config import OptimizerConfig, TrainConfig
@@ -143,8 +148,27 @@ def run_arm(out: Path, arm: str) -> None:
     evaluate_arm(demo, arm, tell("eval"))
 
 
+def end_with_the_parent() -> None:
+    """Ends this process when the one that started it ends, even killed: the pipe to standard input closes then."""
+
+    def wait() -> None:
+        while os.read(0, 1):  # not of sys.stdin, whose lock the interpreter's end would wait for
+            pass
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 if __name__ == "__main__":
+    end_with_the_parent()
+    keep_compiled_if_possible()
     try:
         run_arm(Path(sys.argv[1]), sys.argv[2])
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as error:
+        told = error if isinstance(error, UserError) else explained(error, sys.argv[1])
+        if told is None:
+            raise
+        print(json.dumps({"phase": FAILED, "reason": str(told)}), flush=True)
+        sys.exit(1)

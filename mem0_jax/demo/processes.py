@@ -4,18 +4,19 @@ At the demo's size two single-core trainings side by side are faster than one th
 cores.
 """
 
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
-from tqdm import tqdm
-
-from mem0_jax.demo.settings import ARMS, Demo
+from mem0_jax.demo.settings import ARMS, FAILED, Demo
 from mem0_jax.errors import UserError
+from mem0_jax.progress import Progress
 
 # Settles on its cores before JAX starts, which sizes its thread pools by them.
 START = """
@@ -34,14 +35,14 @@ class _Arm:
         self.demo, self.name, self.bar_position = demo, arm, position
         (demo.out / arm).mkdir(exist_ok=True)
         self.log = demo.out / arm / "log.txt"
+        self.reason = ""  # why it failed, where that is a matter for the user
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", START, str(demo.out), arm, ",".join(map(str, cores))],
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,  # which ends with us: the worker ends then, too
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
-                env=os.environ | {"JAX_PLATFORMS": "cpu"},  # the policy is too small for an accelerator to pay
                 start_new_session=True,  # Ctrl-C reaches the workers once, through us
             )
         self.thread = threading.Thread(target=self._follow, daemon=True)
@@ -50,24 +51,24 @@ class _Arm:
     def _follow(self) -> None:
         train, episodes = self.demo.config["train"]["steps"], self.demo.config["eval"]["episodes"]
         label = self.name.replace("_", " ")
-        bars = {"train": (train, "step", "step"), "eval": (episodes, "episode", "finished")}
-        phase, bar = "", None
+        phases = {"train": ("training", train, "step"), "eval": ("evaluating", episodes, "episode")}
         assert self.process.stdout is not None
-        for line in self.process.stdout:
-            row = json.loads(line)
-            if row["phase"] != phase:
-                if bar:
-                    bar.close()
-                phase = row["phase"]
-                total, unit, _ = bars[phase]
-                text = f"{'training' if phase == 'train' else 'evaluating'} {label}"
-                bar = tqdm(total=total, desc=f"{text:27s}", unit=unit, position=self.bar_position, disable=None)
-            assert bar is not None
-            if "loss" in row:
-                bar.set_postfix(loss=f"{row['loss']:.3f}")
-            bar.update(row[bars[phase][2]] - bar.n)
-        if bar:
-            bar.close()
+        rows = self._rows(map(json.loads, self.process.stdout))
+        for phase, told in itertools.groupby(rows, lambda row: row["phase"]):
+            doing, total, unit = phases[phase]
+            with Progress(f"{f'{doing} {label}':27s}", total, unit, row=self.bar_position) as progress:
+                for row in told:
+                    if "loss" in row:
+                        progress.note(f"loss {row['loss']:.3f}")
+                    progress.reach(row["step" if phase == "train" else "finished"], total)
+
+    def _rows(self, told: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """What the process tells of its work; why it failed is kept."""
+        for row in told:
+            if row["phase"] == FAILED:
+                self.reason = row["reason"]
+            else:
+                yield row
 
     def wait(self) -> int:
         """The exit code, once the process has ended and its output was read."""
@@ -88,6 +89,8 @@ def run_arms(demo: Demo) -> None:
             arm.wait()
         raise KeyboardInterrupt(f"stopped; run the same command again to continue in {demo.out}") from None
     for arm, code in zip(arms, codes):
+        if arm.reason:
+            raise UserError(arm.reason)
         if code:
             end = arm.log.read_text(errors="replace")[-2000:]
             raise UserError(f"the process of {arm.name} ended with code {code}; the end of {arm.log}:\n{end}")

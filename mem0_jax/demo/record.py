@@ -3,13 +3,13 @@
 import shutil
 
 import numpy as np
-from tqdm import tqdm
 
 from mem0_jax.data.layout import env_to_model
 from mem0_jax.data.lerobot_writer import LeRobotWriter, mem0_features
 from mem0_jax.demo.settings import FPS, TRAIN_SEEDS, Demo
 from mem0_jax.envs import Expert, Noise, make, rollout
 from mem0_jax.errors import UserError
+from mem0_jax.progress import Progress
 
 CAMERA = "observation.image.head_camera"
 
@@ -24,8 +24,8 @@ def record(demo: Demo) -> None:
     count = demo.config["data"]["episodes"]
     height, width = env.observation_space["observation"]["head_camera"]["rgb"].shape[:2]  # pyright: ignore
     recorded = 0
-    bar = tqdm(total=count, desc="recording experts", unit="episode", disable=None)
-    with bar, LeRobotWriter(demo.dataset, FPS, mem0_features(height, width), "mem0_jax tabletop") as writer:
+    progress = Progress("recording experts", count, "episode")
+    with progress, LeRobotWriter(demo.dataset, FPS, mem0_features(height, width), "mem0_jax tabletop") as writer:
         for seed in demo.seeds(TRAIN_SEEDS, 10 * count):
             episode = rollout(env, expert, seed)
             if not episode.success:
@@ -40,7 +40,7 @@ def record(demo: Demo) -> None:
             }
             writer.add_episode(frames, episode.instruction)
             recorded += 1
-            bar.update()
+            progress.advance()
             if recorded == count:
                 break
         else:

@@ -13,11 +13,12 @@ A run lives in one folder and continues where it was stopped:
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mem0_jax.disk import DiskError, write_json
 from mem0_jax.envs import TASKS
 from mem0_jax.errors import UserError
 
@@ -26,6 +27,7 @@ ARMS = {"with_memory": ("window", "anchor"), "without_memory": ()}
 TRAIN_SEEDS, TEST_SEEDS = 0, 300_000_000
 SEEDS_PER_RUN = 10_000
 FPS = 15
+FAILED = "failed"  # the phase in which a worker says why it ends
 
 
 @dataclass(frozen=True)
@@ -62,19 +64,13 @@ class Demo:
         finally:
             seconds = self.seconds()
             seconds[phase] = seconds.get(phase, 0.0) + time.perf_counter() - started
-            write_json(self.out / "timing.json", seconds)
+            with suppress(DiskError):  # which must not hide what ended the block
+                write_json(self.out / "timing.json", seconds)
 
     def seconds(self) -> dict[str, float]:
         """Seconds by phase so far."""
         path = self.out / "timing.json"
         return json.loads(path.read_text()) if path.is_file() else {}
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Beside first, then renamed."""
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(value, indent=1))
-    unfinished.rename(path)
 
 
 def open_demo(out: Path, task: str, seed: int, config: dict[str, Any]) -> Demo:

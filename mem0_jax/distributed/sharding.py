@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mem0_jax import tree
 from mem0_jax.distributed.mesh import full_sizes
+from mem0_jax.units import size
 
 Rules = Sequence[tuple[str, str]]
 Table = Mapping[str, str | None]
@@ -127,12 +128,12 @@ def shardings(mesh: Mesh, specs: Mapping[str, PartitionSpec]) -> dict[str, Any]:
 def placement_table(placed: Mapping[str, Placement]) -> str:
     """The start-up table: path, shape, spec, bytes a device, what was left undivided, and totals."""
     width = max(map(len, placed), default=4)
-    lines = [f"{'path':<{width}}  {'shape':<20}{'split by':<22}{'MiB a device':>12}"]
+    lines = [f"{'path':<{width}}  {'shape':<20}{'split by':<22}{'a device':>12}"]
     for path, leaf in placed.items():
         spec = ", ".join(axis or "-" for axis in leaf.spec) or "-"
         note = f"  not divisible by {', '.join(leaf.undivided)}" if leaf.undivided else ""
         shape = "x".join(map(str, leaf.shape))
-        lines.append(f"{path:<{width}}  {shape:<20}{spec:<22}{leaf.bytes_per_device / 2**20:>12.3f}{note}")
+        lines.append(f"{path:<{width}}  {shape:<20}{spec:<22}{size(leaf.bytes_per_device, binary=True):>12}{note}")
     whole, part = (sum(getattr(leaf, name) for leaf in placed.values()) for name in ("bytes", "bytes_per_device"))
-    lines.append(f"{len(placed)} arrays, {whole / 2**30:.3f} GiB, {part / 2**30:.3f} GiB a device")
+    lines.append(f"{len(placed)} arrays, {size(whole, binary=True)}, {size(part, binary=True)} a device")
     return "\n".join(lines)

@@ -27,7 +27,8 @@ def server_metadata(address: str, token: str | None, wait: float = 10.0) -> dict
         with Client(address, token=token, wait=wait) as client:
             return client.metadata
     except (OSError, ServerError, ValueError) as error:
-        raise LostServerError(f"{address}: {error}; start one with 'mem0-jax serve BUNDLE'") from error
+        where = "" if address in str(error) else f"{address}: "
+        raise LostServerError(f"{where}{error}; start one with 'mem0-jax serve BUNDLE'") from error
 
 
 def play_on_server(

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mem0_jax import __version__
+from mem0_jax.disk import safe_name
 from mem0_jax.envs import TASKS, make
 from mem0_jax.errors import UserError
 from mem0_jax.eval.episode import Oracle, Outcome
 from mem0_jax.eval.film import can_film
-from mem0_jax.eval.lockstep import ROWS, Films, Planners, play
+from mem0_jax.eval.lockstep import ROWS, Films, Planners, check_camera, play
 from mem0_jax.eval.results import Ledger, VariantResult, bundle_digest, new_folder
 from mem0_jax.inference.session import Options
 
@@ -101,6 +102,7 @@ class LocalPlayer:
     def settings(self, task: str, variant: Variant) -> dict[str, Any]:
         """See `Player`."""
         name, planner = self._planner
+        check_camera(task, self.bundle.transform.camera)
         staged = make(task, render=False).staged
         return {
             **dataclasses.asdict(variant.options.completed(self.bundle, staged and planner is not None)),
@@ -137,16 +139,17 @@ class RemotePlayer:
 
         self.address, self._planner, self._token = address, planner, token
         about = server_metadata(address, token)
-        if not {"options", "flow_steps", "provenance"} <= about.keys():
+        if not {"options", "flow_steps", "provenance", "camera"} <= about.keys():
             raise UserError(f"{address} speaks openpi's protocol but is no 'mem0-jax serve' of this version")
         self.policy = {"server": address, "metadata": about, "provenance": about["provenance"]}
-        self.name = address.partition("://")[2].replace(":", "_").replace("/", "_")
+        self.name = safe_name(address.partition("://")[2])
 
     def settings(self, task: str, variant: Variant) -> dict[str, Any]:
         """See `Player`."""
         if variant.branches is not None:
             raise UserError("a memory ablation changes the policy itself: give it as a bundle, not as a server")
         about, planner = self.policy["metadata"], self._planner if make(task, render=False).staged else None
+        check_camera(task, about["camera"])
         settings = {**about["options"], **_given(variant.options)}
         if not 1 <= settings["action_horizon"] <= about["horizon"]:
             got = settings["action_horizon"]

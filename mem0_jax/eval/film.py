@@ -11,6 +11,8 @@ from typing import IO, Any, cast
 import av
 import numpy as np
 
+from mem0_jax.data.files import ffmpeg_name
+
 FPS = 10  # of the benchmark's films
 CODEC = "libx264"
 
@@ -41,7 +43,7 @@ class Encoder:
         preset: str = "veryfast",
     ):
         self.height, self.width = height // 2 * 2, width // 2 * 2
-        where = str(target) if isinstance(target, Path) else target
+        where = ffmpeg_name(target) if isinstance(target, Path) else target
         # The index can move to the front of a file only: ffmpeg opens it once more for that.
         muxing = {"movflags": "faststart"} if isinstance(target, Path) else {}
         self._container = av.open(where, "w", format="mp4", options=muxing)

@@ -10,7 +10,10 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import gymnasium
+
 from mem0_jax.envs import Tabletop, make
+from mem0_jax.errors import UserError
 from mem0_jax.eval.episode import Episode, Oracle, Outcome
 from mem0_jax.inference.engine import Engine
 from mem0_jax.inference.planning import Planner, PlannerError
@@ -46,7 +49,11 @@ def play(
         rows: of every batch of the engine, see above.
         films: number of an episode -> mp4 file to write, or None.
         record: the first so many episodes are recorded; they judge every frame, see `Options.classify`.
+
+    Raises:
+        UserError: the policy was trained on a camera that the environment has not.
     """
+    check_camera(task, bundle.transform.camera)
     table = _Table(bundle, options, planner if make(task, render=False).staged else None, parallel, rows)
     waiting = deque(enumerate(seeds))
     try:
@@ -57,6 +64,14 @@ def play(
             yield from table.turn()
     finally:
         table.close()
+
+
+def check_camera(task: str, camera: str) -> None:
+    """Raises UserError: the environments of a task do not have the camera that a policy was trained on."""
+    view = make(task, render=False).observation_space["observation"]  # pyright: ignore[reportIndexIssue]
+    assert isinstance(view, gymnasium.spaces.Dict)
+    if camera not in view.spaces:
+        raise UserError(f"the policy was trained on the camera {camera!r}; {task} has {', '.join(view.spaces)} alone")
 
 
 class _Table:

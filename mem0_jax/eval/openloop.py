@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from mem0_jax.data.cameras import find_camera
+from mem0_jax.data.joint_names import check_names
 from mem0_jax.data.lanes import NULL_TEXT
 from mem0_jax.data.layout import JOINT_NAMES
 from mem0_jax.data.pictures import EpisodeDataset, open_frames
@@ -22,8 +24,8 @@ from mem0_jax.errors import UserError
 from mem0_jax.eval.lockstep import ROWS
 from mem0_jax.inference.engine import Engine, Request
 from mem0_jax.policies.bundle import Bundle
+from mem0_jax.units import counted
 
-CAMERA = "observation.image.head_camera"
 STILL = 1e-6  # joints whose recorded actions vary less are not judged
 
 
@@ -62,6 +64,7 @@ class _Tables:
 
     @classmethod
     def of(cls, dataset: EpisodeDataset, key: str) -> "_Tables":
+        check_names(dataset)
         text, texts = dataset.texts(key)
         end = dataset.column("subtask_end") if "subtask_end" in dataset.features else None
         state, action = (dataset.column(key).astype(np.float32) for key in ("observation.state", "action"))
@@ -106,12 +109,24 @@ def default_text(dataset: EpisodeDataset) -> str:
     return "subtask" if "subtask" in dataset.features else "task"
 
 
+def trained_camera(bundle: Bundle, dataset: EpisodeDataset) -> str:
+    """Key of the dataset's camera that the policy was trained on, by its name. Raises UserError: there is none."""
+    cameras = [key for key, value in dataset.features.items() if value["dtype"] in ("video", "image")]
+    found = find_camera(cameras, bundle.inputs.camera)
+    if found is None:
+        raise UserError(
+            f"{dataset.root}: the policy was trained on {bundle.inputs.camera!r}, which this dataset has not; its "
+            f"cameras are {cameras}. Name one that shows the same with --camera"
+        )
+    return found
+
+
 def replay(
     bundle: Bundle,
     dataset: EpisodeDataset,
     episodes: Sequence[Any],
     *,
-    camera: str = CAMERA,
+    camera: str = "",
     text: str = "",
     every: int = 1,
     seed: int = 0,
@@ -124,7 +139,7 @@ def replay(
         bundle: the policy.
         dataset: where the episodes are from.
         episodes: entries of `dataset.episodes`.
-        camera: key of the pictures.
+        camera: key of the pictures; "": see `trained_camera`.
         text: key of what the policy is told, as it was trained; "": see `default_text`.
         every: a chunk is sampled at every so many frames of an episode.
         seed: of the sampling, with the episode's number and the frame; results do not depend on `parallel`.
@@ -137,6 +152,7 @@ def replay(
     if every < 1 or parallel < 1 or not episodes:
         raise UserError(f"expected at least one episode, one at a time, every frame; got {len(episodes)} episodes")
     try:
+        camera = camera or trained_camera(bundle, dataset)
         dataset.image_shape(camera)
         tables = _Tables.of(dataset, text or default_text(dataset))
         engine = Engine(bundle, parallel, rows=ROWS)
@@ -210,7 +226,8 @@ def measure(found: Replay, threshold: float) -> dict[str, Any]:
 
     `joints`: for each joint that moves in the recording its mean absolute error at every offset into the chunk, and
     that of holding still, in the robot's units (radians; grippers 0 to 1). `classifier`: precision, recall and F1 at
-    the threshold and at others, average precision; None where the dataset has no positive label.
+    the threshold and at others, average precision; None where the dataset has no positive label. `broken`: how much
+    of what the policy said is not finite, in words; "" where all of it is.
     """
     predicted, recorded = np.stack(found.predicted), np.stack(found.recorded)
     valid, state = ~np.stack(found.is_pad), np.stack(found.state)
@@ -242,12 +259,22 @@ def measure(found: Replay, threshold: float) -> dict[str, Any]:
         "chunks": len(predicted),
         "frames": len(found.probability),
         "horizon": predicted.shape[1],
+        "broken": _broken(predicted, np.array(found.probability)),
         "mae": _mean(error[valid][:, moving]),
         "mae_hold": _mean(still[valid][:, moving]),
         "joints": joints,
         "episodes": episodes,
         "classifier": classifier(np.array(found.probability), np.array(found.label), threshold),
     }
+
+
+def _broken(predicted: np.ndarray, probability: np.ndarray) -> str:
+    parts = []
+    for values, what in ((predicted, "sampled chunk"), (probability, "judged frame")):
+        lost = ~np.isfinite(values).all(tuple(range(1, values.ndim)))
+        if lost.any():
+            parts.append(f"{lost.sum():,} of {counted(len(values), what)}")
+    return f"NaN or infinite: {' and '.join(parts)}; what is computed with them means nothing." if parts else ""
 
 
 def classifier(probability: np.ndarray, label: np.ndarray, threshold: float) -> dict[str, Any] | None:

@@ -5,22 +5,13 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import matplotlib as mpl
-import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-
 from mem0_jax.data.layout import JOINT_NAMES
-from mem0_jax.eval.report import write_whole
-from mem0_jax.eval.report_html import chart, document, section
-from mem0_jax.eval.report_pictures import COLORS, STYLE, svg
-from mem0_jax.eval.summary_html import cells, grid
+from mem0_jax.disk import write_whole
+from mem0_jax.pages import Line, command, document, facts, is_known, legend, plot, section, table
+from mem0_jax.units import counted
 
 if TYPE_CHECKING:
     from mem0_jax.eval.openloop import Replay
-
-COLUMNS = 3
-SMALL: dict[Any, Any] = {**STYLE, "font.size": 9}
 
 
 def write_page(path: Path, result: Mapping[str, Any], found: "Replay") -> None:
@@ -31,30 +22,26 @@ def write_page(path: Path, result: Mapping[str, Any], found: "Replay") -> None:
 def page(result: Mapping[str, Any], found: "Replay") -> str:
     """The whole page."""
     note = (
-        "Mean absolute error of the sampled chunks over their offset, in the robot's units; dashed: holding still at "
-        "the present state. Joints that never move in the recording are left out."
+        "Mean absolute error of the sampled chunks over their offset, in the robot's units. Joints that never move in "
+        "the recording are left out."
     )
-    errors = (
-        chart(error_chart(result), "Error of each joint over the offset into the chunk.") if result["joints"] else ""
-    )
-    traces = chart(trace_chart(result, found), "Recorded and predicted actions of one episode.")
     sections = [
         _header(result),
-        section("Errors", errors + _joints(result), note),
+        section("Errors", _joints(result) + _errors(result) if result["joints"] else "", note),
         section(
             f"Episode {found.episode[0]}",
-            traces if result["joints"] else "",
-            "Recorded actions (pale), and the first action of each chunk sampled on the way.",
+            _traces(result, found) if result["joints"] else "",
+            "Recorded actions, and the first action of each chunk sampled on the way, in the robot's units.",
         ),
-        _classifier(result["classifier"]),
-        section("Settings", _facts(result)),
+        section("Subtask-end classifier", _classifier(result["classifier"])),
+        section("Settings", facts(_settings(result))),
         section(
             "How to reproduce",
-            f'<div class="card"><pre><code>{escape(" ".join(result["command"]))}</code></pre></div>',
+            command(" ".join(result["command"])),
             "All numbers of this page are in <code>openloop.json</code> beside it.",
         ),
     ]
-    return document(f"open loop: {result['dataset']}", "\n".join(filter(None, sections)))
+    return document(f"open loop: {result['dataset']}", "\n".join(sections))
 
 
 def _header(result: Mapping[str, Any]) -> str:
@@ -62,112 +49,97 @@ def _header(result: Mapping[str, Any]) -> str:
     title = "No joint moves in this recording."
     if error is not None:
         title = (
-            f'Mean error <span class="with">{error:.4f}</span>, holding still <span class="without">{still:.4f}</span>.'
+            f'Mean error <span class="with">{_number(error)}</span>, '
+            f'holding still <span class="without">{_number(still)}</span>.'
         )
-    counts = f"{len(result['episodes'])} episodes, {result['frames']:,} frames, {result['chunks']:,} chunks"
-    return f'<header>\n<p class="task">{escape(result["dataset"])} · {counts}</p>\n<h1>{title}</h1>\n</header>'
+    counts = [(len(result["episodes"]), "episode"), (result["frames"], "frame"), (result["chunks"], "chunk")]
+    shown = ", ".join(counted(*count) for count in counts)
+    lost = f'<p class="bad">{escape(result["broken"])}</p>\n' if result["broken"] else ""
+    return f'<header>\n<p class="task">{escape(result["dataset"])} · {shown}</p>\n<h1>{title}</h1>\n{lost}</header>'
 
 
 def _joints(result: Mapping[str, Any]) -> str:
-    body = "".join(
-        f'<tr><th scope="row">{escape(joint["name"])}</th>'
-        + cells([f"<b>{joint['mae']:.4f}</b>", f"{joint['mae_hold']:.4f}", *map(_number, _ends(joint))])
-        + "</tr>\n"
+    rows = [
+        [
+            escape(joint["name"]),
+            f"<b>{_number(joint['mae'])}</b>",
+            _number(joint["mae_hold"]),
+            *(_number(joint["mae_by_offset"][end]) for end in (0, -1)),
+        ]
         for joint in result["joints"]
-    )
-    return grid(["", "Error", "Holding still", "First action", "Last action"], body)
-
-
-def _ends(joint: Mapping[str, Any]) -> tuple[float | None, float | None]:
-    return joint["mae_by_offset"][0], joint["mae_by_offset"][-1]
+    ]
+    titles = ["Joint", "Error", "Holding still", "First action", "Last action"]
+    return table("Each joint: over the whole chunk, its first and its last action", titles, rows)
 
 
 def _number(value: float | None) -> str:
-    return "&ndash;" if value is None else f"{value:.4f}"
+    return f"{value:.4f}" if is_known(value) else "&ndash;"
+
+
+def _errors(result: Mapping[str, Any]) -> str:
+    """A plot a joint: error over the offset."""
+    body = ""
+    for joint in result["joints"]:
+        error, still = joint["mae_by_offset"], joint["mae_hold_by_offset"]
+        known = [value for value in (*error, *still) if is_known(value)]
+        words = f"{joint['name']}: error over the offset into the chunk, mean {joint['mae']:.4f}"
+        offsets = range(len(error))
+        lines = [Line("without dashed", offsets, still), Line("with", offsets, error)]
+        body += plot(_title(joint), words, lines, axis="offset", ends=(0, max(known, default=0) or 1))
+    keys = legend([("line with", "the policy"), ("line without dashed", "holding still at the present state")])
+    return f'{keys}<div class="card plots">{body}</div>'
+
+
+def _traces(result: Mapping[str, Any], found: "Replay") -> str:
+    """A plot a joint: recorded actions of the first episode and the first action of each chunk."""
+    chosen = [i for i, episode in enumerate(found.episode) if episode == found.episode[0]]
+    frames = [found.frame[i] for i in chosen]
+    body = ""
+    for joint in result["joints"]:
+        dim = JOINT_NAMES.index(joint["name"])
+        recorded, predicted = (
+            [float(getattr(found, name)[i][0, dim]) for i in chosen] for name in ("recorded", "predicted")
+        )
+        words = f"{joint['name']}: recorded and predicted actions of frames {frames[0]} to {frames[-1]}"
+        lines = [Line("muted pale", frames, recorded), Line("with", frames, predicted)]
+        body += plot(_title(joint), words, lines, axis="frame")
+    keys = legend([("line muted pale", "recorded"), ("line with", "predicted")])
+    return f'{keys}<div class="card plots">{body}</div>'
+
+
+def _title(joint: Mapping[str, Any]) -> str:
+    return escape(joint["name"].replace("_", " "))
 
 
 def _classifier(quality: Mapping[str, Any] | None) -> str:
     if quality is None:
-        return section("Subtask-end classifier", "<p>The dataset has no positive label.</p>")
+        return "<p>The dataset has no positive label.</p>"
     at = quality["at_threshold"]
-    row = cells([f"<b>{_number(at[key])}</b>" for key in ("precision", "recall", "f1")])
-    row += cells([_number(quality["average_precision"]), f"{quality['positives']} of {quality['frames']}"])
-    titles = [f"at {at['threshold']:g}", "Precision", "Recall", "F1", "Average precision", "Positive frames"]
-    body = f'<tr><th scope="row">classifier</th>{row}</tr>'
-    picture = chart(classifier_chart(quality), "Precision, recall and F1 over the threshold.")
-    return section("Subtask-end classifier", grid(titles, body) + picture)
+    row = [f"at {at['threshold']:g}", *(f"<b>{_number(at[key])}</b>" for key in ("precision", "recall", "f1"))]
+    row += [_number(quality["average_precision"]), f"{quality['positives']} of {quality['frames']}"]
+    titles = ["Threshold", "Precision", "Recall", "F1", "Average precision", "Positive frames"]
+    return table("How well the ends of subtasks are found", titles, [row]) + _curves(quality)
 
 
-def _facts(result: Mapping[str, Any]) -> str:
+def _curves(quality: Mapping[str, Any]) -> str:
+    """Precision, recall and F1 over the threshold."""
+    used = quality["at_threshold"]["threshold"]
+    thresholds = [entry["threshold"] for entry in quality["curve"]]
+    marks = {"precision": "with", "recall": "without dashed", "f1": "ink dotted"}
+    lines = [Line(mark, thresholds, [entry[key] for entry in quality["curve"]]) for key, mark in marks.items()]
+    words = f"Precision, recall and F1 over the threshold, {used:g} in use."
+    picture = plot("Share", words, lines, axis="threshold", ends=(0, 1), upright=used)
+    names = ["precision", "recall", "F1"]
+    keys = legend([*((f"line {mark}", name) for mark, name in zip(marks.values(), names)), _used(used)])
+    return f'{keys}<div class="card tall">{picture}</div>'
+
+
+def _used(threshold: float) -> tuple[str, str]:
+    return "upright", f"the threshold in use, {threshold:g}"
+
+
+def _settings(result: Mapping[str, Any]) -> dict[str, Any]:
     policy = result["policy"]
     rows = {"bundle": policy["bundle"], "sha256": policy["sha256"][:20] + "…", **result["settings"]}
     rows |= {f"provenance: {key}": value for key, value in policy["provenance"].items()} | result["versions"]
-    items = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(str(v)[:60])}</dd></div>" for k, v in rows.items())
-    return f'<dl class="facts">{items}</dl>'
-
-
-def error_chart(result: Mapping[str, Any]) -> str:
-    """One small panel a joint."""
-    with mpl.rc_context(SMALL):
-        figure, panels = _panels(len(result["joints"]))
-        for axes, joint in zip(panels, result["joints"]):
-            axes.plot(_values(joint["mae_by_offset"]), color=COLORS["with"], lw=1.8)
-            axes.plot(_values(joint["mae_hold_by_offset"]), color=COLORS["without"], lw=1.2, ls=(0, (4, 3)))
-            axes.set_ylim(bottom=0)
-            _titled(axes, joint["name"])
-        panels[-1].set_xlabel("offset into the chunk")
-        return svg(figure, "errors")
-
-
-def trace_chart(result: Mapping[str, Any], found: "Replay") -> str:
-    """Recorded actions of the first episode and the first action of each chunk."""
-    chosen = [i for i, episode in enumerate(found.episode) if episode == found.episode[0]]
-    frames = np.array([found.frame[i] for i in chosen])
-    with mpl.rc_context(SMALL):
-        figure, panels = _panels(max(len(result["joints"]), 1))
-        for axes, joint in zip(panels, result["joints"]):
-            dim = JOINT_NAMES.index(joint["name"])
-            recorded, predicted = (
-                [getattr(found, name)[i][0, dim] for i in chosen] for name in ("recorded", "predicted")
-            )
-            axes.plot(frames, recorded, color=COLORS["muted"], lw=3, alpha=0.4)
-            axes.plot(frames, predicted, color=COLORS["with"], lw=1.3)
-            _titled(axes, joint["name"])
-        panels[-1].set_xlabel("frame")
-        return svg(figure, "traces")
-
-
-def classifier_chart(quality: Mapping[str, Any]) -> str:
-    """Precision, recall and F1 over the threshold."""
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(7.2, 3.2), layout="constrained")
-        axes = figure.subplots()
-        thresholds = [entry["threshold"] for entry in quality["curve"]]
-        for key, color, style in (("precision", "with", "-"), ("recall", "without", "-"), ("f1", "ink", "--")):
-            values = _values([entry[key] for entry in quality["curve"]])
-            axes.plot(thresholds, values, style, color=COLORS[color], lw=1.8, label="F1" if key == "f1" else key)
-        axes.axvline(quality["at_threshold"]["threshold"], color=COLORS["muted"], lw=1, ls=(0, (1, 2)))
-        axes.set(ylim=(0, 1.05), xlabel="threshold")
-        axes.grid(axis="y", color=COLORS["rule"], lw=0.7)
-        axes.tick_params(length=0)
-        axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
-        return svg(figure, "classifier")
-
-
-def _panels(count: int) -> tuple[Figure, list[Axes]]:
-    rows = -(-count // COLUMNS)
-    figure = Figure(figsize=(7.6, 0.4 + 1.5 * rows), layout="constrained")
-    panels = list(figure.subplots(rows, COLUMNS, squeeze=False).flat)
-    for axes in panels[count:]:
-        axes.remove()
-    return figure, panels[:count]
-
-
-def _titled(axes: Axes, name: str) -> None:
-    axes.set_title(name.replace("_", " "), fontsize=9, loc="left")
-    axes.grid(axis="y", color=COLORS["rule"], lw=0.6)
-    axes.tick_params(length=0)
-
-
-def _values(values: list[float | None]) -> list[float]:
-    return [np.nan if value is None else value for value in values]
+    return {key: str(value)[:60] for key, value in rows.items()}

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from mem0_jax.disk import write_whole
 from mem0_jax.eval.statistics import difference_interval, wilson_interval
 
 
@@ -234,13 +235,3 @@ def _check_pictures(name: str, pictures: Any) -> None:
     shape, dtype = np.shape(pictures), np.asarray(pictures).dtype
     if len(shape) != 4 or shape[-1] != 3 or 0 in shape or dtype != np.uint8:
         raise ValueError(f"{name}: expected uint8 pictures [number, height, width, 3], got {dtype} {list(shape)}")
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Beside first, then renamed: nobody ever sees half a file."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        beside.write_bytes(content)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)

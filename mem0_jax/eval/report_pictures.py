@@ -1,4 +1,4 @@
-"""The pictures of a report: charts as SVG that follow the page's light or dark theme, videos, thumbnails, the hero.
+"""The pictures of a report: videos, thumbnails, the hero.
 
 Axes: T frames of a video, H height, W width.
 """
@@ -14,13 +14,12 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from mem0_jax.eval.film import Encoder, can_film
+from mem0_jax.pages import PALETTE
 
 if TYPE_CHECKING:
     from mem0_jax.eval.report import Results, Video
 
-# The charts are drawn in the colours of the light page. In SVG each is replaced by a variable of the style sheet.
-COLORS = {"with": "#1f6f78", "without": "#c2703d", "ink": "#22282c", "muted": "#6b757b", "rule": "#dcdfdf"}
-PAPER = "#fbfaf7"
+COLORS = {name: light for name, (light, _) in PALETTE.items()}
 ARMS = (("with_memory", "with memory", COLORS["with"]), ("without_memory", "without memory", COLORS["without"]))
 MEASURES = (("success", "task solved"), ("right_given_placed", "right choice,\nwhen one was made"))
 
@@ -32,24 +31,14 @@ STYLE: dict[Any, Any] = {
     "figure.facecolor": "none",
     "axes.facecolor": "none",
     "font.size": 11,
-    "svg.fonttype": "none",  # text stays text: it takes the page's font and can be read aloud
-    "svg.hashsalt": "report",
     "text.color": COLORS["ink"],
     "xtick.color": COLORS["muted"],
     "ytick.color": COLORS["muted"],
 }
 
 
-def bar_chart(summary: dict[str, Any]) -> str:
-    """Success and right choices of both arms with 95 % intervals and the chance line, as SVG."""
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(7.2, 3.9), layout="constrained")
-        draw_bars(figure.subplots(), summary)
-        return svg(figure, "bars")
-
-
 def draw_bars(axes: Axes, summary: dict[str, Any]) -> None:
-    """Draws the bars of `bar_chart` into `axes`; where no choice was made (None), a word."""
+    """Success and right choices of both arms with 95 % intervals and the chance line; a word where none was made."""
     for side, (arm, label, color) in zip((-1, 1), ARMS):
         for place, (measure, _) in enumerate(MEASURES):
             rate = summary[f"{measure}_{arm}"]
@@ -72,33 +61,6 @@ def draw_bars(axes: Axes, summary: dict[str, Any]) -> None:
     axes.legend(handles, labels, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
 
 
-def loss_chart(results: "Results") -> str:
-    """Action and classifier loss of both arms over the steps, as SVG: measured values pale, their running mean bold."""
-    panels = (("action_loss", "action loss (flow matching)"), ("classifier_loss", "subtask-end loss"))
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(7.2, 3.1), layout="constrained")
-        for axes, (name, title) in zip(figure.subplots(1, 2), panels):
-            lowest = np.inf
-            for arm, label, color in ARMS:
-                curve = getattr(results, arm).curve
-                known = np.isfinite(getattr(curve, name))
-                step, loss = curve.step[known], getattr(curve, name)[known]
-                if len(loss):
-                    lowest = min(lowest, loss.min())
-                    axes.plot(step, loss, color=color, alpha=0.25, lw=0.8)
-                    axes.plot(step, _running_mean(loss), color=color, lw=1.8, label=label)
-            if 0 < lowest < np.inf:
-                axes.set_yscale("log")
-                axes.yaxis.set_major_formatter("{x:g}")
-                axes.yaxis.set_minor_formatter("")
-            axes.set_title(title, fontsize=11, loc="left")
-            axes.set_xlabel("optimizer step")
-            axes.grid(axis="y", color=COLORS["rule"], lw=0.7)
-            axes.tick_params(length=0, which="both")
-        figure.axes[0].legend(frameon=False)
-        return svg(figure, "loss")
-
-
 def hero(results: "Results", summary: dict[str, Any]) -> bytes:
     """The picture for the README as PNG, 1600 pixels wide: a film strip of one rollout of each arm, and the bars."""
     rows = [(arm, label, color) for arm, label, color in ARMS if getattr(results, arm).videos]
@@ -106,7 +68,7 @@ def hero(results: "Results", summary: dict[str, Any]) -> bytes:
     shapes = [getattr(results, arm).videos[0].frames.shape for arm, _, _ in rows]
     tall = max((width * shape[1] / shape[2] for shape in shapes), default=1.6)
     size = np.array([16.0, 2 * (tall + title) + edge])
-    with mpl.rc_context({**STYLE, "figure.facecolor": PAPER, "font.size": 12}):
+    with mpl.rc_context({**STYLE, "figure.facecolor": COLORS["paper"], "font.size": 12}):
         figure = Figure(figsize=tuple(size), dpi=100)
         for row, (arm, label, color) in enumerate(rows):
             video = getattr(results, arm).videos[0]
@@ -170,19 +132,7 @@ def data_uri(content: bytes, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def svg(figure: Figure, name: str) -> str:
-    """A figure as SVG that follows the page's theme; `name` seeds its ids."""
-    buffer = io.StringIO()
-    with mpl.rc_context({"svg.hashsalt": name}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
-    for variable, color in COLORS.items():
-        svg = svg.replace(color, f"var(--{variable})")
-    return svg.replace("<svg ", '<svg role="img" aria-hidden="true" ', 1)
-
-
-def _running_mean(values: np.ndarray) -> np.ndarray:
+def running_mean(values: np.ndarray) -> np.ndarray:
     """Mean over a twentieth of the curve on each side, less at the ends."""
     half = len(values) // 20
     total = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])

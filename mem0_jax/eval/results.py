@@ -15,17 +15,19 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from mem0_jax.disk import disk_told, safe_name, write_whole
 from mem0_jax.errors import UserError
 from mem0_jax.eval.episode import Outcome
-from mem0_jax.eval.report import write_whole
 from mem0_jax.eval.statistics import Paired, wilson_interval
 
 POLICY, CONFIG = "mem0_jax", "builtin"  # what stands for the benchmark's policy_name and task_config
-TIME_FORMAT = "%Y-%m-%d %H:%M:%S"
+TIME_FORMAT = "%Y-%m-%d %H:%M:%S"  # in the files, as the benchmark has it
+FOLDER_FORMAT = "%Y-%m-%d_%H-%M-%S"
 
 
 def bundle_digest(folder: Path) -> str:
@@ -40,16 +42,14 @@ def bundle_digest(folder: Path) -> str:
 
 def new_folder(root: Path, task: str, setting: str, now: datetime) -> Path:
     """The folder of a run that starts now. Raises UserError where it cannot be made."""
-    parent = root / task / POLICY / CONFIG / setting
-    name = now.strftime(TIME_FORMAT)
-    try:
+    parent = root / safe_name(task) / POLICY / CONFIG / safe_name(setting)
+    name = now.strftime(FOLDER_FORMAT)
+    with disk_told(f"cannot write results under {root}"):
         parent.mkdir(parents=True, exist_ok=True)
-        for folder in (parent / f"{name}{suffix}" for suffix in ("", *(f" {i}" for i in range(2, 100)))):
-            if not folder.exists():
+        for folder in (parent / f"{name}{suffix}" for suffix in ("", *(f"_{i}" for i in range(2, 100)))):
+            with suppress(FileExistsError):
                 folder.mkdir()
                 return folder
-    except OSError as error:
-        raise UserError(f"cannot write results under {root}: {error}") from error
     raise UserError(f"{parent} has a hundred folders of {name}: wait a second")
 
 
@@ -72,7 +72,7 @@ class VariantResult:
     @property
     def folder(self) -> str:
         """Name of its folder within the run's."""
-        return self.name.replace(" ", "_")
+        return safe_name(self.name) if self.name else ""
 
     @property
     def played(self) -> list[Outcome]:

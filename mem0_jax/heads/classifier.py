@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from mem0_jax.config import check_ranges
 from mem0_jax.nn.layers import LayerNorm, Linear, dropout, gelu_exact, split_key
 
 Array = jax.Array
@@ -32,6 +33,12 @@ class ClassifierConfig:
     focal_gamma: float = 1.0
     threshold: float = 0.5
     dropout: float = 0.1
+
+    def __post_init__(self):
+        weights = dict.fromkeys(("pos_weight", "focal_gamma"), "[0, inf)")
+        check_ranges(self, hidden_sizes="[1, inf)", threshold="[0, 1]", dropout="[0, 1)", **weights)
+        if not self.hidden_sizes:
+            raise ValueError("hidden_sizes: expected at least one width, got none")
 
 
 class Block(nnx.Module):

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from mem0_jax.config import check_ranges
 from mem0_jax.nn.attention import attend, merge_heads, split_heads
 from mem0_jax.nn.layers import Embedding, Linear, dropout, gelu_tanh, layer_norm, sinusoid, split_key
 from mem0_jax.nn.stack import scan_layers, stacked
@@ -49,6 +50,9 @@ class DiTConfig:
     dropout: float = 0.2
 
     def __post_init__(self):
+        sizes = ("width", "num_heads", "num_layers", "context_width", "hidden_size", "output_dim", "action_dim")
+        sizes += ("state_dim", "horizon", "max_positions")
+        check_ranges(self, **dict.fromkeys(sizes, "[1, inf)"), dropout="[0, 1)")
         if self.num_layers % 2:
             raise ValueError(f"num_layers must be even (cross, self pairs), got {self.num_layers}")
         if self.width % self.num_heads:

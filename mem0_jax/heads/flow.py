@@ -10,6 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from mem0_jax.config import check_ranges
+
 Array = jax.Array
 
 
@@ -30,6 +32,10 @@ class FlowConfig:
     draws: int = 8
     solver_steps: int = 8
     buckets: int = 1000
+
+    def __post_init__(self):
+        counts = dict.fromkeys(("draws", "solver_steps", "buckets"), "[1, 1e6]")
+        check_ranges(self, time_beta="(0, inf)", time_scale="(0, 1]", **counts)
 
 
 def sample_time(key: Array, count: int, config: FlowConfig) -> Array:

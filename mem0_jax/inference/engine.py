@@ -10,7 +10,6 @@ and width, C action chunk length, D model action width, H backbone width, W memo
 
 import copy
 import dataclasses
-import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,15 +21,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from tqdm import tqdm
 
 from mem0_jax.backbones.qwen3_vl.processor import patchify
 from mem0_jax.errors import UserError
 from mem0_jax.memory import bank
 from mem0_jax.memory.bank import MemoryState
+from mem0_jax.nn.numbers import same_numbers
+from mem0_jax.nn.sizes import bucket, padded, sizes_up_to
 from mem0_jax.policies.base import Params
 from mem0_jax.policies.bundle import Bundle
 from mem0_jax.policies.mem0 import Mem0, Mem0Config
+from mem0_jax.progress import Progress
 
 Array = jax.Array
 FRAMES_AT_ONCE = 64  # that are encoded without text in one batch
@@ -134,12 +135,6 @@ class Programs:
 programs = lru_cache(maxsize=8)(Programs)  # engines of one configuration share what is compiled
 
 
-def sizes_up_to(most: int, growth: int, first: int = 1) -> list[int]:
-    """Batch sizes that are compiled: from `first` times `growth` and again below `most`, and `most`."""
-    powers = itertools.takewhile(lambda size: size < most, (first * growth**i for i in itertools.count()))
-    return [*powers, most]
-
-
 class Engine:
     """Owns the memories and the compiled steps of a bundle. For one thread at a time.
 
@@ -148,6 +143,7 @@ class Engine:
         slots: memories.
     """
 
+    @same_numbers
     def __init__(self, bundle: Bundle, slots: int = 1, *, growth: int = 2, rows: int | None = None):
         """Makes room for `slots` memories.
 
@@ -161,17 +157,21 @@ class Engine:
         self.bundle, self.slots, self._even = bundle, slots, rows is not None
         self._programs = programs(bundle.config)
         self._constants = self._programs.solver_constants(bundle.params)
+        (self._device,) = jax.tree.leaves(self._constants)[0].devices()
         self._sizes = [rows] if rows else sizes_up_to(slots, growth)
         # For a growth of 4: 2, 8, 32, 64. The frames between two chunks of 30 must not be padded to 64.
         self._frame_sizes = [rows] if rows else sizes_up_to(FRAMES_AT_ONCE, growth, max(growth // 2, 1))
+        self._compiled = False
         self._empty()
 
     def _empty(self) -> None:
-        self._slots, self._begun = self._programs.empty(self.slots + 1), np.zeros(self.slots, bool)
+        # Committed to the device, as what a step gives: JAX compiles again for arguments that are not.
+        self._slots = jax.device_put(self._programs.empty(self.slots + 1), self._device)
+        self._begun = np.zeros(self.slots, bool)
 
     def warm_up(self, sessions: int | None = None, frames: int = FRAMES_AT_ONCE, length: int | None = None) -> None:
         """Compiles what steps of so many sessions (None: all slots), with so many earlier frames together (0: none) and
-        prompts of so many tokens (None: any) can need: several programs at a time. Shows a progress bar on a terminal.
+        prompts of so many tokens (None: any) can need: several programs at a time. Tells its progress on stderr.
         """
         size, longest = self.bundle.inputs.camera_size, self.bundle.inputs.max_length
         nobody, action = self.slots, self.bundle.config.action
@@ -187,16 +187,18 @@ class Engine:
         for count in upto(frames, self._frame_sizes) if frames else []:
             parts.append(partial(Engine._remember, batch=[(nobody, True, np.repeat(image, count, 0))]))
 
+        @same_numbers
         def compile_part(part: Callable[["Engine"], Any]) -> None:
             beside = copy.copy(self)  # slots are given away at every step: each thread needs its own
             beside._empty()
             jax.block_until_ready((part(beside), beside._slots))
 
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            made = pool.map(compile_part, parts)
-            for _ in tqdm(made, "warming up", len(parts), unit="program", disable=None):
+        with ThreadPoolExecutor(os.cpu_count()) as pool, Progress("compiling", len(parts), "program") as progress:
+            for _ in progress.over(pool.map(compile_part, parts)):
                 pass
+        self._compiled = True
 
+    @same_numbers
     def step(self, requests: Sequence[Request]) -> list[Reply]:
         """Serves requests of different slots.
 
@@ -208,12 +210,15 @@ class Engine:
             try:
                 self._check(request, [other.slot for other in requests[:number]])
             except UserError as error:
-                raise type(error)(f"request of slot {request.slot}: {error}") from None
+                raise type(error)(f"request of slot {request.slot}: {error}") from error
         try:
-            return self._serve(requests)
+            with Progress("compiling the policy's step", shown=not self._compiled):
+                return self._serve(requests)
         except BaseException:
             self._empty()
             raise
+        finally:
+            self._compiled = True
 
     def _check(self, request: Request, others: list[int]) -> None:
         """Raises UserError where a request cannot be served."""
@@ -300,11 +305,6 @@ class Engine:
         return padded(self.bundle.processor.resized(np.concatenate(images)), size)
 
 
-def bucket(count: int, sizes: Sequence[int]) -> int:
-    """The least of the sizes that holds `count`; the last where none does."""
-    return next((size for size in sizes if size >= count), sizes[-1])
-
-
 def upto(count: int, sizes: Sequence[int]) -> list[int]:
     """The sizes that batches of 1 to `count` are padded to."""
     return [size for size in sizes if size <= bucket(count, sizes)]
@@ -313,15 +313,6 @@ def upto(count: int, sizes: Sequence[int]) -> list[int]:
 def token_bucket(length: int, longest: int) -> int:
     """The padded length of a prompt."""
     return min(-(-length // TOKEN_STEP) * TOKEN_STEP, longest)
-
-
-def padded(values: Any, size: int, fill: int = 0) -> np.ndarray:
-    """`values` as an array whose first axis is filled up to `size`; whole numbers become int32."""
-    values = np.asarray(values)
-    values = values.astype(np.int32) if values.dtype == np.int64 else values
-    out = np.full((size, *values.shape[1:]), fill, values.dtype)
-    out[: len(values)] = values
-    return out
 
 
 def batches(parts: Iterable[tuple[int, bool, np.ndarray]], most: int) -> Iterator[list[tuple[int, bool, np.ndarray]]]:

@@ -1,7 +1,7 @@
 """The seam between staged policies and whatever names their next subtask."""
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -52,4 +52,13 @@ class Planner(Protocol):
 
     def next_subtask(self, situation: Situation) -> Plan:
         """Raises PlannerError."""
+        ...
+
+
+@runtime_checkable
+class WarmsUp(Protocol):
+    """A planner of this process, which compiles."""
+
+    def warm_up(self) -> None:
+        """Compiles all that it can need."""
         ...

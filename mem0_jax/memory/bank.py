@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx, struct
 
+from mem0_jax.config import check_ranges
 from mem0_jax.nn.attention import merge_heads, split_heads
 from mem0_jax.nn.layers import LayerNorm, Linear, dropout, sinusoid, split_key
 
@@ -43,6 +44,9 @@ class MemoryConfig:
     branches: tuple[str, ...] = ("window", "anchor")
 
     def __post_init__(self):
+        check_ranges(
+            self, window_size="[1, 1e6]", num_heads="[1, inf)", memory_accumulation="[0, 1e6]", dropout="[0, 1)"
+        )
         if unknown := set(self.branches) - {"window", "anchor"}:
             raise ValueError(f"memory branches must be among 'window', 'anchor'; got {sorted(unknown)}")
 

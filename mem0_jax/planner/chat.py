@@ -6,6 +6,7 @@ Source: OpenAI's API reference (chat completions); Qwen's chat template (behavio
 import base64
 import binascii
 import io
+import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,7 +16,8 @@ import numpy as np
 from PIL import Image
 
 from mem0_jax.backbones.qwen3_vl.generate import GenerationError, Prompt, Settings
-from mem0_jax.errors import UserError
+from mem0_jax.data.picture_file import DAMAGE, PictureModeError, rgb
+from mem0_jax.errors import UserError, did_you_mean
 from mem0_jax.planner.prompt import shrink
 from mem0_jax.planner.render import IMAGE_TOKENS
 
@@ -32,6 +34,8 @@ HARMLESS: dict[str, tuple[Any, ...]] = {
 }
 SETTINGS = ("temperature", "top_p", "top_k", "seed", "stop", "max_tokens", "max_completion_tokens")
 KNOWN = {"model", "messages", "stream", "stream_options", "user", *SETTINGS, *HARMLESS}
+JSON_NAMES = {str: "a string", int: "a whole number", float: "a number", bool: "true or false", list: "an array"}
+JSON_NAMES |= {dict: "an object", type(None): "null"}
 DATA_URL = re.compile(r"data:image/(?:png|jpe?g);base64,", re.IGNORECASE)
 
 
@@ -100,9 +104,11 @@ def read_request(body: Any, model: str, controls: Iterable[str], limits: ChatLim
     body = {name: value for name, value in body.items() if value is not None}
     for name in body:
         if name not in KNOWN:
-            raise ChatError(f"{name} is not supported; leave it out", name, "unsupported_parameter")
+            shown, hint = name[:100], did_you_mean(name[:40], KNOWN)
+            raise ChatError(f"{shown} is not supported{hint or '; leave it out'}", shown, "unsupported_parameter")
         if name in HARMLESS and body[name] not in HARMLESS[name]:
-            raise ChatError(f"{name}: only {HARMLESS[name][0]!r} is supported", name, "unsupported_value")
+            only = json.dumps(HARMLESS[name][0])
+            raise ChatError(f"{name}: only {only} is supported", name, "unsupported_value")
     if _of(body, "model", str) != model:
         raise no_model(body["model"], model)
     messages = _of(body, "messages", list)
@@ -132,7 +138,7 @@ def _of(body: Mapping[str, Any], name: str, kind: type, where: str = "") -> Any:
     value = body[name]
     right = isinstance(value, kind) or (kind is float and isinstance(value, int))
     if not right or (isinstance(value, bool) and kind is not bool):
-        raise ChatError(f"{full}: expected {kind.__name__}, got {type(value).__name__}", full)
+        raise ChatError(f"{full}: expected {JSON_NAMES[kind]}, got {JSON_NAMES[type(value)]}", full)
     return value
 
 
@@ -145,8 +151,10 @@ def _settings(body: Mapping[str, Any]) -> Settings:
             given.setdefault("max_tokens", _of(body, name, int))
     if "stop" in body:
         stop = [body["stop"]] if isinstance(body["stop"], str) else _of(body, "stop", list)
-        if len(stop) > 4 or not all(isinstance(text, str) and 0 < len(text) <= 100 for text in stop):
-            raise ChatError("stop: expected up to 4 texts of 1 to 100 letters", "stop")
+        sizes = [len(text) if isinstance(text, str) else JSON_NAMES[type(text)] for text in stop]
+        if len(stop) > 4 or not all(isinstance(size, int) and 0 < size <= 100 for size in sizes):
+            got = f"{len(stop)} of {', '.join(map(str, sizes[:5]))}"
+            raise ChatError(f"stop: expected up to 4 texts of 1 to 100 letters, got {got}", "stop")
         given["stop"] = tuple(stop)
     try:
         return Settings(**given)
@@ -157,7 +165,7 @@ def _settings(body: Mapping[str, Any]) -> Settings:
 def _turn(message: Any, where: str, controls: tuple[str, ...], images: list[np.ndarray], limits: ChatLimits) -> str:
     """The text of a message; its images are added to `images`."""
     if not isinstance(message, dict):
-        raise ChatError(f"{where}: expected an object, got {type(message).__name__}", where)
+        raise ChatError(f"{where}: expected an object, got {JSON_NAMES[type(message)]}", where)
     role = _of(message, "role", str, where)
     if role not in ROLES:
         raise ChatError(f"{where}.role: expected one of {', '.join(ROLES)}, got {role[:100]!r}", f"{where}.role")
@@ -176,12 +184,13 @@ def _turn(message: Any, where: str, controls: tuple[str, ...], images: list[np.n
             text += said
         elif kind == "image_url":
             if len(images) >= limits.images:
-                raise ChatError(f"{at}: more than {limits.images} images", at)
+                raise ChatError(f"{at}: more than {limits.images} images, this is number {len(images) + 1}", at)
             url = _of(_of(part, "image_url", dict, at), "url", str, f"{at}.image_url")
             images.append(_image(url, f"{at}.image_url.url", limits.image_pixels))
             text += IMAGE_TOKENS
         else:
-            raise ChatError(f"{at}: expected an object of type text or image_url, got {str(kind)[:100]!r}", at)
+            got = repr(kind[:100]) if isinstance(kind, str) else JSON_NAMES[type(part if kind is None else kind)]
+            raise ChatError(f"{at}: expected an object of type text or image_url, got {got}", at)
     return f"<|im_start|>{ROLES[role]}\n{text}<|im_end|>\n"
 
 
@@ -198,8 +207,14 @@ def _image(url: str, where: str, most: int) -> np.ndarray:
         with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
             if image.width * image.height > most:
                 raise ChatError(f"{where}: {image.width}x{image.height} pixels, more than {most} in all", where)
-            return shrink(np.asarray(image.convert("RGB")))  # as clients of ours did already, and training
+            return shrink(rgb(image))  # as clients of ours did already, and training
     except ChatError:
         raise
-    except (OSError, ValueError, SyntaxError, binascii.Error, Image.DecompressionBombError) as error:
-        raise ChatError(f"{where}: no readable PNG or JPEG ({str(error)[:100]})", where) from None
+    except binascii.Error:
+        raise ChatError(f"{where}: no readable PNG or JPEG, what follows {found[0]} is no base64", where) from None
+    except PictureModeError as error:
+        raise ChatError(f"{where}: the picture {error}", where) from None
+    except Image.DecompressionBombError:
+        raise ChatError(f"{where}: the picture has more pixels than {most}, the most in all", where) from None
+    except DAMAGE:
+        raise ChatError(f"{where}: no readable PNG or JPEG", where) from None

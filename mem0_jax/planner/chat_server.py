@@ -1,4 +1,5 @@
-"""OpenAI's chat API over a `Generator`: POST /v1/chat/completions, GET /v1/models and /v1/models/NAME, /healthz.
+"""OpenAI's chat API over a `Generator`: POST /v1/chat/completions, GET /v1/models and /v1/models/NAME, /healthz, and
+/metrics for Prometheus.
 
 Requests that wait are answered as one batch. Temperature is 0 unless a request says otherwise: a robot's planner shall
 say the same thing twice. No address outside the request is ever opened.
@@ -9,20 +10,22 @@ import asyncio
 import hmac
 import json
 import logging
+import socket
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from aiohttp import web
+from prometheus_client import CollectorRegistry, generate_latest
 
 from mem0_jax.backbones.qwen3_vl.generate import Answer, ContextError, Encoded, Generator, Settings
 from mem0_jax.errors import UserError
 from mem0_jax.planner.chat import ChatError, ChatLimits, ChatRequest, no_model, read_request
+from mem0_jax.serve.door import Door, Handler, told_to_stop
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Event = str | Answer | ChatError  # a piece of text, and at last the answer or what went wrong
 _log = logging.getLogger(__name__)
 
@@ -74,35 +77,45 @@ class ChatServer:
         self._waiting: asyncio.Queue[_Job] = asyncio.Queue()
         self._taken = 0  # requests from their first byte to the last of their answers
         tokens = generator.tokenizer.get_added_tokens_decoder().values()
+        self._registry = CollectorRegistry()
+        self.door = Door(_refuse, self._registry)
         self._controls = [token.content for token in tokens if token.special]
 
     def application(self) -> web.Application:
         """To be run by aiohttp; it stops when the requests it has taken are answered."""
-        app = web.Application(client_max_size=self._limits.body_bytes, middlewares=[self._guarded])
+        app = web.Application(
+            client_max_size=self._limits.body_bytes, middlewares=[self.door.middleware, self._guarded]
+        )
         for prefix in ("/v1", ""):
             app.router.add_post(f"{prefix}/chat/completions", self._chat)
             app.router.add_get(f"{prefix}/models", self._models)
             app.router.add_get(f"{prefix}/models/{{model:.+}}", self._model_named)
         app.router.add_get("/healthz", self._health)
+        app.router.add_get("/metrics", self._metrics)
         app.cleanup_ctx.append(self._worker)
         return app
 
+    async def run(self, listening: socket.socket) -> None:
+        """Serves on a bound socket until SIGTERM or SIGINT, and then finishes what runs."""
+        patience = {"shutdown_timeout": self._limits.seconds, "handler_cancellation": True}
+        runner = web.AppRunner(self.application(), **patience)
+        await runner.setup()
+        server = await self.door.open(runner, sock=listening)
+        await told_to_stop()
+        server.close()
+        await runner.cleanup()
+        self.door.garbage.close()
+
     @web.middleware
     async def _guarded(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Asks for the key; every error leaves in the API's form."""
+        """Asks for the key."""
         try:
             given = request.headers.get("Authorization", "").removeprefix("Bearer ")
             if request.path != "/healthz" and not self._knows_key(given):
                 raise ChatError("wrong or missing API key", None, "invalid_api_key", 401)
             return await handler(request)
         except ChatError as error:
-            failure = error
-        except web.HTTPException as error:
-            failure = ChatError(error.reason, None, None, error.status)
-        except Exception:
-            _log.exception("a request failed")
-            failure = ChatError("the server failed; its log says why", None, None, 500, "server_error")
-        return web.json_response(failure.body, status=failure.status)
+            return web.json_response(error.body, status=error.status)
 
     def _knows_key(self, given: str) -> bool:
         given_bytes = given.encode("utf-8", "surrogateescape")  # a header may hold any bytes
@@ -110,6 +123,9 @@ class ChatServer:
 
     async def _health(self, _: web.Request) -> web.Response:
         return web.Response(text="OK\n")
+
+    async def _metrics(self, _: web.Request) -> web.Response:
+        return web.Response(body=generate_latest(self._registry), headers={"Content-Type": "text/plain; version=0.0.4"})
 
     async def _models(self, _: web.Request) -> web.Response:
         return web.json_response({"object": "list", "data": [self._description]})
@@ -140,7 +156,8 @@ class ChatServer:
         try:
             body = await asyncio.wait_for(request.read(), self._limits.seconds)
         except TimeoutError:
-            raise ChatError("the request took too long to arrive", None, None, 408) from None
+            seconds = f"{self._limits.seconds:g} s"
+            raise ChatError(f"the request did not arrive within {seconds}", None, None, 408) from None
         asked, job = await asyncio.to_thread(self._read, body, deadline)
         self._waiting.put_nowait(job)
         try:
@@ -152,11 +169,7 @@ class ChatServer:
             job.abandoned.set()
 
     def _read(self, body: bytes, deadline: float) -> tuple[ChatRequest, _Job]:
-        try:
-            data = json.loads(body)
-        except (ValueError, RecursionError) as error:
-            raise ChatError(f"the request is not JSON: {str(error)[:100]}") from None
-        asked = read_request(data, self._model, self._controls, self._limits.chat)
+        asked = read_request(_json(body), self._model, self._controls, self._limits.chat)
         try:
             encoded = self._generator.encode(asked.prompt, asked.settings)
         except ContextError as error:
@@ -253,6 +266,24 @@ class ChatServer:
         for job, answer in zip(jobs, answers):
             late = time.monotonic() > job.deadline
             job.events.put_nowait(_late(self._limits.seconds) if late else answer)
+
+
+def _refuse(kind: str, message: str, status: int) -> web.Response:
+    """An error that is none of the API's own, in its form."""
+    failure = ChatError(message, None, None, status, "server_error" if kind == "failed" else "invalid_request_error")
+    return web.json_response(failure.body, status=status)
+
+
+def _json(body: bytes) -> Any:
+    try:
+        return json.loads(body)
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+    except RecursionError:
+        where = "it is nested too deeply"
+    except ValueError:  # a text, or a number of thousands of digits
+        where = "it is not UTF-8, or holds a number that is too long"
+    raise ChatError(f"the request is not JSON: {where}")
 
 
 def _name() -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mem0_jax.backbones.qwen3_vl.axes import logical_axes
 from mem0_jax.backbones.qwen3_vl.config import Qwen3VLConfig
@@ -31,6 +32,7 @@ def load_generator(
     int8: bool = False,
     mesh: dict[str, int] | None = None,
     context: int = CONTEXT,
+    batch: int = 8,
 ) -> Generator:
     """A bundle of a Qwen3-VL alone, ready to answer.
 
@@ -40,6 +42,7 @@ def load_generator(
         int8: round the kernels of the text layers to 8 bits, see `nn.int8`.
         mesh: sizes of the mesh's axes, of `parse_mesh`: weights are read into their shards. None: one device.
         context: tokens of a prompt and its answer together.
+        batch: prompts answered together.
 
     Raises:
         UserError: no bundle, one of a policy, one without a tokenizer, or a mesh that does not fit the devices.
@@ -63,7 +66,8 @@ def load_generator(
     backbone = load_backbone(folder, dtype, shardings)
     assert backbone.tokenizer is not None
     weights = take_apart(backbone.params, int8=int8)
-    return Generator(config, weights, backbone.tokenizer, bounds=bounds, context=context, dtype=dtype, mesh=devices)
+    sizes = {"bounds": bounds, "context": context, "batch": batch}
+    return Generator(config, weights, backbone.tokenizer, **sizes, dtype=dtype, mesh=devices)
 
 
 class LocalPlanner:
@@ -97,6 +101,13 @@ class LocalPlanner:
         self._attempts = [Settings(max_tokens)] + [
             Settings(max_tokens, temperature, seed=seed + i) for i in range(retries)
         ]
+
+    def warm_up(self) -> None:
+        """Compiles what questions and answers of any length can need; see `Generator.warm_up`."""
+        dot = np.zeros((1, 1, 3), np.uint8)
+        question = ask(Situation("", dot, dot), self._summary)
+        shortest = self._generator.encode(Prompt(chat_text(question), tuple(question.images)))
+        self._generator.warm_up(len(shortest.ids))
 
     def next_subtask(self, situation: Situation) -> Plan:
         """Raises PlannerError: no answer could be used, which it quotes, or the question is longer than the context."""

@@ -15,6 +15,7 @@ from mem0_jax.convert.exporter import to_safetensors
 from mem0_jax.convert.importer import PROCESSOR_FILES
 from mem0_jax.convert.sources import open_source
 from mem0_jax.errors import UserError
+from mem0_jax.nn.numbers import same_numbers
 from mem0_jax.planner.job import PlannerJob
 from mem0_jax.planner.local import IMAGES
 from mem0_jax.planner.render import CHAT_TEMPLATE
@@ -35,6 +36,7 @@ TOKENIZER_CONFIG = {
 }
 
 
+@same_numbers
 def merge(run: Path, out: Path, hugging_face: Path | None = None) -> dict[str, Any]:
     """Writes the planner of the newest checkpoint of `run` as the bundle `out`, low-rank factors multiplied in.
 
@@ -87,7 +89,7 @@ def _restore(run: Path, job: PlannerJob, rows: int) -> TrainState:
     )
     folder = run / "checkpoints"
     if folder.is_dir():
-        with Checkpoints(folder, config.keep) as checkpoints:
+        with Checkpoints(folder, config.keep, read_only=True) as checkpoints:
             if (restored := checkpoints.restore(template)) is not None:
                 return restored.state
     raise UserError(f"{run} has no checkpoint yet: it saves one every {config.save_every} steps and at the end")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -21,8 +22,10 @@ from PIL import Image
 
 from mem0_jax.data.files import DatasetError
 from mem0_jax.data.pictures import open_frames
+from mem0_jax.disk import behind, disk_told
 from mem0_jax.errors import UserError
 from mem0_jax.inference.planning import Plan, PlannerError
+from mem0_jax.lock import hold_output
 from mem0_jax.planner.prompt import MAX_SUBTASK, answer, parse_answer, summarize
 from mem0_jax.planner.questions import ROWS, Question
 from mem0_jax.planner.render import sharegpt_row
@@ -63,18 +66,15 @@ def prepare(
         progress: called with (episodes done, episodes in all).
 
     Raises:
-        UserError: the dataset cannot be used, or `out` exists.
+        UserError: the dataset cannot be used, `out` exists, another process makes it, or the disk refused.
     """
     if out.exists():
         raise UserError(f"{out} exists; choose another folder or remove it first")
     camera = _camera(dataset) if camera is None else camera
     dataset.image_shape(camera)  # names the cameras there are
     labels = _Labels(dataset)
-    partial = out.with_name(f".{out.name}.unfinished")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     images = "images" if form == "rows" else f"{out.name}_images"
-    try:
+    with _new_folder(out) as partial:
         reader, found, skipped = open_frames(dataset, camera), [], []
         for done, episode in enumerate(dataset.episodes, 1):
             turns = labels.turns(episode)
@@ -90,11 +90,22 @@ def prepare(
         _check(dataset, found)
         pictures = {image for question in found for image in question.prompt.images}
         _write(found, partial, form, out.name)
-        partial.rename(out)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     return Prepared(len(found), len(pictures), len(dataset.episodes) - len(skipped), tuple(skipped), labels.silent)
+
+
+@contextmanager
+def _new_folder(out: Path) -> Iterator[Path]:
+    """A folder beside `out` to fill, which takes its place when the block ends well."""
+    out = behind(out)
+    partial = out.with_name(f".{out.name}.unfinished")
+    with hold_output(out), disk_told(out, "nothing of it is kept"):
+        shutil.rmtree(partial, ignore_errors=True)  # of a killed process
+        partial.mkdir()
+        try:
+            yield partial
+            partial.rename(out)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 class _Labels:

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from mem0_jax.errors import UserError
 from mem0_jax.inference.planning import Plan, PlannerError, Situation
+from mem0_jax.installed import how_to_install
 from mem0_jax.planner.prompt import ask, parse_answer
 from mem0_jax.planner.render import chat_messages
 
@@ -61,7 +62,7 @@ class RemotePlanner:
         try:
             self._openai: Any = importlib.import_module("openai")
         except ImportError as error:
-            raise UserError("a remote planner needs the package openai: pip install 'mem0-jax[plan]'") from error
+            raise UserError(f"a remote planner needs the package openai: {how_to_install('plan')}") from error
         self.base_url = base_url.rstrip("/") + ("" if parts.path.strip("/") else "/v1")
         self.model, self.timeout, self.retries, self.summary = model, timeout, retries, summary
         self._client = self._openai.OpenAI(api_key=api_key, base_url=self.base_url, timeout=timeout, max_retries=0)

@@ -23,6 +23,7 @@ from mem0_jax.backbones.qwen3_vl.config import Qwen3VLConfig
 from mem0_jax.backbones.qwen3_vl.images import PixelBounds, fitted_size, image_patches
 from mem0_jax.backbones.qwen3_vl.positions import Grid, image_slots, token_positions
 from mem0_jax.backbones.qwen3_vl.processor import SPECIAL_TOKENS, UNKNOWN
+from mem0_jax.data.picture_file import DAMAGE, PictureModeError, rgb
 from mem0_jax.errors import UserError
 from mem0_jax.planner.prompt import shrink, shrunk_size
 from mem0_jax.planner.questions import Question
@@ -108,7 +109,9 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     try:
         with Image.open(path) as image:
             yield image
-    except (OSError, Image.DecompressionBombError) as error:
+    except PictureModeError as error:
+        raise UserError(f"{path} {error}") from None
+    except DAMAGE as error:
         raise UserError(f"{path}: cannot be read as an image: {error}") from error
 
 
@@ -233,7 +236,7 @@ class RowSource:
         if path in self._cache:
             return self._cache[path]
         with _opened(path) as image:
-            pixels = shrink(np.asarray(image.convert("RGB")))
+            pixels = shrink(rgb(image))
         patches, found = image_patches(pixels, self._config.vision, self._bounds)
         if found != grid:
             raise UserError(f"{path}: changed while it was trained on: it had {grid} patches, now it has {found}")

@@ -17,10 +17,12 @@ from mem0_jax.backbones.qwen3_vl.positions import Grid
 from mem0_jax.backbones.qwen3_vl.processor import load_tokenizer, token_ids
 from mem0_jax.config import to_dict
 from mem0_jax.data.pipeline import make_loader
+from mem0_jax.disk import write_whole
 from mem0_jax.distributed.hardware import HARDWARE
 from mem0_jax.distributed.layout import Layout, make_layout
 from mem0_jax.distributed.mesh import make_mesh, parse_mesh
 from mem0_jax.errors import UserError
+from mem0_jax.nn.numbers import same_numbers
 from mem0_jax.planner.job import PlannerJob
 from mem0_jax.planner.policy import PlannerPolicy
 from mem0_jax.planner.questions import Question, read_questions
@@ -35,6 +37,7 @@ from mem0_jax.train.lora import LoraPolicy
 from mem0_jax.train.prepare import told_to_the_user
 from mem0_jax.train.sinks import open_sinks
 from mem0_jax.train.state import create_params
+from mem0_jax.train.workdir import only_run
 
 JOB, TOKENIZER = "job.json", "tokenizer.json"  # in the folder of a run
 
@@ -131,6 +134,7 @@ def _completed(job: PlannerJob, tokenizer: Tokenizer) -> PlannerJob:
     return dataclasses.replace(job, model=dataclasses.replace(job.model, backbone=backbone, dtype=job.compute_dtype))
 
 
+@same_numbers
 def train_planner(job: PlannerJob, workdir: Path, progress: Sink | None = None) -> FitResult:
     """Train in `workdir`, or continue the run it holds; see `fit` for what it writes and returns.
 
@@ -141,8 +145,7 @@ def train_planner(job: PlannerJob, workdir: Path, progress: Sink | None = None) 
     """
     prepared = prepare(job)
     job = prepared.job
-    workdir.mkdir(parents=True, exist_ok=True)
-    with open_sinks(job, workdir) as sinks:
+    with only_run(workdir), open_sinks(job, workdir) as sinks:
         extras = Extras(
             initial=_initial_params(prepared) if job.init_from else None,
             settings=job.settings(),
@@ -154,7 +157,7 @@ def train_planner(job: PlannerJob, workdir: Path, progress: Sink | None = None) 
         threads = None if job.data.threads < 0 else job.data.threads
         with make_loader(prepared.source(), threads=threads, prefetch=job.data.prefetch) as loader:
             result = fit(prepared.policy, lambda: loader, prepared.config, workdir, progress, extras)
-    _describe(prepared, workdir)  # what a run may change when it continues
+        _describe(prepared, workdir)  # what a run may change when it continues
     return result
 
 
@@ -162,11 +165,9 @@ def _describe(prepared: PreparedPlanner, workdir: Path) -> None:
     """Writes what `merge` needs besides the checkpoints."""
     if jax.process_index():
         return
-    unfinished = workdir / f".{JOB}.unfinished"
     description = {"rows": len(prepared.rows), "job": to_dict(prepared.job)}
-    prepared.tokenizer.save(str(workdir / TOKENIZER))
-    unfinished.write_text(json.dumps(description, indent=1))
-    unfinished.rename(workdir / JOB)
+    write_whole(workdir / TOKENIZER, prepared.tokenizer.to_str(pretty=True))
+    write_whole(workdir / JOB, json.dumps(description, indent=1))
 
 
 def _initial_params(prepared: PreparedPlanner) -> Callable[[jax.Array], Params]:

@@ -9,7 +9,6 @@ optimizer/        Orbax checkpoint of the optimizer's moments, where a run is to
 """
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -28,13 +27,18 @@ from mem0_jax.backbones.qwen3_vl.config import Qwen3VLConfig
 from mem0_jax.backbones.qwen3_vl.model import Qwen3VL
 from mem0_jax.backbones.qwen3_vl.processor import Processor, load_tokenizer
 from mem0_jax.config import from_dict, to_dict
+from mem0_jax.data.cameras import HEAD_CAMERA, camera_name
 from mem0_jax.data.normalize import Normalizer, NormStats
 from mem0_jax.data.transforms import ObservationTransform
+from mem0_jax.disk import behind, disk_told
 from mem0_jax.errors import UserError
+from mem0_jax.lock import hold_output
 from mem0_jax.nn import module
+from mem0_jax.nn.numbers import same_numbers
 from mem0_jax.policies.base import Params
 from mem0_jax.policies.mem0 import Mem0, Mem0Config, serving_dtype
-from mem0_jax.store import open_tree
+from mem0_jax.stand_in import stand_in
+from mem0_jax.store import check_folder, first_line, open_tree
 from mem0_jax.tree import flatten, unflatten
 
 FORMAT_VERSION = 1
@@ -53,12 +57,15 @@ class Inputs:
         resample: "bilinear" or "bicubic", for that resize.
         max_length: tokens of a prompt.
         normalization: mode of `data.normalize.Normalizer`.
+        camera: feature of the dataset with the pictures it was trained on; observations call it by
+            `data.cameras.camera_name`.
     """
 
     camera_size: tuple[int, int] = (224, 224)
     resample: str = "bicubic"
     max_length: int = 128
     normalization: str = "min_max"
+    camera: str = HEAD_CAMERA
 
 
 @dataclass(frozen=True)
@@ -92,7 +99,8 @@ class Bundle:
         if self.stats is None:
             raise BundleError("this bundle has no norm_stats.json: convert it again with --norm-stats FILE")
         normalizer = Normalizer(self.stats, self.inputs.normalization)
-        return ObservationTransform(normalizer, self.inputs.camera_size, self.inputs.resample)
+        inputs = self.inputs
+        return ObservationTransform(normalizer, inputs.camera_size, inputs.resample, camera_name(inputs.camera))
 
     def with_flow_steps(self, steps: int | None) -> "Bundle":
         """The same policy with so many Euler steps of the flow; None: its own. Raises UserError: fewer than one."""
@@ -129,22 +137,27 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
     Raises:
         BundleError: `folder` exists and is no bundle.
+        LockedError: another process fills it.
+        DiskError: the disk refused; an older bundle is still there.
     """
-    folder = folder.absolute()
+    folder = behind(folder)  # a link to a bundle stays one
     if folder.exists() and not _replaceable(folder):
         raise BundleError(f"{folder} exists and is no bundle: name another folder, or remove it")
-    for left in folder.parent.glob(f".{folder.name}.unfinished-*"):  # by a process that was killed
-        if not _alive(int(left.name.rpartition("-")[2])):
-            shutil.rmtree(left)
-    unfinished = folder.with_name(f".{folder.name}.unfinished-{os.getpid()}")
-    unfinished.mkdir(parents=True)
-    try:
-        yield unfinished
-        if folder.exists():
-            shutil.rmtree(folder)
-        unfinished.rename(folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished, replaced = (folder.with_name(f".{folder.name}.{what}") for what in ("unfinished", "replaced"))
+    with hold_output(folder), disk_told(folder):
+        if replaced.exists() and not folder.exists():  # a process was killed between the renames below
+            replaced.rename(folder)
+        for left in (unfinished, replaced):
+            shutil.rmtree(left, ignore_errors=True)
+        unfinished.mkdir()
+        try:
+            yield unfinished
+            if folder.exists():
+                folder.rename(replaced)
+            unfinished.rename(folder)
+        finally:
+            for left in (unfinished, replaced):
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def _replaceable(folder: Path) -> bool:
@@ -153,16 +166,6 @@ def _replaceable(folder: Path) -> bool:
     if folder.is_dir() and path.is_file():
         return path.stat().st_size < 2**24 and '"format_version"' in path.read_text("utf-8", errors="replace")
     return folder.is_dir() and not any(folder.iterdir())
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def write_description(folder: Path, config: Mem0Config | Qwen3VLConfig, **entries: Any) -> None:
@@ -190,7 +193,7 @@ def save_params(folder: Path, params: Params) -> None:
     """Writes the parameters of a bundle; the process that calls writes alone, in a run of several too."""
     alone = ocp.options.MultiprocessingOptions(jax.process_index(), {jax.process_index()}, "bundle")
     with ocp.StandardCheckpointer(multiprocessing_options=alone) as checkpointer:
-        checkpointer.save(folder / "params", params)
+        checkpointer.save(check_folder(folder, joined=True) / "params", params)
 
 
 def read_description(folder: Path) -> tuple[Mem0Config | Qwen3VLConfig, dict[str, Any]]:
@@ -198,6 +201,8 @@ def read_description(folder: Path) -> tuple[Mem0Config | Qwen3VLConfig, dict[str
     path = folder / "config.json"
     if not path.is_file():
         raise BundleError(f"{folder} is no policy bundle: it has no config.json")
+    if said := stand_in(path):
+        raise BundleError(f"{path} {said}")
     try:
         description = json.loads(path.read_text())
     except ValueError as error:
@@ -215,6 +220,7 @@ def read_description(folder: Path) -> tuple[Mem0Config | Qwen3VLConfig, dict[str
 Shardings = Mapping[str, jax.sharding.Sharding]
 
 
+@same_numbers
 def load_bundle(folder: str | Path, dtype: Any = jnp.float32, shardings: Shardings | None = None) -> Bundle:
     """Reads a policy; its parameters must fit its configuration exactly.
 
@@ -239,6 +245,7 @@ def load_bundle(folder: str | Path, dtype: Any = jnp.float32, shardings: Shardin
     )
 
 
+@same_numbers
 def load_backbone(folder: str | Path, dtype: Any = jnp.float32, shardings: Shardings | None = None) -> Backbone:
     """Reads the backbone of a bundle, of one alone or of a policy's; arguments as in `load_bundle`."""
     folder = Path(folder).absolute()
@@ -277,4 +284,10 @@ def _load_params(folder: Path, config: Mem0Config | Qwen3VLConfig, dtype: Any, s
         path: jax.ShapeDtypeStruct(leaf.shape, kept(path), sharding=where[path]) for path, leaf in abstract.items()
     }
     with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(folder / "params", unflatten(target))
+        try:
+            return checkpointer.restore(folder / "params", unflatten(target))
+        except jax.errors.JaxRuntimeError:  # a device's, such as too little memory
+            raise
+        except Exception as error:  # TensorStore and Orbax have no narrower one
+            said = first_line(error)
+            raise BundleError(f"{folder / 'params'} cannot be read ({said}): damaged? Copy it again") from error

@@ -15,6 +15,7 @@ from flax import nnx
 from mem0_jax.backbones.qwen3_vl.config import Qwen3VLConfig, TokenIds
 from mem0_jax.backbones.qwen3_vl.model import Qwen3VL
 from mem0_jax.backbones.qwen3_vl.positions import grid_tables
+from mem0_jax.config import check_ranges
 from mem0_jax.heads import flow
 from mem0_jax.heads.classifier import ClassifierConfig, SubtaskEndClassifier, counts, focal_loss
 from mem0_jax.heads.dit import DiTConfig, DiTHead, Modulation, repeat_condition
@@ -23,6 +24,7 @@ from mem0_jax.memory import bank
 from mem0_jax.memory.bank import MemoryBank, MemoryConfig, MemoryState
 from mem0_jax.nn import module
 from mem0_jax.nn.layers import split_key
+from mem0_jax.nn.numbers import same_numbers
 from mem0_jax.nn.partition import by_samples
 from mem0_jax.policies import mem0_axes
 from mem0_jax.policies.base import Batch, Params
@@ -64,6 +66,7 @@ class Mem0Config:
         return self.remat and self.remat_keep
 
     def __post_init__(self):
+        check_ranges(self, lambda_action="[0, inf)", lambda_classifier="[0, inf)", image_size="[1, inf)")
         width = self.backbone.text.hidden_size
         if self.action.context_width != width:
             raise ValueError(f"action.context_width must equal the backbone's width {width}")
@@ -131,6 +134,7 @@ class Mem0:
         self._build = lambda rngs: Mem0Model(config, rngs)
         self.bind = module.bind(self._build)
 
+    @same_numbers
     def init(self, key: Array) -> Params:
         """Fresh parameters (float32)."""
         return module.init(self._build, key)

@@ -51,7 +51,7 @@ class Batcher:
             raise RequestError("busy", f"{self._queue} requests wait already: try again")
         waiting = _Waiting(request, asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
-        self._metrics.queue.set(len(self._waiting))
+        self._metrics.queued(len(self._waiting))
         self._wake.set()
         return await waiting.answer
 
@@ -74,7 +74,7 @@ class Batcher:
                 for one in batch:
                     await self._serve([one])
             else:
-                _fail(batch, error)
+                _fail(batch, error.__cause__ or error)  # without the slot, which is no client's concern
             return
         except Exception:
             log.exception("a step of %d requests failed", len(batch))
@@ -82,8 +82,7 @@ class Batcher:
             _fail(batch, RequestError("failed", "the policy's step failed and this session's memory is lost: reset"))
             return
         self.failing = False
-        self._metrics.step_seconds.observe(time.perf_counter() - began)
-        self._metrics.batch.observe(len(batch))
+        self._metrics.stepped(time.perf_counter() - began, len(batch))
         for one, reply in zip(batch, replies):
             if not one.answer.done():
                 one.answer.set_result(reply)
@@ -98,7 +97,7 @@ class Batcher:
         await asyncio.to_thread(self._thread.shutdown)
 
 
-def _fail(batch: list[_Waiting], error: Exception) -> None:
+def _fail(batch: list[_Waiting], error: BaseException) -> None:
     for one in batch:
         if not one.answer.done():
             one.answer.set_exception(error)

@@ -20,12 +20,13 @@ import base64
 import hashlib
 import math
 import os
+import re
 import socket
 import ssl
 import struct
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import accumulate, islice
 from typing import Any
@@ -39,6 +40,9 @@ DTYPES = {np.dtype(name) for name in ("?", "i1", "i2", "i4", "i8", "u1", "u2", "
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, section 1.3
 _TEXT, _BINARY, _CLOSE, _PING, _PONG = 1, 2, 8, 9, 10
 _AGAIN = ("busy", "in_use", "stopping")  # errors that pass
+_HOPELESS = {1002: "bad_message", 1003: "bad_message", 1007: "bad_message", 1008: "refused", 1009: "too_large"}
+_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text", bytes: "bytes"}
+_NAMES |= {list: "a list", tuple: "a list", type(None): "nothing"}
 _AROUND_FRAME, _AROUND_FRAMES = 512, 2**15  # bytes of a message that are no picture: for each frame, and the rest
 
 
@@ -59,6 +63,7 @@ class ServerError(RuntimeError):
 
 
 # MessagePack as openpi uses it: the standard types, and arrays as maps of "__ndarray__", "data", "dtype" and "shape".
+# The package msgpack-numpy has other maps, of "nd", "data", "type" and "shape": they are read, not written.
 
 
 def pack(value: Any) -> bytes:
@@ -128,18 +133,50 @@ def unpack(data: bytes) -> Any:
     """The value of a message from anybody: numeric arrays only, copied, with bounds on the number of items and depth.
 
     Raises:
-        WireError: the bytes are no such message.
+        WireError: the bytes are no such message; names the entry.
     """
     reader = _Reader(data)
     try:
         value = reader.value(0)
-    except (struct.error, UnicodeDecodeError) as error:
-        raise WireError(f"the message is damaged: {error}") from None
+    except WireError as error:
+        where = ".".join(reader.path)
+        raise WireError(f"{where[:80]}: {error}" if where else str(error)) from None
     if reader.at != len(data):
-        raise WireError(f"{len(data) - reader.at} bytes follow the message")
+        looks = next((f", and it looks like {name}" for name, start in _OTHERS.items() if start.match(data)), "")
+        left = f"{len(data) - reader.at} bytes follow its first value, {kind_of(value)}"
+        raise WireError(f"a message is one value in MessagePack, here {left}{looks}")
     return value
 
 
+_OTHERS = {"JSON": re.compile(rb'\s*[{\[]\s*["{\[\d\-tfn\]}]'), "a pickle": re.compile(rb"\x80[\x02-\x05]")}
+
+
+def kind_of(value: Any) -> str:
+    """What a value is, in words."""
+    if isinstance(value, np.ndarray) and not value.ndim:
+        return brief(value.item())
+    if isinstance(value, np.ndarray):
+        return f"{_ODD.get(value.dtype.kind, value.dtype)} {list(value.shape)}"
+    return "a map" if isinstance(value, Mapping) else _NAMES.get(type(value), type(value).__name__)
+
+
+_ODD = {"O": "Python objects", "U": "texts", "S": "bytes", "V": "records"}  # kinds of arrays that hold no numbers
+
+
+def brief(value: Any) -> str:
+    """A stranger's value in an error message: short, and never a container's content."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, (str, bool)):
+        return f"{value[:40]!r}" if isinstance(value, str) else str(value).lower()
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else f"{'-' * (value < 0)}infinity"
+    if isinstance(value, int) and abs(value) > 2**200:
+        return f"a number of {len(hex(abs(value))) - 2} hexadecimal digits"
+    return str(value) if isinstance(value, (int, float)) else kind_of(value)
+
+
+_EXTENSION = "MessagePack's extension types are not taken; pack arrays as openpi-client's msgpack_numpy does"
 _NUMBERS = dict(zip(range(0xCA, 0xD4), (">f", ">d", ">B", ">H", ">I", ">Q", ">b", ">h", ">i", ">q")))
 _SIZES = dict(zip(range(0xC4, 0xC7), (">B", ">H", ">I"))) | dict(zip(range(0xD9, 0xE0), (">B", *(">H", ">I") * 3)))
 
@@ -149,11 +186,10 @@ class _Reader:
 
     def __init__(self, data: bytes):
         self.data, self.at, self.items = memoryview(data), 0, 0
+        self.path: list[str] = []  # of the entry that is read
 
     def _number(self, form: str) -> Any:
-        (value,) = struct.unpack_from(form, self.data, self.at)
-        self.at += struct.calcsize(form)
-        return value
+        return struct.unpack(form, self._bytes(struct.calcsize(form)))[0]
 
     def _bytes(self, size: int) -> bytes:
         if size > len(self.data) - self.at:
@@ -161,10 +197,33 @@ class _Reader:
         self.at += size
         return bytes(self.data[self.at - size : self.at])
 
+    def _text(self, data: bytes) -> str:
+        try:
+            return data.decode()
+        except UnicodeDecodeError:
+            raise WireError(f"a text before byte {self.at} is not UTF-8; bytes must be packed as such") from None
+
+    def _key(self) -> str:
+        code = self.data[self.at] if self.at < len(self.data) else 0xC0
+        if 0x80 <= code < 0xA0 or 0xDC <= code < 0xE0:
+            raise WireError("a map's keys must be text, got a list or a map")
+        key = self.value(0)
+        if not isinstance(key, (str, bytes)):
+            raise WireError(f"a map's keys must be text, got {kind_of(key)}")
+        return key if isinstance(key, str) else self._text(key)
+
+    def _entry(self, name: str, depth: int) -> Any:
+        self.path.append(name)
+        value = self.value(depth)
+        self.path.pop()
+        return value
+
     def value(self, depth: int) -> Any:
         self.items += 1
-        if self.items > MAX_ITEMS or depth > MAX_DEPTH:
-            raise WireError(f"the message has more than {MAX_ITEMS} items or is nested deeper than {MAX_DEPTH}")
+        if self.items > MAX_ITEMS:
+            raise WireError(f"the message has more than {MAX_ITEMS} items; an array counts as one, a list as its own")
+        if depth > MAX_DEPTH:
+            raise WireError(f"the message is nested {depth} deep or deeper, more than {MAX_DEPTH}")
         code = self._number(">B")
         if code < 0x80 or code >= 0xE0:
             return code if code < 0x80 else code - 256
@@ -177,46 +236,167 @@ class _Reader:
             return self._sized(kind, code & (0x1F if kind == 0xD9 else 0x0F), depth)
         if code in (0xC0, 0xC2, 0xC3):
             return {0xC0: None, 0xC2: False, 0xC3: True}[code]
-        raise WireError(f"the message has a value of unknown type {code:#x}")
+        raise WireError("the message is damaged" if code == 0xC1 else _EXTENSION)
 
     def _sized(self, kind: int, size: int, depth: int) -> Any:
         if kind <= 0xC6:
             return self._bytes(size)
         if kind <= 0xDB:
-            return self._bytes(size).decode()
+            return self._text(self._bytes(size))
         if kind <= 0xDD:
-            return [self.value(depth + 1) for _ in range(size)]
+            return [self._entry(str(i), depth + 1) for i in range(size)]
         found = {}
         for _ in range(size):
-            key = self.value(MAX_DEPTH)
-            if not isinstance(key, (str, bytes)):
-                raise WireError(f"a map's keys must be text, got {type(key).__name__}")
-            found[key if isinstance(key, str) else key.decode()] = self.value(depth + 1)
-        return _array(found) if "__ndarray__" in found or "__npgeneric__" in found else found
+            key = self._key()
+            if key in found:
+                raise WireError(f"a map holds {key[:40]!r} twice")
+            found[key] = self._entry(key[:40] if key.isprintable() else repr(key[:40]), depth + 1)
+        return _revived(found)
 
 
-def _array(found: Mapping[str, Any]) -> Any:
-    """The array, or the scalar, of a map that says it is one."""
-    data, name, shape = found.get("data"), found.get("dtype"), found.get("shape")
+def _revived(found: dict[str, Any]) -> Any:
+    """The array, or the number, of a map that says it is one; any other map as it is."""
+    data, ours = found.get("data"), "__ndarray__" in found
+    if found.get("complex") is True and "data" in found:
+        raise WireError("packed by msgpack-numpy, a complex number is not taken: send real ones")
+    if "__npgeneric__" in found:
+        _dtype(found.get("dtype"))
+        if not isinstance(data, (bool, int, float)):
+            raise WireError(f"a scalar's data must be a number, got {kind_of(data)}")
+        return data
+    if not ours and type(found.get("nd")) is not bool:
+        return found
+    kind = b"" if ours else found.get("kind", b"")
+    if not isinstance(kind, (bytes, str)):
+        raise WireError(f"packed by msgpack-numpy, an array's kind must be bytes, got {kind_of(kind)}")
+    if kind in (b"O", "O", b"V", "V"):
+        raise WireError(
+            "packed by msgpack-numpy, an array of Python objects or of records, is not taken: it might run code; pack "
+            "an array of numbers, as openpi-client's msgpack_numpy does"
+        )
+    name, shape = found.get("dtype" if ours else "type"), found.get("shape")
     try:
-        dtype = np.dtype(name) if isinstance(name, str) and len(name) <= 8 else np.dtype(object)
+        array = _array(data, _dtype(name), shape if ours or found["nd"] else [])
+    except WireError as error:
+        raise WireError(str(error) if ours else f"packed by msgpack-numpy, {error}") from None
+    return array if ours or found["nd"] else array.item()
+
+
+def _dtype(name: Any) -> np.dtype[Any]:
+    name = name.decode("latin-1") if isinstance(name, bytes) else name
+    plain = isinstance(name, str) and re.fullmatch(r"[<>|=]?(\?|[a-z]{1,5}[0-9]{0,2})", name)
+    try:
+        dtype = np.dtype(name if plain else object)
     except TypeError:
         dtype = np.dtype(object)
     if dtype.newbyteorder("=") not in DTYPES:
-        raise WireError(f"an array's dtype must be of bool, int, uint or float, got {str(name)[:40]!r}")
-    if "__npgeneric__" in found:
-        if not isinstance(data, (bool, int, float)):
-            raise WireError(f"a scalar's data must be a number, got {type(data).__name__}")
-        return data
-    sizes = shape if isinstance(shape, list) else [-1]
-    fits = len(sizes) <= MAX_DIMS and all(type(size) is int and 0 <= size < 2**31 for size in sizes)
-    if not fits or not isinstance(data, bytes):
-        raise WireError(f"an array needs 'data' of bytes and a 'shape' of at most {MAX_DIMS} sizes")
+        got = repr(name[:40]) if isinstance(name, str) else kind_of(name)
+        raise WireError(f"an array's dtype must be of bool, int, uint or float, at most 8 bytes each, got {got}")
+    return dtype
+
+
+def _array(data: Any, dtype: np.dtype[Any], sizes: Any) -> np.ndarray:
+    if not isinstance(data, bytes):
+        raise WireError(f"an array's data must be bytes, MessagePack's bin, got {kind_of(data)}")
+    if not isinstance(sizes, list) or len(sizes) > MAX_DIMS:
+        got = f"{len(sizes)} of them" if isinstance(sizes, list) else kind_of(sizes)
+        raise WireError(f"an array's shape must be a list of at most {MAX_DIMS} sizes, got {got}")
+    for at, size in enumerate(sizes):
+        if type(size) is not int or not 0 <= size < 2**31:
+            raise WireError(
+                f"an array's shape must be of whole numbers from 0 to {2**31 - 1}, got {brief(size)} at {at}"
+            )
+    if math.prod(size or 1 for size in sizes) * dtype.itemsize > MAX_MESSAGE:  # NumPy has bounds for empty arrays, too
+        raise WireError(f"an array of {dtype} {sizes} is beyond {MAX_MESSAGE} bytes, sizes of 0 left out")
     if math.prod(sizes) * dtype.itemsize != len(data):
-        raise WireError(f"an array of {dtype} {sizes} has {len(data)} bytes")
+        raise WireError(f"an array of {dtype} {sizes} has {math.prod(sizes) * dtype.itemsize} bytes, got {len(data)}")
     if dtype.kind == "b":  # whatever the bytes, the values are true or false
-        return np.frombuffer(data, np.uint8).reshape(sizes) != 0
+        return np.frombuffer(data, np.uint8).reshape(sizes).astype(bool)
     return np.frombuffer(data, dtype).reshape(sizes).astype(dtype.newbyteorder("="))
+
+
+# What the policy looks at: the client checks it before it is sent, and the server what comes from anybody.
+
+
+def _got(value: Any) -> str:
+    if not isinstance(value, Mapping):
+        return brief(value) if isinstance(value, (int, float)) else kind_of(value)
+    return f"a map of {', '.join(map(str, islice(value, 5)))[:80]}; pack arrays as openpi-client's msgpack_numpy does"
+
+
+def _leaves(value: Any, at: tuple[int, ...] = ()) -> Iterator[tuple[Any, list[int]]]:
+    """What nested lists and arrays hold, and where."""
+    if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and len(at) + value.ndim <= MAX_DEPTH):
+        value = value.tolist()
+    if not isinstance(value, (list, tuple)) or len(at) == MAX_DEPTH:
+        yield value, list(at)
+        return
+    for i, entry in enumerate(value):
+        yield from _leaves(entry, (*at, i))
+
+
+def check_image(image: Any, name: str = "image") -> np.ndarray:
+    """A picture uint8 [H, W, 3]; lists and other whole numbers are read where all are 0 to 255. Raises ValueError."""
+    must = f"{name} must be uint8 [H, W, 3], RGB, got"
+    if isinstance(image, bytes):
+        file = "a PNG" if image[:4] == b"\x89PNG" else "a JPEG" if image[:3] == b"\xff\xd8\xff" else "no known"
+        raise ValueError(f"{must} {len(image)} bytes, {file} file; send the array of its pixels")
+    if isinstance(image, (list, tuple)):
+        image = _image_of_lists(image, name, must)
+    if not isinstance(image, np.ndarray) or image.dtype.kind not in "iuf" or not image.ndim:
+        raise ValueError(f"{must} {_got(image)}")
+    if image.ndim != 3 or image.shape[2] != 3:
+        turn = "; transpose it, channels come last" if image.ndim == 3 and image.shape[0] == 3 else ""
+        raise ValueError(f"{must} {kind_of(image)}{turn}")
+    if image.dtype == np.uint8:
+        return image
+    wrong = ~np.isfinite(image) if image.dtype.kind == "f" else (image < 0) | (image > 255)
+    if wrong.any():
+        at = np.argwhere(wrong)[0]
+        raise ValueError(f"{name} holds {brief(image[tuple(at)])} at {at.tolist()}, beyond 0 to 255")
+    if image.dtype.kind == "f":
+        raise ValueError(f"{must} {kind_of(image)}; scale it to 0 to 255 and round it")
+    return image.astype(np.uint8)
+
+
+def _image_of_lists(image: Sequence[Any], name: str, must: str) -> np.ndarray:
+    """Whole numbers; what is none is named with its place, before NumPy makes something else of them all."""
+    try:
+        found = np.array(image)
+    except (ValueError, OverflowError):
+        found = None
+    if found is not None and not found.size:
+        raise ValueError(f"{must} an empty list")
+    if found is not None and found.dtype.kind in "iu":
+        return found
+    for value, at in _leaves(image):
+        if type(value) is not int or not 0 <= value <= 255:
+            raise ValueError(f"{name} holds {brief(value)} at {at}, expected whole numbers from 0 to 255")
+    raise ValueError(f"{must} a list of lists of different lengths or kinds")
+
+
+def check_state(state: Any, name: str = "state") -> np.ndarray:
+    """The 14 or 16 numbers of a robot's state, float32. Raises ValueError: what is wrong, and where."""
+    must = f"{name} must be 14 or 16 numbers, got"
+    if isinstance(state, np.ndarray) and state.dtype.kind in _ODD and state.ndim:
+        state = state.tolist()
+    if isinstance(state, (list, tuple)):
+        numbers = [x.item() if hasattr(x, "item") and not np.ndim(x) else x for x in state]
+        for i, number in enumerate(numbers):
+            if isinstance(number, bool) or not isinstance(number, (int, float)):
+                raise ValueError(f"{name} holds {kind_of(number)} at {i}, expected numbers")
+            if isinstance(number, int) and abs(number) > 2**200:
+                raise ValueError(f"{name} holds {brief(number)} at {i}")
+        state = np.array(numbers, np.float64)
+    if not isinstance(state, np.ndarray) or state.dtype.kind not in "iuf" or not state.ndim:
+        raise ValueError(f"{must} {_got(state)}")
+    if state.shape not in ((14,), (16,)):
+        raise ValueError(f"{must} {len(state) if state.ndim == 1 else kind_of(state)}")
+    state = state.astype(np.float64)
+    wrong = np.flatnonzero(~(np.abs(state) <= np.finfo(np.float32).max))
+    if len(wrong):
+        raise ValueError(f"{name} holds {brief(state[wrong[0]])} at {wrong[0]}, expected finite numbers of float32")
+    return state.astype(np.float32)
 
 
 # The client's side of WebSocket, RFC 6455, without extensions.
@@ -318,8 +498,10 @@ class WebSocket:
                 raise ConnectionError("the server's frame is against the WebSocket protocol, or too large")
             payload = self._take(size, deadline)
             if code == _CLOSE:
-                why = payload[2:].decode(errors="replace") or "without a word"
-                raise ConnectionError(f"the server closed the connection: {why}")
+                why, number = payload[2:].decode(errors="replace"), int.from_bytes(payload[:2], "big")
+                if number in _HOPELESS:  # the same message would meet the same end
+                    raise ServerError(_HOPELESS[number], why or f"the server refused the message (code {number})")
+                raise ConnectionError(f"the server closed the connection: {why or 'without a word'}")
             if code == _PING:
                 self.send(payload, deadline, _PONG)
             if code >= _CLOSE:
@@ -396,8 +578,10 @@ class Client:
         while True:
             try:
                 self._socket = WebSocket(self.address, self._headers, deadline)
-                metadata = self._socket.receive(deadline)
-                self.metadata = unpack(metadata) if isinstance(metadata, bytes) else {}
+                metadata = self._answer(deadline)
+                if not isinstance(metadata.get("camera"), str) or not isinstance(metadata.get("limits"), dict):
+                    raise ServerError("refused", f"the server at {self.address} is none of mem0-jax")
+                self.metadata = metadata
                 return
             except (OSError, ServerError) as error:
                 self._drop()
@@ -441,6 +625,8 @@ class Client:
         return self._send({"type": "observe"})
 
     def _keep(self, observation: Mapping[str, Any]) -> None:
+        if others := other_cameras(observation, self.metadata["camera"]):
+            raise ValueError(others)
         frame, limits = _frame(observation, self.metadata["camera"]), self.metadata["limits"]
         if not self._fitting([frame]) or max(frame["image"].shape[:2]) > limits["side"]:
             raise ValueError(
@@ -537,23 +723,65 @@ class Client:
         if self._socket is None:
             self._connect(deadline)
         assert self._socket is not None
-        self._socket.send(pack(message | {"session": self.session, "env": self.env}), deadline)
-        answer = self._socket.receive(deadline)
-        if isinstance(answer, str):
-            kind, _, text = answer.partition(": ")
-            raise ServerError(kind, text)
-        return unpack(answer)
+        data = pack(message | {"session": self.session, "env": self.env})
+        try:
+            self._socket.send(data, deadline)
+        except ConnectionError:  # cut off for what it sent: what the server said of it may have arrived
+            with suppress(OSError):
+                return self._answer(deadline)
+            raise
+        return self._answer(deadline)
+
+    def _answer(self, deadline: float) -> dict[str, Any]:
+        assert self._socket is not None
+        try:
+            answer = self._socket.receive(deadline)
+        except ServerError:
+            self._drop()
+            raise
+        found = None
+        with suppress(WireError):
+            found = unpack(answer) if isinstance(answer, bytes) else None
+        if isinstance(found, dict):
+            return found
+        kind, _, text = answer.partition(": ") if isinstance(answer, str) else ("refused", "", "")
+        if kind == "too_large":  # the server hangs up after it
+            self._drop()
+        raise ServerError(kind, text or "the server's answer is none of mem0-jax")
 
 
 def _frame(observation: Mapping[str, Any], camera: str) -> dict[str, np.ndarray]:
     """Copies of what the policy looks at. Raises ValueError: the frame is not kept then."""
-    try:
-        image, state = observation["observation"][camera]["rgb"], observation["joint_action"]["vector"]
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"the observation lacks observation.{camera}.rgb or joint_action.vector: {error}") from None
-    image, state = np.array(image), np.array(state, np.float32)
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise ValueError(f"{camera}.rgb must be uint8 [H, W, 3], got {image.dtype} {list(image.shape)}")
-    if state.shape not in ((14,), (16,)) or not np.isfinite(state).all():
-        raise ValueError(f"joint_action.vector must be 14 or 16 finite numbers, got shape {list(state.shape)}")
-    return {"image": image, "state": state}
+    image = _found(observation, "observation", camera, "rgb")
+    state = _found(observation, "joint_action", "vector")
+    known = (bytes, str, list, tuple, Mapping, type(None))
+    image, state = (value if isinstance(value, known) else np.array(value) for value in (image, state))
+    return {
+        "image": check_image(image, f"observation.{camera}.rgb"),
+        "state": check_state(state, "joint_action.vector"),
+    }
+
+
+def _found(observation: Any, *path: str) -> Any:
+    for key in path:
+        if not isinstance(observation, Mapping) or key not in observation:
+            raise ValueError(f"the observation lacks {'.'.join(path)}")
+        observation = observation[key]
+    return observation
+
+
+_CAMERA = re.compile(r"observation/([^/]+)/rgb|observation[./]images?[./]([^/]+)")
+
+
+def other_cameras(observation: Any, camera: str) -> str:
+    """What is wrong with an observation in any layout that names cameras, but not the policy's; else ""."""
+    if not isinstance(observation, Mapping) or "image" in observation or "observation/image" in observation:
+        return ""
+    nested = observation.get("observation")
+    views = nested if isinstance(nested, Mapping) else {}
+    names = [str(name)[:40] for name, view in islice(views.items(), 16) if isinstance(view, Mapping) and "rgb" in view]
+    found = (_CAMERA.fullmatch(key) for key in islice(observation, 32) if isinstance(key, str) and len(key) < 100)
+    names += [match[1] or match[2] for match in found if match]
+    if not names or camera in names or camera in views:
+        return ""
+    return f"the policy was trained on the camera {camera!r}, the observation has {', '.join(map(repr, names))}"

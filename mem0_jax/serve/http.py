@@ -8,6 +8,7 @@ POST /process_frame, as users of Dexbotic know it: a form with the field `text` 
     session              an id; without it every request begins anew
     episode_first_frame  "True": begin an episode; also `reset`. Needed where the session is new
     seed                 of the sampling of actions, where an episode begins
+    temperature          a number; it changes nothing
 
 Errors are `{"error": {"kind", "message"}}` with a fitting status. GET / is a page of live sessions, GET /sessions what
 it shows, as JSON; GET /metrics is for Prometheus, GET /healthz says 200 when the policy is warm.
@@ -18,21 +19,29 @@ import base64
 import io
 import json
 import math
+import re
 from typing import Any
 
 import numpy as np
 from aiohttp import BodyPartReader, web
+from aiohttp.http_exceptions import HttpProcessingError
 from PIL import Image
 
 from mem0_jax.data.layout import MODEL_DIM, model_to_env
+from mem0_jax.data.picture_file import DAMAGE, FORMATS, PictureModeError, rgb, turned
+from mem0_jax.errors import did_you_mean
+from mem0_jax.serve.client import brief
 from mem0_jax.serve.page import CONTENT_SECURITY_POLICY, PAGE
-from mem0_jax.serve.protocol import RequestError
+from mem0_jax.serve.protocol import RequestError, text_of
 from mem0_jax.serve.service import Service
 from mem0_jax.serve.sessions import Session
 
 STATUS = {"unknown_session": 404, "in_use": 409, "full": 503, "busy": 503, "stopping": 503, "planner": 502}
-STATUS |= {"failed": 500, "too_large": 413}
+STATUS |= {"failed": 500, "too_large": 413, "too_slow": 408}
 FIELDS = ("text", "state", "states", "session", "episode_first_frame", "reset", "seed", "temperature")
+FLAGS = {"true": True, "1": True, "false": False, "0": False, "": False}
+FORM_SECONDS = 60.0  # for a form to arrive
+_MADE_UP = re.compile(r"[0-9a-f]{8}-?([0-9a-f]{4}-?){3}[0-9a-f]{12}", re.IGNORECASE)  # ids that programs make
 THUMBNAIL = 320  # pixels of the longer side
 _SAFE = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
 
@@ -40,7 +49,8 @@ _SAFE = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
 def refuse(kind: str, message: str, status: int | None = None) -> web.Response:
     """An error as JSON."""
     code = status or STATUS.get(kind, 400)
-    return web.json_response({"error": {"kind": kind, "message": message}}, status=code, headers=_SAFE)
+    head = _SAFE | ({"Upgrade": "websocket", "Sec-WebSocket-Version": "13"} if code == 426 else {})
+    return web.json_response({"error": {"kind": kind, "message": message}}, status=code, headers=head)
 
 
 def page() -> web.Response:
@@ -76,19 +86,27 @@ def add_routes(app: web.Application, service: Service) -> None:
 
 
 async def _process_frame(request: web.Request, service: Service) -> dict[str, Any]:
-    fields, files = await _form(request, service.limits.message, service.limits.frames)
+    try:
+        arriving = _form(request, service.limits.message, service.limits.frames)
+        fields, files = await asyncio.wait_for(arriving, FORM_SECONDS)
+    except TimeoutError:
+        raise RequestError("too_slow", f"the form did not arrive within {FORM_SECONDS:g} s") from None
     images = await asyncio.to_thread(lambda: [_decode(data, service.limits.side) for data in files])
     state = _json(fields, "states" if "states" in fields else "state")
     state = _middle(service) if state is None else state
     frames = [{"image": image, "state": state} for image in images]
     if not frames:
         raise RequestError("bad_message", "the form has no file 'image'")
-    begin = any(fields.get(name, "").lower() in ("true", "1") for name in ("episode_first_frame", "reset"))
-    message = {"frames": frames, "prompt": fields.get("text"), "session": fields.get("session") or None}
-    if begin or not message["session"]:
+    begin = [_flag(fields, name) for name in ("episode_first_frame", "reset")]
+    temperature = _json(fields, "temperature")  # of samplers this policy has not
+    if type(temperature) not in (int, float, type(None)):
+        raise RequestError("bad_message", f"temperature must be a number, got {brief(temperature)}")
+    text = text_of(fields, "text", service.limits.text)
+    message = {"frames": frames, "prompt": text, "session": fields.get("session") or None}
+    if any(begin) or not message["session"]:
         if not message["prompt"]:
             raise RequestError("bad_message", "the form's field 'text' is missing: what the policy is to do")
-        message |= {"reset": True, "seed": _json(fields, "seed") or 0}
+        message |= {"reset": True, "seed": _json(fields, "seed")}
     caller = object()
     try:
         answer = await service.answer(message, caller)
@@ -105,34 +123,63 @@ async def _form(request: web.Request, most: int, files: int) -> tuple[dict[str, 
         raise RequestError("bad_message", "expected a form: curl -F text=... -F image=@frame.png")
     fields: dict[str, str] = {}
     images: list[bytes] = []
+    left = most
     try:
         async for part in await request.multipart():
             name = part.name if isinstance(part, BodyPartReader) else None
-            if not isinstance(part, BodyPartReader) or name not in ("image", *FIELDS) or len(images) == files:
-                raise RequestError("bad_message", f"the form may have {', '.join(FIELDS)} and {files} files 'image'")
+            if not isinstance(part, BodyPartReader) or name not in ("image", *FIELDS):
+                hint = did_you_mean((name or "")[:40], ("image", *FIELDS))
+                raise RequestError("bad_message", f"the form may have image, {', '.join(FIELDS)}; unknown field{hint}")
+            if name in fields:
+                raise RequestError("bad_message", f"the form has {name} twice")
             data = bytearray()
             while chunk := await part.read_chunk(2**16):
                 data += chunk
-                most -= len(chunk)
-                if most < 0:
-                    raise RequestError("too_large", "the form is larger than this server takes")
-            if name == "image":
-                images.append(bytes(data))
+                left -= len(chunk)
+                if left < 0:
+                    size = request.content_length or f"more than {most}"
+                    raise RequestError("too_large", f"the form has {size} bytes; at most {most} are taken")
+            if name != "image":
+                fields[name] = _text(name, data, part.get_charset("utf-8"))
+            elif len(images) == files:
+                raise RequestError("bad_message", f"the form has more than {files} files 'image', the most it may")
             else:
-                fields[name] = data.decode()
-    except ValueError as error:  # no such form, or text in no UTF-8
-        raise RequestError("bad_message", f"the form is damaged: {error}") from None
+                images.append(bytes(data))
+    except (ValueError, RuntimeError, HttpProcessingError):  # aiohttp cannot read a field _charset_
+        why = "its parts are none of multipart/form-data, or begin with a field _charset_, which is not taken"
+        raise RequestError("bad_message", f"the form is damaged: {why}") from None
     return fields, images
+
+
+def _text(name: str, data: bytearray, charset: str) -> str:
+    try:
+        if charset.lower() not in ("utf-8", "utf8", "us-ascii", "ascii"):
+            raise RequestError("bad_message", f"{name} must be text in UTF-8, the form says {charset[:40]!r}")
+        return data.decode()
+    except UnicodeDecodeError:
+        raise RequestError("bad_message", f"{name} must be text in UTF-8") from None
+
+
+def _flag(fields: dict[str, str], name: str) -> bool:
+    flag = FLAGS.get(fields.get(name, "").lower())
+    if flag is None:
+        raise RequestError("bad_message", f"{name} must be True or False, got {fields[name][:40]!r}")
+    return flag
 
 
 def _decode(data: bytes, side: int) -> np.ndarray:
     """A picture file as uint8 [H, W, 3]; its size is checked before anything is unpacked."""
     try:
-        with Image.open(io.BytesIO(data), formats=["PNG", "JPEG", "WEBP", "BMP"]) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if max(image.size) > side:
-                raise RequestError("bad_observation", f"image sides must be 1 to {side} pixels, got {image.size}")
-            return np.array(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+                found = f"{image.height} x {image.width}"
+                raise RequestError("bad_observation", f"image sides must be 1 to {side} pixels, got {found}")
+            return rgb(turned(image))  # as datasets are read
+    except PictureModeError as error:
+        raise RequestError("bad_observation", f"the file 'image' {error}") from None
+    except Image.DecompressionBombError:
+        raise RequestError("bad_observation", f"image sides must be 1 to {side} pixels, got far more") from None
+    except DAMAGE:
         raise RequestError("bad_observation", "the file 'image' is no PNG, JPEG, WebP or BMP picture") from None
 
 
@@ -154,14 +201,17 @@ async def _overview(service: Service) -> dict[str, Any]:
     sessions = list(service.sessions)
     pictures = await asyncio.to_thread(lambda: [_thumbnail(session.image) for session in sessions])
     shown = [_view(session, picture) for session, picture in zip(sessions, pictures)]
-    return {"policy": service.metadata()["server"], "slots": service.sessions.slots, "sessions": shown}
+    about = {"policy": service.metadata()["server"], "state": service.state, "slots": service.sessions.slots}
+    return about | {"statistics": service.metrics.recent(), "sessions": shown}
 
 
 def _view(session: Session, picture: str | None) -> dict[str, Any]:
-    pilot, seconds = session.pilot, list(session.seconds)
+    pilot, seconds, client = session.pilot, list(session.seconds), _client(session.connection)
     actions = [] if session.actions is None else session.actions.tolist()
     return {
         "id": session.id,
+        "name": _name(session, client),
+        "client": client,
         "env": session.env,
         "connected": session.connection is not None,
         "task": pilot.task,
@@ -174,6 +224,18 @@ def _view(session: Session, picture: str | None) -> dict[str, Any]:
         "actions": [[_finite(number) for number in row] for row in actions],
         "image": picture,
     }
+
+
+def _name(session: Session, client: str) -> str:
+    """What people call it: by label and id where they chose these, else by where it comes from."""
+    chosen = "" if _MADE_UP.fullmatch(session.id) else session.id
+    return " · ".join(filter(None, (session.env, chosen))) or f"client {client}".strip()
+
+
+def _client(connection: object) -> str:
+    """Where a WebSocket comes from; "" for forms and between connections."""
+    peer = connection.get_extra_info("peername") if isinstance(connection, web.WebSocketResponse) else None
+    return f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else ""
 
 
 def _finite(number: float) -> float | None:

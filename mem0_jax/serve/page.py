@@ -7,125 +7,135 @@ lets nothing run but this script, and nothing load but from this server.
 import base64
 import hashlib
 
-_STYLE = """
-:root { color-scheme: light dark; --paper: #fbfaf7; --card: #ffffff; --ink: #22282c; --muted: #5f696f;
-  --rule: #dcdfdf; --live: #1f6f78; --warn: #b8622f; --bad: #a8442f; --void: #eceeed; }
-@media (prefers-color-scheme: dark) { :root { --paper: #15191b; --card: #1d2326; --ink: #e6e9ea; --muted: #9aa5ab;
-  --rule: #343c40; --live: #58b8c2; --warn: #e0945f; --bad: #e58a76; --void: #232a2e; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--paper); color: var(--ink);
-  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif; }
-main { max-width: 84rem; margin: 0 auto; padding: 2.2rem 1.25rem 4rem; }
-header { display: flex; flex-wrap: wrap; align-items: baseline; gap: .3rem 1.2rem; margin-bottom: 1.6rem; }
-h1 { font-size: 1.6rem; font-weight: 650; letter-spacing: -.01em; margin: 0; }
-header p { margin: 0; color: var(--muted); font-variant-numeric: tabular-nums; }
-#note { color: var(--bad); } #note:empty { display: none; }
-#sessions { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(25rem, 100%), 1fr)); gap: 1.1rem; }
-article { background: var(--card); border: 1px solid var(--rule); border-radius: 12px; overflow: hidden;
-  display: flex; flex-direction: column; }
-.view { position: relative; background: var(--void); aspect-ratio: 4 / 3; }
-.view img { width: 100%; height: 100%; object-fit: contain; display: block; }
-.view img:not([src]) { visibility: hidden; }
-.tag { position: absolute; left: .7rem; top: .7rem; padding: .1rem .6rem; border-radius: 1rem; font-size: .8rem;
-  background: rgb(20 25 27 / .72); color: #fff; font-variant-numeric: tabular-nums; }
-.tag.end { left: auto; right: .7rem; }
-.about { padding: .9rem 1.1rem 1.1rem; }
-h2 { font-size: 1.02rem; line-height: 1.35; font-weight: 600; margin: 0; overflow-wrap: anywhere; }
-.task { margin: .2rem 0 0; font-size: .88rem; color: var(--muted); overflow-wrap: anywhere; }
-.task:empty { display: none; }
-.who { display: flex; align-items: center; gap: .45rem; margin: .5rem 0 .8rem; color: var(--muted); font-size: .84rem; }
-.who span { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
-.who i { flex: none; width: .55rem; height: .55rem; border-radius: 50%; background: var(--rule); }
-.who i.on { background: var(--live); }
-.plots { display: grid; grid-template-columns: 1fr 1fr; gap: 1rem; }
-figure { margin: 0; }
-figcaption { display: flex; justify-content: space-between; font-size: .8rem; color: var(--muted); }
-figcaption b { font-weight: 600; color: var(--ink); font-variant-numeric: tabular-nums; }
-svg { display: block; width: 100%; height: 4.4rem; background: var(--void); border-radius: 6px; margin-top: .3rem; }
-polyline { fill: none; stroke-width: 1.6; stroke-linejoin: round; vector-effect: non-scaling-stroke; }
-.empty { color: var(--muted); border: 1px dashed var(--rule); border-radius: 12px; padding: 2.5rem;
-  text-align: center; }
-form { display: flex; gap: .6rem; } form[hidden], .empty[hidden] { display: none; }
-input, button { font: inherit; padding: .45rem .8rem; border-radius: 8px; border: 1px solid var(--rule);
-  background: var(--card); color: inherit; } button { cursor: pointer; }
-"""
+from mem0_jax.pages import STYLE, document, legend, table
 
 _SCRIPT = """
 "use strict";
 const byId = (id) => document.getElementById(id);
 const cards = new Map();
+let token = "", seen = null;
 // A token in the address stands behind "#", which browsers keep to themselves.
-let token = location.hash.startsWith("#token=") ? decodeURIComponent(location.hash.slice(7)) : "";
+if (location.hash.startsWith("#token=")) {
+  token = location.hash.slice(7);
+  try { token = decodeURIComponent(token); } catch { /* it is no code: as it is */ }
+}
 
 function make(tag, className, parent) {
-  const space = ["svg", "polyline"].includes(tag) ? "http://www.w3.org/2000/svg" : "http://www.w3.org/1999/xhtml";
+  const space = ["svg", "path"].includes(tag) ? "http://www.w3.org/2000/svg" : "http://www.w3.org/1999/xhtml";
   const node = document.createElementNS(space, tag);
   if (className) node.setAttribute("class", className);
   parent.append(node);
   return node;
 }
 
-function plot(parent, title) {
-  const figure = make("figure", "", parent), caption = make("figcaption", "", figure);
-  make("span", "", caption).textContent = title;
-  const value = make("b", "", caption), svg = make("svg", "", figure);
-  svg.setAttribute("viewBox", "0 0 100 40");
+function write(node, text) { if (node.textContent !== text) node.textContent = text; }
+
+function plot(parent) {
+  const figure = make("figure", "plot", parent), caption = make("figcaption", "", figure);
+  const axes = make("div", "axes", figure), ticks = make("div", "ticks", axes), svg = make("svg", "", axes);
+  const ends = make("div", "ends", axes);
+  figure.setAttribute("role", "img");
+  svg.setAttribute("viewBox", "0 0 1000 600");
   svg.setAttribute("preserveAspectRatio", "none");
-  return { value, svg };
+  svg.setAttribute("aria-hidden", "true");
+  const [high, low, left, right] = [ticks, ticks, ends, ends].map((side) => make("span", "", side));
+  return { figure, caption, svg, high, low, left, right };
 }
 
-function lines(svg, rows, least, most) {
+function draw(p, title, rows, marks, [least, most], unit, left, right) {
   const height = (most - least) || 1;
-  svg.replaceChildren();
+  p.svg.replaceChildren();
+  for (const y of [0, 600]) make("path", "rule", p.svg).setAttribute("d", `M0 ${y}H1000`);
   rows.forEach((row, i) => {
-    const line = make("polyline", "", svg), last = Math.max(row.length - 1, 1);
-    const y = (value) => (37 - 34 * (value - least) / height).toFixed(2);
-    const points = row.map((value, j) => value === null ? "" : `${(3 + 94 * j / last).toFixed(2)},${y(value)}`);
-    if (row.length === 1 && row[0] !== null) points.push(`97,${y(row[0])}`);
-    line.setAttribute("points", points.filter(Boolean).join(" "));
-    line.setAttribute("stroke", rows.length > 1 ? `hsl(${Math.round(360 * i / rows.length)} 52% 52%)` : "var(--live)");
+    const last = Math.max(row.length - 1, 1);
+    const points = row.map((value, j) => value === null ? ""
+      : `${(1000 * j / last).toFixed(0)} ${(600 - 600 * (value - least) / height).toFixed(0)}`).filter(Boolean);
+    if (points.length === 1) points.push(`1000 ${points[0].split(" ")[1]}`);
+    if (points.length) make("path", marks[i], p.svg).setAttribute("d", "M" + points.join("L"));
   });
+  const any = rows.some((row) => row.length);
+  write(p.caption, title);
+  p.figure.setAttribute("aria-label", any ? `${title}; ${brief(least)} to ${brief(most)} ${unit}` : title);
+  write(p.high, any ? `${brief(most)} ${unit}` : "");
+  write(p.low, any ? `${brief(least)} ${unit}` : "");
+  write(p.left, any ? left : "");
+  write(p.right, any ? right : "");
 }
+
+function brief(value) { return Number(value.toPrecision(3)).toString(); }
 
 function card() {
-  const article = make("article", "", byId("sessions")), view = make("div", "view", article);
-  const c = { article, image: make("img", "", view), time: make("span", "tag", view) };
-  c.stage = make("span", "tag end", view);
+  const article = make("article", "card", byId("sessions")), view = make("div", "view", article);
+  const c = { article, image: make("img", "", view) }, tags = make("div", "tags", view);
+  c.time = make("span", "", tags);
+  c.stage = make("span", "", tags);
   const about = make("div", "about", article);
-  c.instruction = make("h2", "", about);
-  c.task = make("p", "task", about);
-  const who = make("p", "who", about);
-  c.dot = make("i", "", who);
+  c.name = make("h3", "", about);
+  c.instruction = make("p", "long", about);
+  c.task = make("p", "note", about);
+  const who = make("p", "note", about);
+  c.dot = make("span", "dot", who);
   c.who = make("span", "", who);
   const plots = make("div", "plots", about);
-  c.actions = plot(plots, "next actions");
-  c.latency = plot(plots, "latency");
+  c.actions = plot(plots);
+  c.latency = plot(plots);
   return c;
+}
+
+// Each arm's joints, then its gripper.
+function arm(j, count) {
+  const half = count / 2;
+  return (j < half ? "s0" : "s1") + ((j + 1) % half === 0 ? " dashed" : "");
 }
 
 function show(c, s) {
   if (s.image) c.image.src = s.image; else c.image.removeAttribute("src");
-  c.image.alt = "last camera image";
-  c.time.textContent = s.time < 0 ? "no frame yet" : `frame ${s.time}`;
+  c.image.alt = `last camera image of ${s.name}`;
+  write(c.time, s.time < 0 ? "no frame yet" : `frame ${s.time}`);
   c.stage.hidden = !s.staged;
   const end = s.end_probability === null ? "" : `, end ${Math.round(100 * s.end_probability)} %`;
-  c.stage.textContent = `stage ${s.stage}${end}`;
-  c.instruction.textContent = s.instruction || s.task;
-  c.task.textContent = s.instruction && s.instruction !== s.task ? s.task : "";
-  c.dot.className = s.connected ? "on" : "";
-  c.dot.title = s.connected ? "connected" : "between connections";
-  c.who.textContent = s.env ? `${s.env} \\u00b7 ${s.id}` : s.id;
+  write(c.stage, `stage ${s.stage}${end}`);
+  write(c.name, s.name);
+  write(c.instruction, s.instruction || s.task);
+  write(c.task, `task: ${s.task}`);
+  c.task.hidden = !s.instruction || s.instruction === s.task;
+  c.dot.classList.toggle("on", s.connected);
+  const from = s.client ? `connected from ${s.client}` : "connected";
+  const id = s.name.includes(s.id) ? "" : `, session ${s.id}`;
+  write(c.who, `${s.connected ? from : "between connections"}${id}`);
   const columns = s.actions.length ? s.actions[0].map((_, j) => s.actions.map((row) => row[j])) : [];
   const numbers = columns.flat().filter((value) => value !== null);
-  lines(c.actions.svg, columns, Math.min(...numbers), Math.max(...numbers));
-  c.actions.value.textContent = s.actions.length ? `${s.actions.length} \\u00d7 ${columns.length}` : "none";
-  const ms = s.milliseconds;
-  lines(c.latency.svg, ms.length ? [ms] : [], 0, Math.max(...ms, 1));
-  c.latency.value.textContent = ms.length ? `${ms[ms.length - 1].toFixed(0)} ms` : "";
+  const range = numbers.length ? [Math.min(...numbers), Math.max(...numbers)] : [0, 0];
+  const size = s.actions.length ? `${s.actions.length} steps of ${columns.length} numbers` : "none yet";
+  draw(c.actions, `Next actions: ${size}`, columns, columns.map((_, j) => arm(j, columns.length)), range, "",
+    "next step", `step ${s.actions.length}`);
+  const ms = s.milliseconds, count = ms.length;
+  const now = count ? `${brief(ms[count - 1])} ms, the last ${count} answers` : "no answer yet";
+  draw(c.latency, `Latency: ${now}`, count ? [ms] : [], ["muted"], [0, Math.max(...ms, 1)], "ms",
+    count > 1 ? `${count - 1} answers ago` : "", "last answer");
+}
+
+function tell(statistics) {
+  const most = `at most the last ${statistics.most} of each`;
+  write(document.querySelector("caption"), `Over the last ${statistics.seconds} s, ${most}`);
+  const titles = [...document.querySelectorAll("thead th")].slice(1).map((head) => head.textContent);
+  document.querySelector("tbody").replaceChildren(...statistics.rows.map((row) => {
+    const line = document.createElement("tr"), head = make("th", "", line);
+    head.scope = "row";
+    head.textContent = row.unit ? `${row.name}, ${row.unit}` : row.name;
+    [row.now, row.p50, row.p90, row.p99, row.most, row.count].forEach((value, i) => {
+      const cell = make("td", "", line);
+      make("span", "of", cell).textContent = titles[i];
+      cell.append(value === null ? "\\u2013" : brief(value));
+    });
+    return line;
+  }));
 }
 
 function render(data) {
-  byId("about").textContent = `${data.policy} \\u00b7 ${data.sessions.length} of ${data.slots} sessions`;
+  const count = `${data.sessions.length} of ${data.slots} sessions`;
+  write(byId("about"), `${data.policy} \\u00b7 ${data.state} \\u00b7 ${count}`);
+  tell(data.statistics);
   const alive = new Set(data.sessions.map((s) => s.id));
   for (const [id, c] of cards) if (!alive.has(id)) { c.article.remove(); cards.delete(id); }
   for (const s of data.sessions) {
@@ -133,6 +143,12 @@ function render(data) {
     show(cards.get(s.id), s);
   }
   byId("empty").hidden = data.sessions.length > 0;
+  byId("live").hidden = false;
+}
+
+function note(text) {
+  write(byId("note"), text);
+  byId("live").classList.toggle("stale", text !== "" && seen !== null);
 }
 
 async function refresh() {
@@ -140,41 +156,63 @@ async function refresh() {
     const headers = token ? { Authorization: `Bearer ${token}` } : {};
     const response = await fetch("/sessions", { headers, signal: AbortSignal.timeout(5000) });
     byId("ask").hidden = response.status !== 401;
-    if (response.status === 401) byId("note").textContent = "This server asks for its token.";
-    else if (!response.ok) byId("note").textContent = `The server answered ${response.status}.`;
-    else { byId("note").textContent = ""; render(await response.json()); }
+    if (response.status === 401) note(token ? "This is not the server's token." : "This server asks for its token.");
+    else if (!response.ok) note(`The server answered ${response.status}. Asking again every second.`);
+    else { render(await response.json()); seen = new Date(); note(""); }
   } catch (error) {
-    byId("note").textContent = "The server does not answer.";
+    const since = seen ? ` since ${seen.toLocaleTimeString()}, what is shown is from then` : "";
+    note(`The server does not answer${since}. Asking again every second.`);
   }
   setTimeout(refresh, 1000);
 }
 
-byId("ask").addEventListener("submit", (event) => { event.preventDefault(); token = byId("token").value; });
+byId("ask").addEventListener("submit", (event) => { event.preventDefault(); token = byId("token").value.trim(); });
 refresh();
 """
 
-PAGE = f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Policy server</title>
-<link rel="icon" href="data:,">
-<style>{_STYLE}</style>
-</head>
-<body>
-<main>
-<header><h1>Policy server</h1><p id="about"></p><p id="note" role="status"></p></header>
+_SIGNS = legend(
+    [
+        ("line s0", "left arm's joints"),
+        ("line s0 dashed", "left gripper"),
+        ("line s1", "right arm's joints"),
+        ("line s1 dashed", "right gripper"),
+        ("line muted", "latency"),
+    ]
+)
+_READING = (
+    "Next actions in the robot's units, from the next step on; latency from a message to its answer, in ms. Beside "
+    "each curve: its greatest and its least value."
+)
+_MEASURES = (
+    "Latency: from a message to its answer, where the policy stepped. Batch: sessions in one step of the policy. "
+    "Queue: requests that wait for one, each time that one more does."
+)
+_NUMBERS = table("", ["Of each", "Now", "p50", "p90", "p99", "Max", "Count"], [])  # the script fills it
+
+PAGE = document(
+    "Policy server",
+    f"""<header><h1>Policy server</h1><p id="about" class="note"></p>
+<p id="note" class="bad" role="status"></p></header>
 <form id="ask" hidden>
-<input id="token" type="password" placeholder="token" aria-label="token"><button>Show</button>
+<input id="token" type="password" autocomplete="off" placeholder="token" aria-label="token"><button>Show</button>
 </form>
+<div id="live" hidden>
+<section>
+<h2>Whole server</h2>
+<p class="note">{_MEASURES}</p>
+{_NUMBERS}
+</section>
+<section>
+<h2>Sessions</h2>
+<p class="note">{_READING}</p>
+{_SIGNS}
 <p id="empty" class="empty" hidden>No robot is connected.</p>
-<div id="sessions"></div>
-</main>
-<script>{_SCRIPT}</script>
-</body>
-</html>
-"""
+<div id="sessions" class="sessions"></div>
+</section>
+</div>""",
+    script=_SCRIPT,
+    served=True,
+)
 
 
 def _hash(text: str) -> str:
@@ -182,6 +220,6 @@ def _hash(text: str) -> str:
 
 
 CONTENT_SECURITY_POLICY = (
-    f"default-src 'none'; script-src {_hash(_SCRIPT)}; style-src {_hash(_STYLE)}; img-src data:; connect-src 'self'; "
+    f"default-src 'none'; script-src {_hash(_SCRIPT)}; style-src {_hash(STYLE)}; img-src data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )

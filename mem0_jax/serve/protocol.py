@@ -1,9 +1,10 @@
 """What clients say to the policy server, and what it answers. The transport is `server`, the wire format `client`.
 
 A WebSocket connection speaks openpi's protocol: the server sends its metadata first; then every message of the client
-is one MessagePack map, answered by one; arrays travel as openpi's `msgpack_numpy` has them. A request that cannot be
-served is answered by a text frame "KIND: what is wrong", and the connection stays open. Any openpi client works as it
-is: the connection is its session, the memory begins with it and ends with it.
+is one MessagePack map, answered by one; arrays travel as openpi's `msgpack_numpy` has them (those of the package
+msgpack-numpy are read as well). A request that cannot be served is answered by a text frame "KIND: what is wrong", and
+the connection stays open, but after frames that cannot be read (too_large: 1009). Any openpi client works as it is: the
+connection is its session, the memory begins with it and ends with it.
 
 An observation is a map in RMBench's layout, `{"observation": {CAMERA: {"rgb"}}, "joint_action": {"vector"}}`, or flat:
 `image` (or `observation/image`, `observation/CAMERA/rgb`) uint8 [H, W, 3] and `state` (or `observation/state`,
@@ -31,23 +32,30 @@ finished), instruction, subtask_ended (by these frames), due (a new chunk is nee
 is judged: send them as they come), end_probability and attention [W] (of the last frame judged, once there is one),
 server_timing {infer_ms, prev_total_ms}, policy_timing {infer_ms, steps}.
 
-Kinds of errors: bad_message, bad_observation, bad_request, unknown_session, in_use, full, busy, planner, failed,
-stopping. The HTTP road is in `http`.
+Kinds of errors: bad_message, bad_observation, bad_request, too_large, unknown_session, in_use, full, busy, planner,
+failed, stopping. The HTTP road is in `http`.
 
 Axis letters: H, W picture height and width; K actions to execute; E environment action width; W memory window.
 """
 
 import dataclasses
+import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
+from mem0_jax.errors import did_you_mean
 from mem0_jax.inference.session import Options
+from mem0_jax.serve.client import brief, check_image, check_state, kind_of, other_cameras
 
 TYPES = ("infer", "observe", "reset", "plan", "batch", "close")
 PLANNERS = ("server", "client", "none")
+_ENTRIES = ("type", "session", "env", "prompt", "frames", "after", "reset", "task", "seed", "planner", "options")
+_ENTRIES += ("subtask", "messages")
+_LOOKED_AT = 32  # entries of a stranger's map
 _IMAGE, _STATE = ("image", "observation/image"), ("state", "observation/state", "joint_action/vector")
 
 
@@ -109,44 +117,62 @@ class Message:
 def parse(value: Any, camera: str, limits: Limits) -> Message | list[Any]:
     """A message, or the unparsed messages of a batch. Raises RequestError."""
     if not isinstance(value, Mapping):
-        raise RequestError("bad_message", f"a message must be a map, got {type(value).__name__}")
-    kind = value.get("type", "infer")
-    if kind not in TYPES:
-        raise RequestError("bad_message", f"type must be one of {', '.join(TYPES)}, got {_brief(kind)}")
+        raise RequestError("bad_message", f"a message must be a map, got {kind_of(value)}")
+    _spelt(value)
+    value = _plain(value)
+    kind = _one_of(value, "type", TYPES) or "infer"
     if kind == "batch":
-        messages = value.get("messages")
-        if not isinstance(messages, list) or not 1 <= len(messages) <= limits.batch:
-            raise RequestError("bad_message", f"messages must be a list of 1 to {limits.batch} messages")
-        return messages
-    session = _text(value, "session", limits)
-    if session is not None and (not session.isprintable() or not 1 <= len(session) <= 128):
-        raise RequestError("bad_message", "session must be an id of 1 to 128 printable characters")
-    prompt = _text(value, "prompt", limits)
+        return _listed(value, "messages", "messages", 1, limits.batch)
+    session = value.get("session")
+    if session is not None and not (isinstance(session, str) and session.isprintable() and 1 <= len(session) <= 128):
+        got = f"{len(session)}: {brief(session)}" if isinstance(session, str) else brief(session)
+        raise RequestError("bad_message", f"session must be an id of 1 to 128 printable characters, got {got}")
+    prompt = text_of(value, "prompt", limits.text)
+    begins = value.get("reset")
+    if begins is not None and type(begins) is not bool:
+        raise RequestError("bad_message", f"reset must be true or false, got {brief(begins)}")
     return Message(
         type=kind,
         session=session,
-        env=_text(value, "env", limits) or "",
+        env=text_of(value, "env", limits.text) or "",
         frames=_frames(value, camera, limits) if kind in ("infer", "observe") else (),
         prompt=prompt,
         after=_whole(value, "after", -1),
-        reset=_reset(value, prompt, limits) if kind == "reset" or value.get("reset") is True else None,
-        subtask=_required(_text(value, "subtask", limits), "subtask") if kind == "plan" else "",
+        reset=_reset(value, prompt, limits) if kind == "reset" or begins else None,
+        subtask=_required(text_of(value, "subtask", limits.text), "subtask") if kind == "plan" else "",
     )
 
 
+def _plain(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Arrays without axes are their number: what NumPy makes of one, as in `np.array(5)`."""
+    return {k: v.item() if isinstance(v, np.ndarray) and not v.ndim else v for k, v in value.items()}
+
+
+def _spelt(value: Mapping[str, Any]) -> None:
+    """Others' entries are none of ours, but what is meant for one of ours must not pass unheard."""
+    lacking = [name for name in _ENTRIES if name not in value]
+    for name in islice(value, _LOOKED_AT):
+        if name not in _ENTRIES and (near := difflib.get_close_matches(name[:40], lacking, 1, 0.8)):
+            raise RequestError("bad_message", f"unknown entry {brief(name)}, did you mean {near[0]!r}?")
+
+
 def _reset(value: Mapping[str, Any], prompt: str | None, limits: Limits) -> Reset:
-    task = _text(value, "task", limits)
-    planner, options = value.get("planner"), value.get("options", {})
+    task, planner = text_of(value, "task", limits.text), _one_of(value, "planner", PLANNERS)
+    options = value.get("options")
     known = [field.name for field in dataclasses.fields(Options)]
-    if planner is not None and planner not in PLANNERS:
-        raise RequestError("bad_message", f"planner must be one of {', '.join(PLANNERS)}, got {_brief(planner)}")
-    if not isinstance(options, Mapping) or (unknown := [name for name in options if name not in known]):
-        what = f"unknown {_brief(unknown[0])}" if isinstance(options, Mapping) else f"got {type(options).__name__}"
-        raise RequestError("bad_message", f"options must be a map of {', '.join(known)}; {what}")
+    options = {} if options is None else options
+    if not isinstance(options, Mapping):
+        raise RequestError("bad_message", f"options must be a map of {', '.join(known)}, got {kind_of(options)}")
+    options = _plain(options)
     for name, number in options.items():
-        wanted = {"action_horizon": (int,), "patience": (int,), "threshold": (int, float)}.get(name, (bool,))
+        if name not in known:
+            hint = did_you_mean(name[:40], known)
+            what = f"unknown {brief(name)}{hint}"
+            raise RequestError("bad_message", f"options must be a map of {', '.join(known)}; {what}")
+        wanted = {"action_horizon": (int,), "patience": (int,), "threshold": (float, int)}.get(name, (bool,))
         if type(number) not in wanted:
-            raise RequestError("bad_message", f"option {name} must be {wanted[-1].__name__}, got {_brief(number)}")
+            must = kind_of(wanted[0]())
+            raise RequestError("bad_message", f"option {name} must be {must}, got {brief(number)}")
     return Reset(
         task=_required(prompt if task is None else task, "task"),
         seed=_whole(value, "seed", 0) or 0,
@@ -156,39 +182,34 @@ def _reset(value: Mapping[str, Any], prompt: str | None, limits: Limits) -> Rese
 
 
 def _frames(value: Mapping[str, Any], camera: str, limits: Limits) -> tuple[Mapping[str, Any], ...]:
-    found = value.get("frames", [])
     # Without `frames` the message itself must be an observation: misspelt keys must not act on an older frame.
-    keys = ("frames", *_IMAGE, *_STATE, f"observation/{camera}/rgb", "observation", "joint_action")
-    own = any(key in value for key in keys[1:]) or "frames" not in value
-    if not isinstance(found, list) or len(found) + own > limits.frames:
-        raise RequestError("bad_message", f"frames must be a list, with at most {limits.frames} observations a message")
-    return tuple(observation(frame, camera, limits) for frame in [*found, *([value] if own else [])])
+    keys = (*_IMAGE, *_STATE, f"observation/{camera}/rgb", "observation", "joint_action")
+    own = any(key in value for key in keys) or "frames" not in value
+    frames = []
+    for number, frame in enumerate(_listed(value, "frames", "observations", 0, limits.frames - own)):
+        try:
+            frames.append(observation(frame, camera, limits))
+        except RequestError as error:
+            raise RequestError(error.kind, f"frames[{number}]: {error}") from None
+    return (*frames, *([observation(value, camera, limits)] if own else []))
 
 
 def observation(value: Any, camera: str, limits: Limits) -> dict[str, Any]:
     """An observation in RMBench's layout from one in any layout. Raises RequestError."""
     if not isinstance(value, Mapping):
-        raise RequestError("bad_observation", f"an observation must be a map, got {type(value).__name__}")
+        raise RequestError("bad_observation", f"an observation must be a map, got {kind_of(value)}")
+    if others := other_cameras(value, camera):
+        raise RequestError("bad_observation", others)
     image = _entry(value, (f"observation/{camera}/rgb", *_IMAGE), ("observation", camera, "rgb"))
     state = _entry(value, _STATE, ("joint_action", "vector"))
-    image = check_image(image, limits)
     try:
-        state = np.asarray(state, np.float32)
-    except (TypeError, ValueError, OverflowError):
-        raise RequestError("bad_observation", f"state must be 14 or 16 numbers, got {_brief(state)}") from None
-    if state.shape not in ((14,), (16,)) or not np.isfinite(state).all():
-        raise RequestError("bad_observation", f"state must be 14 or 16 finite numbers, got shape {list(state.shape)}")
+        image, state = check_image(image), check_state(state)
+    except ValueError as error:
+        raise RequestError("bad_observation", str(error)) from None
+    height, width = image.shape[:2]
+    if not 1 <= min(height, width) <= max(height, width) <= limits.side:
+        raise RequestError("bad_observation", f"image sides must be 1 to {limits.side} pixels, got {height} x {width}")
     return {"observation": {camera: {"rgb": image}}, "joint_action": {"vector": state}}
-
-
-def check_image(image: Any, limits: Limits) -> np.ndarray:
-    """The picture, if it is one. Raises RequestError."""
-    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        found = f"{image.dtype} {list(image.shape)}" if isinstance(image, np.ndarray) else type(image).__name__
-        raise RequestError("bad_observation", f"image must be uint8 [H, W, 3], RGB, got {found}")
-    if not 1 <= min(image.shape[:2]) <= max(image.shape[:2]) <= limits.side:
-        raise RequestError("bad_observation", f"image sides must be 1 to {limits.side} pixels, got {list(image.shape)}")
-    return image
 
 
 def _entry(value: Mapping[str, Any], flat: tuple[str, ...], path: tuple[str, ...]) -> Any:
@@ -196,40 +217,53 @@ def _entry(value: Mapping[str, Any], flat: tuple[str, ...], path: tuple[str, ...
         if key in value:
             return value[key]
     found: Any = value
-    for key in path:
+    for depth, key in enumerate(path):
         if not isinstance(found, Mapping) or key not in found:
-            raise RequestError("bad_observation", f"the observation lacks {'.'.join(path)}, or flat: {flat[-1]!r}")
+            where = ".".join(path[:depth]) or "the observation"
+            names = list(islice(found, _LOOKED_AT)) if isinstance(found, Mapping) else []
+            has = f"has {', '.join(names)[:100] or 'nothing'}" if isinstance(found, Mapping) else f"is {kind_of(found)}"
+            meant = (key,) if depth else (*flat, key)
+            hints = (f"; {name[:40]!r}{hint}" for name in names if (hint := did_you_mean(name[:40], meant)))
+            lacks = f"the observation lacks {'.'.join(path)}, or flat: {flat[-1]!r}"
+            raise RequestError("bad_observation", f"{lacks}; {where} {has}{next(hints, '')}")
         found = found[key]
     return found
 
 
-def _text(value: Mapping[str, Any], key: str, limits: Limits) -> str | None:
+def _one_of(value: Mapping[str, Any], key: str, known: tuple[str, ...]) -> str | None:
+    word = value.get(key)
+    if word is not None and not (isinstance(word, str) and word in known):
+        hint = did_you_mean(word[:40], known) if isinstance(word, str) else ""
+        raise RequestError("bad_message", f"{key} must be one of {', '.join(known)}, got {brief(word)}{hint}")
+    return word
+
+
+def _listed(value: Mapping[str, Any], key: str, what: str, least: int, most: int) -> list[Any]:
+    found = value.get(key, None if least else [])
+    if not isinstance(found, list) or not least <= len(found) <= most:
+        got = len(found) if isinstance(found, list) else kind_of(found)
+        raise RequestError("bad_message", f"{key} must be a list, here of {least} to {most} {what}, got {got}")
+    return found
+
+
+def text_of(value: Mapping[str, Any], key: str, most: int) -> str | None:
+    """The text of an entry, of at most so many characters; None where there is none. Raises RequestError."""
     text = value.get(key)
-    if text is not None and (not isinstance(text, str) or len(text) > limits.text):
-        got = f"{len(text)} characters" if isinstance(text, str) else type(text).__name__
-        raise RequestError("bad_message", f"{key} must be text of at most {limits.text} characters, got {got}")
+    if text is not None and (not isinstance(text, str) or len(text) > most):
+        got = f"{len(text)} characters" if isinstance(text, str) else kind_of(text)
+        raise RequestError("bad_message", f"{key} must be text of at most {most} characters, got {got}")
     return text
 
 
 def _required(text: str | None, key: str) -> str:
     if not text:
-        raise RequestError("bad_message", f"{key} is missing")
+        raise RequestError("bad_message", f"{key} is missing" if text is None else f"{key} is empty")
     return text
 
 
 def _whole(value: Mapping[str, Any], key: str, least: int) -> int | None:
     number = value.get(key)
     if number is not None and (type(number) is not int or not least <= number < 2**63):
-        raise RequestError("bad_message", f"{key} must be a whole number of at least {least}, got {_brief(number)}")
+        must = f"{key} must be a whole number of at least {least} and at most {2**63 - 1}"
+        raise RequestError("bad_message", f"{must}, got {brief(number)}")
     return number
-
-
-def _brief(value: Any) -> str:
-    """A stranger's value in an error message: short, and never a container's content."""
-    return (
-        repr(value[:40])
-        if isinstance(value, str)
-        else repr(value)
-        if type(value) in (bool, int, float)
-        else (type(value).__name__)
-    )

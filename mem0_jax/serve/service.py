@@ -13,10 +13,11 @@ import numpy as np
 from mem0_jax import __version__
 from mem0_jax.errors import UserError
 from mem0_jax.inference.engine import Engine, LostMemoryError
-from mem0_jax.inference.planning import Plan, Planner, PlannerError
+from mem0_jax.inference.planning import Plan, Planner, PlannerError, WarmsUp
 from mem0_jax.inference.session import Options, Pilot
 from mem0_jax.policies.bundle import Bundle
 from mem0_jax.serve.batcher import Batcher
+from mem0_jax.serve.client import MAX_DEPTH, MAX_ITEMS
 from mem0_jax.serve.metrics import Metrics
 from mem0_jax.serve.protocol import Limits, Message, RequestError, Reset, parse
 from mem0_jax.serve.sessions import Session, Sessions
@@ -74,10 +75,18 @@ class Service:
         """Warm, and the last step went well."""
         return self.ready.is_set() and not self.stopping and not (self._batcher and self._batcher.failing)
 
+    @property
+    def state(self) -> str:
+        """What it is doing, in words."""
+        if self.stopping:
+            return "stopping"
+        return "ready" if self.healthy else "its last step failed" if self.ready.is_set() else "warming up"
+
     def metadata(self) -> dict[str, Any]:
         """What a client is told first."""
         action = self.bundle.config.action
         options = {name: getattr(self.options, name) for name in self.options.__dataclass_fields__}
+        more = {"tokens": self.bundle.inputs.max_length, "items": MAX_ITEMS, "depth": MAX_DEPTH}
         return {
             "server": f"mem0-jax {__version__}",
             "policy": "mem0",
@@ -89,14 +98,16 @@ class Service:
             "planner": "server" if self.planner else "none",
             "sessions": self.sessions.slots,
             "idle_seconds": self.sessions.idle_seconds,
-            "limits": vars(self.limits),
+            "limits": vars(self.limits) | more,
         }
 
     async def start(self) -> None:
-        """Makes the engine, compiles its steps, and is ready."""
+        """Makes the engine, compiles its steps and those of a planner in this process, and is ready."""
         engine = await asyncio.to_thread(Engine, self.bundle, self.sessions.slots, growth=GROWTH, rows=self._rows)
         self._batcher = Batcher(engine, self._queue, self.metrics)
         await self._batcher.call(engine.warm_up)
+        if isinstance(self.planner, WarmsUp):
+            await asyncio.to_thread(self.planner.warm_up)
         self._sweeper = asyncio.create_task(self._sweep())
         self.ready.set()
 
@@ -206,6 +217,8 @@ class Service:
         if planner == "server" and self.planner is None:
             raise RequestError("bad_request", "this server has no planner: start it with --planner, or plan yourself")
         try:
+            if planner == "none":
+                self.bundle.processor.prompt(reset.task)
             pilot = Pilot(self.bundle, Options(**(vars(self.options) | dict(reset.options))), staged=planner != "none")
             pilot.reset(reset.task, reset.seed)
         except UserError as error:
@@ -227,6 +240,8 @@ class Service:
         repeated = not pilot.plan_needed and message.subtask == pilot.instruction  # its first answer was lost
         if message.type == "plan" and not (session.planner == "client" and (pilot.plan_needed or repeated)):
             raise RequestError("bad_request", "no subtask is needed from the client now")
+        for text in (message.prompt if not pilot.staged else None, message.subtask):
+            self.bundle.processor.prompt(text or "")  # refused before anything has changed
         if unseen:
             await asyncio.to_thread(_observe, pilot, unseen, message.prompt)
             session.image = unseen[-1]["observation"][self.camera]["rgb"]
@@ -239,6 +254,7 @@ class Service:
         seconds = time.perf_counter() - began
         if steps:
             session.seconds.append(seconds)
+            self.metrics.turn_ms.add(1000 * seconds)
         return answer | {"policy_timing": {"infer_ms": 1000 * seconds, "steps": steps}}
 
     def _unseen(self, pilot: Pilot, message: Message) -> tuple[Any, ...]:
@@ -262,12 +278,20 @@ class Service:
                     return steps
                 assert self.planner is not None
                 began = time.perf_counter()
-                pilot.planned(await _in_thread(self.planner.next_subtask, pilot.situation))
-                self.metrics.plan_seconds.observe(time.perf_counter() - began)
+                plan = await _in_thread(self.planner.next_subtask, pilot.situation)
+                self.metrics.planned(time.perf_counter() - began)
+                self._check_plan(plan)
+                pilot.planned(plan)
             if not pilot.step_needed(decide):
                 return steps
             pilot.receive(await self._batcher.step(pilot.request(decide)))
             steps += 1
+
+    def _check_plan(self, plan: Plan) -> None:
+        try:
+            self.bundle.processor.prompt(plan.subtask)
+        except UserError as error:
+            raise PlannerError(f"the planner's subtask cannot be followed: {error}") from None
 
 
 def _observe(pilot: Pilot, frames: tuple[Any, ...], prompt: str | None) -> None:

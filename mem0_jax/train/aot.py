@@ -7,6 +7,7 @@ consecutive frames, V views, P patches, S tokens, C action horizon.
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import os
 import re
 import tempfile
@@ -26,6 +27,8 @@ from mem0_jax.distributed.hlo import Collective, collectives
 from mem0_jax.distributed.layout import make_layout, mesh_text
 from mem0_jax.distributed.mesh import make_mesh, parse_mesh
 from mem0_jax.errors import UserError
+from mem0_jax.installed import how_to_install
+from mem0_jax.nn.numbers import same_numbers
 from mem0_jax.policies.base import Policy
 from mem0_jax.policies.mem0 import Mem0, Mem0Config
 from mem0_jax.train.flops import peak_flops, training_flops
@@ -145,9 +148,9 @@ def topology_devices(topology: str) -> tuple[str, list[Any]]:
     try:
         return kind, list(topologies.get_topology_desc(topology, platform="tpu").devices)
     except Exception as error:  # the plugin raises whatever its layers raise
+        if importlib.util.find_spec("libtpu") is None:
+            raise AotError(f"compiling for TPUs needs libtpu: {how_to_install('aot')}") from error
         first = (str(error).splitlines() or [""])[0]
-        if "libtpu" in first and "lockfile" not in first:
-            raise AotError(f"libtpu is missing: pip install 'mem0-jax[aot]' ({first})") from error
         raise AotError(f"topology {topology!r}: {first}") from error
 
 
@@ -169,6 +172,7 @@ def abstract_batch(config: Mem0Config, tokens: int, lanes: int, frames: int) -> 
     return {name: jax.ShapeDtypeStruct((lanes, frames, *shape), dtype) for name, (shape, dtype) in entries.items()}
 
 
+@same_numbers
 def compile_step(job: Job, topology: str, mesh: str = "") -> Compiled:
     """Compiles a job's training step for a slice.
 

@@ -8,12 +8,14 @@ file, or in a name, would otherwise load without complaint.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
+import shutil
 import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +26,11 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from mem0_jax import tree
+from mem0_jax.disk import explained
 from mem0_jax.errors import UserError
+from mem0_jax.store import check_folder
 from mem0_jax.train.state import TrainState
-from mem0_jax.train.watch import check_disk, tree_bytes
+from mem0_jax.train.watch import DiskFullError, check_disk, tree_bytes
 
 FORMAT_VERSION = 2
 _log = logging.getLogger(__name__)
@@ -66,19 +70,23 @@ class _Kept:
 class Checkpoints:
     """The checkpoints of one run in one folder; use it as a context manager, which waits for the last write."""
 
-    def __init__(self, directory: Path, keep: int, keep_best: int = 0) -> None:
+    def __init__(self, directory: Path, keep: int, keep_best: int = 0, read_only: bool = False) -> None:
         """Open `directory`, made if absent; unfinished writes go before the next save.
 
-        Stay: the `keep` newest, and the `keep_best` of the lowest score.
+        Stay: the `keep` newest, and the `keep_best` of the lowest score. With `read_only` nothing is changed, so that
+        the run may be under way.
         """
-        self._directory = directory.resolve()
+        self._read_only = read_only
+        self._directory = check_folder(directory.resolve(), joined=True)
         self._kept = _Kept(keep, keep_best)
         self._manager = ocp.CheckpointManager(
             self._directory,
             item_names=("state", "meta"),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=self._kept,
-                cleanup_tmp_directories=True,
+                cleanup_tmp_directories=not read_only,
+                read_only=read_only,
+                create=not read_only,
                 enable_async_checkpointing=True,
                 lightweight_initialize=True,  # a damaged checkpoint must not prevent opening the others
             ),
@@ -94,22 +102,34 @@ class Checkpoints:
     def __enter__(self) -> Checkpoints:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._manager.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            with self._failure_told():
+                self._manager.close()
+        except DiskFullError as error:
+            with contextlib.suppress(Exception):
+                self._manager.close()  # what the failure left open
+            if kind is None:
+                raise
+            _log.warning("%s", error)
 
     def save(self, state: TrainState, extra: Mapping[str, Any], score: float | None = None) -> None:
         """Save under `state.step`, unless that step is there already; returns once `state` may be donated.
 
         `extra` must be JSON values (TypeError otherwise), which may change afterwards. `score`, finite, is what
-        validation found, the lower the better. A failure of the write before is raised here.
+        validation found, the lower the better. That the disk refused the write before is a warning: this one counts.
 
         Raises:
-            DiskFullError: the disk has too little space for it. What is there stays.
+            DiskFullError: the disk has too little space for it, or refuses. What is there stays.
         """
         step = int(state.step)
+        try:
+            self.wait()
+        except DiskFullError as error:
+            _log.warning("%s", error)
         if step == self._manager.latest_step():
             return
-        check_disk(self._directory, tree_bytes(state), f"the checkpoint of step {step}")
+        check_disk(self._directory, tree_bytes(state), f"the checkpoint of step {step}", self._what_is_kept())
         flat = _flat(state)
         prints = _fingerprints(list(flat.values()))
         leaves = {p: [list(v.shape), str(v.dtype), f] for (p, v), f in zip(flat.items(), prints)}
@@ -119,16 +139,37 @@ class Checkpoints:
         # A copy: training goes on, and changes the log's lists, while this is written.
         sealed = {"crc32": _crc32(meta), "content": json.loads(json.dumps(meta))}
         args = ocp.args.Composite(state=ocp.args.StandardSave(tree.unflatten(flat)), meta=ocp.args.JsonSave(sealed))
-        self._manager.save(step, args=args, force=True)
+        with self._failure_told():
+            self._manager.save(step, args=args, force=True)
 
     def wait(self) -> None:
-        """Return once the latest checkpoint is completely written."""
-        self._manager.wait_until_finished()
+        """Return once the latest checkpoint is completely written. Raises DiskFullError where the disk refused it."""
+        with self._failure_told():
+            self._manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _failure_told(self) -> Iterator[None]:
+        """Makes one sentence of what a write that the disk refused raises, and clears away what it left."""
+        try:
+            yield
+        except Exception as error:  # the storage library raises whatever its many layers raise
+            if explained(error) is None:
+                raise
+            if jax.process_index() == 0:
+                for unfinished in self._directory.glob("*.orbax-checkpoint-tmp*"):
+                    shutil.rmtree(unfinished, ignore_errors=True)
+            self._manager.reload()
+            told = explained(error, f"a checkpoint in {self._directory}", self._what_is_kept())
+            raise DiskFullError(str(told)) from error
+
+    def _what_is_kept(self) -> str:
+        good = self._manager.latest_step()
+        return "no checkpoint is kept yet" if good is None else f"the last good checkpoint, of step {good}, is kept"
 
     def restore(self, template: TrainState) -> Restored | None:
         """Read the newest intact checkpoint; None if there is none at all.
 
-        A damaged one is moved aside, with a warning, and the one before is tried.
+        A damaged one is moved aside unless `read_only`, with a warning, and the one before is tried.
 
         Args:
             template: the state expected, as arrays or `jax.ShapeDtypeStruct`; those with a sharding are read into it.
@@ -143,10 +184,8 @@ class Checkpoints:
                 return self._read(step, template)
             except CorruptedError as error:
                 reasons.append(f"step {step}: {error}")
-                aside = self._move_aside(step)
-                _log.warning(
-                    "checkpoint of step %d is damaged (%s); moved to %s, trying the one before", step, error, aside
-                )
+                what = "left where it is" if self._read_only else f"moved to {self._move_aside(step)}"
+                _log.warning("checkpoint of step %d is damaged (%s); %s, trying the one before", step, error, what)
         if not steps:
             return None
         raise CheckpointError(

@@ -12,7 +12,9 @@ import jax
 
 from mem0_jax.config import to_dict
 from mem0_jax.data.pipeline import make_loader
+from mem0_jax.disk import disk_told, write_whole
 from mem0_jax.distributed.layout import Layout
+from mem0_jax.nn.numbers import same_numbers
 from mem0_jax.policies.base import Params
 from mem0_jax.policies.bundle import load_backbone, load_bundle, read_description, save_bundle
 from mem0_jax.policies.mem0 import Mem0, Mem0Config
@@ -25,11 +27,13 @@ from mem0_jax.train.lora import LoraPolicy
 from mem0_jax.train.prepare import Prepared, lane_source, make_run_layout, prepare
 from mem0_jax.train.sinks import open_sinks
 from mem0_jax.train.validation import Validation
+from mem0_jax.train.workdir import only_run
 
 BACKBONE = "backbone"
 _log = logging.getLogger(__name__)
 
 
+@same_numbers
 def train(job: Job, workdir: Path, progress: Sink | None = None) -> tuple[FitResult, Path]:
     """Train in `workdir`, or continue the run it holds; returns what `fit` does and the bundle's folder.
 
@@ -43,13 +47,12 @@ def train(job: Job, workdir: Path, progress: Sink | None = None) -> tuple[FitRes
     job, config = prepared.job, prepared.job.train_config()
     layout = make_run_layout(prepared)
     source = lane_source(prepared, layout)
-    workdir.mkdir(parents=True, exist_ok=True)
     trained_on, held_out = len(prepared.training.episodes), sum(len(part.episodes) for part in prepared.held_out)
     _log.info(
         "%d episodes to train on, %d held out; steps of %d lanes x %d frames; hardware %s",
         *(trained_on, held_out, job.lanes, job.frames, job.hardware),
     )
-    with open_sinks(job, workdir) as sinks:
+    with only_run(workdir), open_sinks(job, workdir) as sinks:
         extras = Extras(
             initial=initial_params(prepared, layout) if job.init_from else None,
             optimizer=partial(load_optimizer, job.init_from) if job.init_optimizer else None,
@@ -62,15 +65,19 @@ def train(job: Job, workdir: Path, progress: Sink | None = None) -> tuple[FitRes
         threads = None if job.data.threads < 0 else job.data.threads
         with make_loader(source, threads=threads, prefetch=job.data.prefetch) as loader:
             result = fit(prepared.policy, lambda: loader, config, workdir, progress, extras)
-    made = {"made_by": "mem0-jax train", "steps": config.steps, "init_from": job.init_from}
-    params = result.state.averaged_params if layout is None else layout.whole(result.state.averaged_params)
+        _write_bundle(prepared, layout, result, workdir)
+    return result, workdir / "bundle"
+
+
+def _write_bundle(prepared: Prepared, layout: Layout | None, result: FitResult, workdir: Path) -> None:
+    job, params = prepared.job, result.state.averaged_params
+    made = {"made_by": "mem0-jax train", "steps": job.train_config().steps, "init_from": job.init_from}
+    params = params if layout is None else layout.whole(params)
     bundle = prepared.bundle(params, made | {"datasets": list(job.data.datasets)})
     if jax.process_index() == 0:
-        unfinished = workdir / ".job.json.unfinished"
-        unfinished.write_text(json.dumps(to_dict(job), indent=1))
-        unfinished.rename(workdir / "job.json")
-        save_bundle(bundle, workdir / "bundle")
-    return result, workdir / "bundle"
+        with disk_told(workdir / "bundle", "the run is saved, and the same command writes the bundle"):
+            write_whole(workdir / "job.json", json.dumps(to_dict(job), indent=1))
+            save_bundle(bundle, workdir / "bundle")
 
 
 def initial_params(prepared: Prepared, layout: Layout | None = None) -> Callable[[jax.Array], Params]:

@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 
+from mem0_jax.disk import write_whole
 from mem0_jax.errors import UserError
 from mem0_jax.train.clock import Clock
 from mem0_jax.train.config import TrainConfig
@@ -152,7 +153,10 @@ class MetricsLog:
         except OSError as error:  # a full disk must not end the run: a later checkpoint may find room again
             _log.warning("the row of step %d is not written: %s", row["step"], error)
         for sink in self._sinks:
-            sink(finite)
+            try:
+                sink(finite)
+            except OSError as error:  # as above
+                _log.warning("a log besides the run's own lacks the row of step %d: %s", row["step"], error)
         return finite
 
     def _fetch(self) -> None:
@@ -222,6 +226,4 @@ def _truncate(path: Path, step: int) -> None:
     if not path.exists() or jax.process_index():
         return
     rows = [row for row in read_rows(path) if row["step"] <= step]
-    beside = path.with_name(path.name + ".tmp")
-    beside.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    os.replace(beside, path)
+    write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))

@@ -19,8 +19,10 @@ import numpy as np
 from tqdm import tqdm
 
 from mem0_jax import tree
+from mem0_jax.disk import DiskError, disk_told
 from mem0_jax.distributed.layout import Layout
 from mem0_jax.errors import UserError
+from mem0_jax.nn.numbers import same_numbers
 from mem0_jax.train.checkpoint import CheckpointError, Checkpoints, Restored
 from mem0_jax.train.config import OptimizerConfig, SettingsError, TrainConfig
 from mem0_jax.train.log import MetricsLog, Sink, read_rows
@@ -28,7 +30,6 @@ from mem0_jax.train.optim import OptimizerState, make_optimizer
 from mem0_jax.train.state import TrainState, create_params, create_state
 from mem0_jax.train.step import make_train_step
 from mem0_jax.train.watch import (
-    DiskFullError,
     Profiler,
     StopRequest,
     Watchdog,
@@ -37,6 +38,7 @@ from mem0_jax.train.watch import (
     out_of_memory,
     tree_bytes,
 )
+from mem0_jax.train.workdir import only_run
 
 if TYPE_CHECKING:
     from mem0_jax.policies.base import Policy
@@ -115,6 +117,7 @@ class Extras:
     layout: Layout | None = None
 
 
+@same_numbers
 def fit(
     policy: Policy,
     loader_factory: Callable[[], BatchIterator],
@@ -133,34 +136,46 @@ def fit(
         loader_factory: makes the batch iterator, standing at its beginning.
         config: see `TrainConfig`.
         workdir: folder of the run, made if absent: `checkpoints/`, `metrics.jsonl`, `validation.jsonl`; `hang.txt` and
-            `profile/` where asked for. Several processes share one folder, and process 0 writes the logs; but only one
-            run at a time.
+            `profile/` where asked for. The processes of a run share it, and process 0 writes the logs; another run is
+            refused while this one lives.
         progress: called with every row of the metrics log.
         extras: see `Extras`.
     Raises:
         CheckpointError: `workdir` holds a run with other settings or another model.
         DataError: the loader failed, ended before `config.steps`, or its batches have the wrong leading axes.
         DivergedError: the gradient stayed non-finite.
-        OutOfMemoryError, DiskFullError: as they say; the disk is looked at before the first step.
+        OutOfMemoryError: as it says.
+        LockedError: another run is under way in `workdir`.
+        DiskError: the disk refused; it is looked at before the first step. A checkpoint that cannot be written is a
+            warning, unless it is the last one.
         TrainingInterrupted: after Ctrl-C or SIGTERM, once the run is saved.
     """
     started = time.perf_counter()
     workdir = Path(workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
-    loader = loader_factory()
-    with Checkpoints(workdir / "checkpoints", config.keep, config.keep_best) as checkpoints, StopRequest() as stop:
-        run = _Run(policy, loader, config, workdir, checkpoints, progress, extras or Extras())
+    kept = f"what {workdir / 'checkpoints'} holds is kept, and the same command continues"
+    with (
+        only_run(workdir) as still_ours,
+        disk_told(workdir, kept),
+        Checkpoints(workdir / "checkpoints", config.keep, config.keep_best) as checkpoints,
+        StopRequest() as stop,
+    ):
+        run = _Run(policy, loader_factory(), config, workdir, checkpoints, progress, extras or Extras())
+        run.before_save = still_ours
         with run.bar, run.watchdog:
-            while run.step < config.steps:
+            stopped = False
+            while run.step < config.steps and not stopped:
                 run.advance()
-                if stop.reached(run.step) and run.step < config.steps:
-                    run.save()
-                    checkpoints.wait()
-                    raise TrainingInterrupted(
-                        f"stopped after step {run.step} of {config.steps}, saved in {workdir}; "
-                        "run the same command again to continue from there"
-                    )
-            run.finish()
+                stopped = stop.reached(run.step)
+            if run.step < config.steps:
+                run.save()
+                checkpoints.wait()
+            else:
+                run.finish()
+    if stopped or stop.requested:  # at the end as well: what the caller goes on to is not what was asked for
+        raise TrainingInterrupted(
+            f"stopped after step {run.step} of {config.steps}, saved in {workdir}; "
+            "run the same command again to continue from there"
+        )
     rows = read_rows(workdir / "metrics.jsonl")
     return FitResult(run.state, rows, run.resumed_from, time.perf_counter() - started, run.compile_seconds)
 
@@ -203,6 +218,7 @@ class _Run:
         self._in_flight: deque[jax.Array] = deque()
         self._row_due: int | None = None
         self._first = self.step
+        self.before_save: Callable[[], None] = lambda: None
 
     def _start(self, policy: Policy, workdir: Path, extras: Extras) -> tuple[Restored | None, Any]:
         """Make or restore the state; returns what was restored, and the optimizer."""
@@ -296,6 +312,8 @@ class _Run:
 
     def _take_step(self, batch: dict[str, np.ndarray], waited: float) -> None:
         placed = batch if self._layout is None else self._layout.batch(batch, self._config.lanes)
+        if self.step == self._first:
+            _log.info("compiling the first step, which may take minutes")
         self.state, metrics = self._train_step(self.state, placed)
         self._write_due_row()  # of the steps before, while the device works on this one
         self.step += 1
@@ -319,12 +337,13 @@ class _Run:
     def _save_if_there_is_room(self, validated: dict[str, float] | None) -> None:
         try:
             self.save(validated)
-        except DiskFullError as error:
+        except DiskError as error:
             # Stopping would lose what a later checkpoint may save, once there is room again.
             _log.warning("step %d is not saved: %s", self.step, error)
 
     def save(self, validated: Mapping[str, float] | None = None) -> None:
         """Write the row that is due, if any, then checkpoint the present step."""
+        self.before_save()
         self.watchdog.pause()
         self._settle()
         self._write_due_row()

@@ -14,6 +14,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from mem0_jax.backbones.qwen3_vl.processor import Processor, load_tokenizer, token_ids, word_tokenizer
+from mem0_jax.data.joint_names import check_names
 from mem0_jax.data.lanes import LaneSource
 from mem0_jax.data.mixture import Mixture
 from mem0_jax.data.normalize import Normalizer, NormStats
@@ -59,7 +60,7 @@ class Prepared:
     def inputs(self) -> Inputs:
         """How the deployed policy prepares observations."""
         data = self.job.data
-        return Inputs(data.camera_size, data.deploy_resample, data.max_length, data.normalization)
+        return Inputs(data.camera_size, data.deploy_resample, data.max_length, data.normalization, data.camera)
 
     def bundle(self, params: Params, provenance: dict[str, Any]) -> Bundle:
         """The plain policy of trained parameters, low-rank factors merged, with all it needs."""
@@ -83,6 +84,8 @@ def prepare(job: Job) -> Prepared:
     data = job.data
     with told_to_the_user():
         split = [hold_out(open_dataset(folder), data.held_out, data.seed) for folder in data.datasets]
+        for dataset, _ in split:
+            check_names(dataset)
         training, held_out = ([pair[i] for pair in split] for i in (0, 1))
         stats = NormStats.load(data.norm_stats) if data.norm_stats else NormStats.from_datasets(cast(Any, training))
         mixed = Mixture(training, data.weights or None) if len(training) > 1 else training[0]

@@ -6,6 +6,7 @@ A row is a dict with `step`; every number of it becomes a scalar at that step.
 from __future__ import annotations
 
 import importlib
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -15,7 +16,9 @@ from typing import Any
 import jax
 
 from mem0_jax.config import to_dict
+from mem0_jax.disk import safe_name, write_whole
 from mem0_jax.errors import UserError
+from mem0_jax.installed import how_to_install
 from mem0_jax.train.log import Sink
 
 
@@ -36,16 +39,30 @@ def open_sinks(job: Any, workdir: Path) -> Iterator[tuple[Sink, ...]]:
 
 @contextmanager
 def _tensorboard(job: Any, workdir: Path) -> Iterator[Sink]:
-    writer = _library("tensorboardX", "tensorboard").SummaryWriter(str(workdir / "tensorboard"))
+    _library("tensorboardX", "tensorboard")
+    # Not its SummaryWriter, whose thread ends where the disk is full and then lets the run wait for ever.
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
+    from tensorboardX.summary import scalar
+
+    folder, files = workdir / "tensorboard", []
+    folder.mkdir(exist_ok=True)
 
     def write(row: dict[str, Any]) -> None:
-        for name, value in _numbers(row):
-            writer.add_scalar(name, value, row["step"])
+        try:
+            files[:] = files or [EventsWriter(str(folder / "events"), f".{uuid.uuid4().hex[:8]}")]
+            for name, value in _numbers(row):
+                files[0].write_event(Event(wall_time=time.time(), step=row["step"], summary=scalar(name, value)))
+            files[0].flush()
+        except OSError:
+            files.clear()  # behind half a record nothing could be read: the next row begins another file
+            raise
 
     try:
         yield write
     finally:
-        writer.close()
+        for file in files:
+            file.close()
 
 
 @contextmanager
@@ -53,13 +70,13 @@ def _wandb(job: Any, workdir: Path) -> Iterator[Sink]:
     wandb = _library("wandb", "wandb")
     identity = workdir / "wandb_id.txt"  # so that a continued run continues its curves
     if not identity.exists():
-        identity.write_text(uuid.uuid4().hex[:8])
+        write_whole(identity, uuid.uuid4().hex[:8])
     run = wandb.init(
         project=job.train.project,
         id=identity.read_text().strip(),
         resume="allow",
         dir=str(workdir),
-        name=workdir.resolve().name,
+        name=safe_name(workdir.resolve().name),
         config=to_dict(job),
     )
 
@@ -76,7 +93,7 @@ def _library(module: str, extra: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError:
-        raise UserError(f"train.log_to: {module} is not installed; pip install 'mem0-jax[{extra}]'") from None
+        raise UserError(f"train.log_to: {module} is not installed: {how_to_install(extra)}") from None
 
 
 def _numbers(row: dict[str, Any]) -> Sequence[tuple[str, float]]:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import jax
 from tqdm import tqdm
+
+from mem0_jax.progress import duration
 
 _log = logging.getLogger(__name__)
 
 
 class _AboveTheBar(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
+        with suppress(OSError):  # a log on a full disk must not end the run
+            tqdm.write(self.format(record), file=sys.stderr)
 
 
 @contextmanager
@@ -62,10 +65,3 @@ def row_line(row: dict[str, Any], steps: int) -> str:
 def number(value: float | None) -> str:
     """Four digits of it; None is a mean over nothing that was finite."""
     return "not finite" if value is None else f"{value:.4g}" if abs(value) < 1e4 else f"{value:.0f}"
-
-
-def duration(seconds: float) -> str:
-    """`"45 s"`, `"12 min 3 s"` or `"18 h 5 min"`."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

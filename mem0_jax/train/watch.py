@@ -19,7 +19,9 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from mem0_jax.disk import DiskError
 from mem0_jax.errors import UserError
+from mem0_jax.units import size
 
 _log = logging.getLogger(__name__)
 
@@ -28,8 +30,8 @@ class OutOfMemoryError(UserError):
     """The device's memory does not suffice; the message holds the memory plan."""
 
 
-class DiskFullError(UserError):
-    """A checkpoint does not fit on the disk."""
+class DiskFullError(DiskError):
+    """A checkpoint does not fit on the disk, or could not be written."""
 
 
 class StopRequest:
@@ -160,8 +162,8 @@ def out_of_memory(error: Exception, plan: Mapping[str, int]) -> OutOfMemoryError
     text = str(error)
     if "RESOURCE_EXHAUSTED" not in text and "out of memory" not in text.lower():
         return None
-    lines = [f"  {name:<20} {size / 2**30:9.3f} GiB" for name, size in plan.items()]
-    lines.append(f"  {'all of these':<20} {sum(plan.values()) / 2**30:9.3f} GiB, and activations")
+    lines = [f"  {name:<20} {size(count, True):>12}" for name, count in plan.items()]
+    lines.append(f"  {'all of these':<20} {size(sum(plan.values()), True):>12}, and activations")
     first = next(line for line in text.splitlines() if line.strip())
     return OutOfMemoryError(
         f"out of memory: {first[:300]}\nA step needs, over {jax.device_count()} device(s):\n"
@@ -171,13 +173,16 @@ def out_of_memory(error: Exception, plan: Mapping[str, int]) -> OutOfMemoryError
     )
 
 
-def check_disk(folder: Path, needed: int, what: str) -> None:
-    """Raise DiskFullError if the disk of `folder` has less than `needed` bytes free; all processes of a run agree."""
+def check_disk(folder: Path, needed: int, what: str, kept: str = "") -> None:
+    """Raise DiskFullError if the disk of `folder` has less than `needed` bytes free; all processes of a run agree.
+
+    `what` needs them; `kept` says what is not lost.
+    """
     free = shutil.disk_usage(folder).free
     if jax.process_count() > 1:
         free = 2**20 * int(multihost_utils.broadcast_one_to_all(np.int32(free // 2**20)))
     if free < needed:
         raise DiskFullError(
-            f"{folder}: {what} needs {needed / 2**30:.2f} GiB, the disk has {free / 2**30:.2f} GiB free; "
-            "make room, or continue in a folder on another disk"
+            f"{folder}: {what} needs {size(needed, True)}, the disk has {size(free, True)} free; "
+            f"{kept and kept + '; '}make room, or continue in a folder on another disk"
         )

@@ -56,10 +56,11 @@ class Model:
 
     def observe(self, observation: Mapping[str, Any]) -> None:
         """Shows the policy a frame."""
-        key = self.settings.camera_key
+        key = self.settings.camera_key or self.camera
         if key not in observation["observation"]:
             found = ", ".join(sorted(observation["observation"]))
-            raise SettingsError(f"camera_key is {key!r}; the observation has {found}")
+            what = f"camera_key is {key!r}" if self.settings.camera_key else f"the policy was trained on {key!r}"
+            raise SettingsError(f"{what}; the observation has {found}: set camera_key")
         self.fresh = False
         view = {"observation": {self.camera: observation["observation"][key]}}
         self.policy.observe({**view, "joint_action": observation["joint_action"]})

@@ -38,7 +38,7 @@ class Settings:
     server: str | None = None
     execution_ckpt: str | None = None
     state_stats_path: str | None = None
-    camera_key: str = "head_camera"
+    camera_key: str | None = None
     action_horizon: int | None = None
     threshold: int = 2
     task_type: str | None = None

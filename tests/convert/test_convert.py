@@ -283,7 +283,7 @@ def test_killed_halfway_leaves_no_bundle_and_the_next_run_succeeds(tensors, tmp_
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert not out.exists()
-    assert len(list(tmp_path.glob("bundles/.wide.*"))) == 1
+    assert len(list(tmp_path.glob("bundles/.wide.unfinished*"))) == 1
     subprocess.run(words, cwd=tmp_path, check=True, stdout=subprocess.DEVNULL)
     assert [path.name for path in (tmp_path / "bundles").iterdir()] == ["wide"]
     np.testing.assert_array_equal(open_source(out).tensors[name].read(), wide[name])
@@ -308,3 +308,17 @@ def test_other_weights_fail_a_gate(tmp_path):
     golden.params = load_bundle(tmp_path / "later").params
     replay_forward(golden, report)
     assert not report.passed
+
+
+def test_a_part_of_the_parameters_that_is_missing_or_something_else_is_named(bundle, tmp_path, capsys):
+    bundle = shutil.copytree(bundle, tmp_path / "bundle")
+    chunk = next(path for path in (bundle / "params").rglob("0.0") if "embed_tokens" in str(path))
+    for damage in (b"version https://git-lfs.github.com/spec/v1\n", None):
+        chunk.unlink() if damage is None else chunk.write_bytes(damage)
+        capsys.readouterr()
+        assert convert(bundle, tmp_path / "out.pt", "--to", "torch") == 1
+        error = capsys.readouterr().err
+        assert "params: backbone/language_model/embed_tokens/embedding is damaged, copy it again" in error
+        assert not (tmp_path / "out.pt").exists()
+        with pytest.raises(BundleError, match=r"params cannot be read .*damaged\? Copy it again"):
+            load_bundle(bundle)

@@ -303,3 +303,10 @@ def test_cancel_stops_and_faults_come_out_of_result(tmp_path):
     paths[1].unlink()
     with pytest.raises(PartsError, match=r"x\.pt\.part01: cannot be read: No such file"):
         Digest(parts).result()
+
+
+def test_a_pointer_in_the_place_of_a_part_is_named(tmp_path):
+    (tmp_path / "x.pt.partaa").write_bytes(bytes(500))
+    (tmp_path / "x.pt.partab").write_bytes(b"version https://git-lfs.github.com/spec/v1\nsize 12345\n")
+    with pytest.raises(PartsError, match=r"x\.pt\.partab is a Git LFS pointer \(12345 bytes are elsewhere\)"):
+        Parts.open(tmp_path / "x.pt.partaa")

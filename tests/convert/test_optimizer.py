@@ -136,6 +136,11 @@ def test_without_the_runs_settings_the_learning_rates_contradict():
     assert isinstance(job.config, Mem0Config)
     with pytest.raises(ConversionError, match="by a cosine schedule of 50000 steps: give the run's own settings"):
         read_training(source, job.config, mem0_rules(job.config), job.plan, Settings(values))
+    for wrong in ({"total_steps": float("inf")}, {"train_steps": "many"}, {"min_lr": [1e-6]}, {"warmup_ratio": 2}):
+        with pytest.raises(ConversionError, match=r"cannot go on with the run's settings in c\.json \(\w+: "):
+            read_training(
+                source, job.config, mem0_rules(job.config), job.plan, Settings(values, "c.json", training=wrong)
+            )
 
 
 def test_a_checkpoint_without_optimizer_is_refused(tmp_path):

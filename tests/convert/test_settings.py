@@ -1,5 +1,6 @@
 """Configurations from shapes, files and the released models."""
 
+import copy
 import gzip
 import json
 from pathlib import Path
@@ -137,6 +138,87 @@ def test_hostile_settings_files(tmp_path, content, name):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ConversionError, match=name):
         read_settings(tmp_path / name)
+
+
+GOLDEN_CONFIG = json.loads((GOLDEN / "config.json").read_text())
+
+
+def edited(path: str, value) -> dict:
+    """The golden configuration with one entry `a.b.c` of another value."""
+    config = copy.deepcopy(GOLDEN_CONFIG)
+    *outer, last = path.split(".")
+    node = config
+    for key in outer:
+        node = node[key]
+    node[last] = value
+    return config
+
+
+EDITED = {  # entry -> values, and what is said of each beside the value
+    "backbone": ([[1], "x", 3, []], "backbone: expected a mapping"),
+    "backbone.text": ([None, 3, [1], "x"], "backbone.text: expected a mapping"),
+    "backbone.text.rope_theta": ([-1, 0, {"a": 1}, None, [1]], "rope_theta: expected"),
+    "backbone.text.mrope_section": ([[10, -1, -1]], "mrope_section: expected numbers in"),
+    "backbone.text.tie_word_embeddings": (["false", 0], "tie_word_embeddings: expected bool"),
+    "backbone.vision.num_heads": ([0, -4], "num_heads: expected a number in"),
+    "backbone.vision.deepstack_visual_indexes": ([[1, 1, 2], [3, 2, 1]], "must rise"),
+    "backbone.tokens": ([[1], None], "backbone.tokens: expected a mapping"),
+    "backbone.tokens.image": ([-1, 293, 300, 151655], "image"),
+    "memory_bank": ([[], 0, "x"], "memory_bank: expected a mapping"),
+    "memory_bank.num_heads": ([0, -1, 5], "num_heads"),
+    "memory_bank.window_size": ([0, -1, {"a": 1}], "window_size: expected"),
+    "memory_bank.memory_accumulation": ([-1], "memory_accumulation: expected a number in"),
+    "action_model.diffusion_model_cfg": ([[1], "x", 3], "action_model.diffusion_model_cfg: expected a mapping"),
+    "action_model.action_model_type": ([[1], {"a": 1}], "action_model_type: expected one of"),
+    "action_model.attention_head_dim": ([13], "48 is not 4 heads of 13"),
+    "action_model.num_attention_heads": ([0, [1], "4"], "num_attention_heads"),
+    "action_model.action_horizon": ([0, -3], "action_model.action_horizon"),
+    "action_model.num_inference_timesteps": ([0, -1], "action_model.num_inference_timesteps"),
+    "action_model.num_timestep_buckets": ([0], "action_model.num_timestep_buckets"),
+    "action_model.noise_s": ([0, -1], "action_model.noise_s"),
+    "action_model.noise_beta_alpha": ([-1, 0, "x"], "noise_beta_alpha"),
+    "action_model.dropout": ([2.0, 1], "dropout: expected a number in [0, 1)"),
+    "classifier.threshold": ([7], "threshold: expected a number in [0, 1]"),
+    "classifier.hidden_sizes": ([[], [0]], "hidden_sizes"),
+    "loss_weights.lambda_action": ([-1], "lambda_action: expected"),
+}
+
+
+@pytest.mark.parametrize(("path", "value"), [(path, value) for path, (values, _) in EDITED.items() for value in values])
+def test_one_edited_value_is_refused_in_a_sentence(tiny, tmp_path, path, value):
+    config, file = edited(path, value), tmp_path / "c.json"
+    if path == "action_model.num_attention_heads":  # else the width alone contradicts it
+        del config["action_model"]["attention_head_dim"]
+    file.write_text(json.dumps(config))
+    with pytest.raises(ConversionError) as caught:
+        mem0_config(tiny, read_settings(file))
+    assert EDITED[path][1] in str(caught.value)
+    assert str(file) in str(caught.value)
+
+
+def test_an_entry_that_looks_like_a_path(tmp_path):
+    (tmp_path / "c.json").write_text(json.dumps({"backbone": {"text": {"rope_theta": 1e4, "rope_theta.x": 1}}}))
+    with pytest.raises(ConversionError, match=r"backbone\.text: unknown entry 'rope_theta\.x'"):
+        read_settings(tmp_path / "c.json")
+
+
+def test_values_that_switch_something_off_are_taken(tiny, tmp_path):
+    for path, name in (("memory_bank.memory_accumulation", "memory"), ("classifier.focal_gamma", "classifier")):
+        (tmp_path / "c.json").write_text(json.dumps(edited(path, 0)))
+        config = mem0_config(tiny, read_settings(tmp_path / "c.json"))
+        assert getattr(getattr(config, name), path.rpartition(".")[2]) == 0
+
+
+def test_half_of_the_time_law_keeps_the_other_half(tiny, tmp_path):
+    (tmp_path / "c.json").write_text(json.dumps(edited("action_model.noise_beta_beta", 2.0)))
+    assert mem0_config(tiny, read_settings(tmp_path / "c.json")).flow.time_beta == (1.5, 2.0)
+
+
+@pytest.mark.parametrize(("part", "value"), [("memory", None), ("memory", [1]), ("backbone", 3), ("flow", "x")])
+def test_the_configuration_of_a_bundle_with_other_parts(tmp_path, part, value):
+    (tmp_path / "c.json").write_text(json.dumps({"format_version": 1, "config": {part: value}}))
+    with pytest.raises(ConversionError, match=rf"c\.json: {part}: expected a mapping of settings, got "):
+        read_settings(tmp_path / "c.json")
 
 
 def test_a_hugging_face_configuration(tmp_path):

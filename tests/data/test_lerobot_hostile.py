@@ -1,6 +1,7 @@
 """Datasets from strangers: bad images, tables and templates end in an error at once, and never fill memory."""
 
 import io
+import json
 import shutil
 import tracemalloc
 from pathlib import Path
@@ -12,6 +13,7 @@ from episodes import ASSETS
 from layouts import edit_info, png, simple
 from PIL import Image
 
+from mem0_jax.data.check import check_dataset
 from mem0_jax.data.files import DatasetError
 from mem0_jax.data.lerobot import LeRobotDataset
 
@@ -37,24 +39,27 @@ def bomb() -> bytes:
     return buffer.getvalue()
 
 
-def gif() -> bytes:
+def ico() -> bytes:
     buffer = io.BytesIO()
-    Image.new("RGB", (6, 4)).save(buffer, "GIF")
+    Image.new("RGB", (6, 4)).save(buffer, "ICO")
     return buffer.getvalue()
 
 
 @pytest.mark.parametrize(
     ("cell", "message"),
     [
-        ({"bytes": png(1, 1)[:45], "path": None}, "not a readable PNG or JPEG"),
-        ({"bytes": b"", "path": None}, "not a readable PNG or JPEG"),
-        ({"bytes": gif(), "path": None}, "not a readable PNG or JPEG"),
+        ({"bytes": png(1, 1)[:45], "path": None}, "not a readable picture: a PNG that is damaged or cut off"),
+        ({"bytes": b"", "path": None}, "not a readable picture: it is empty"),
+        ({"bytes": b"?" * 99, "path": None}, "not a readable picture.*expected PNG, JPEG"),
+        ({"bytes": ico(), "path": None}, "it is an ICO; expected PNG, .* convert the pictures to PNG"),
         (bomb, "9000x9000.*declares"),
         ({"bytes": None, "path": None}, "bytes and path"),
         (None, "bytes and path"),
         ({"bytes": None, "path": "../../secret.png"}, "leads outside"),
         ({"bytes": None, "path": "/etc/hostname"}, "leads outside"),
+        ({"bytes": None, "path": "C:/secret.png"}, "leads outside"),
         ({"bytes": None, "path": "images/none.png"}, "neither"),
+        ({"bytes": None, "path": "no\0name.png"}, "no name of a file"),
     ],
 )
 def test_bad_images_name_episode_and_frame(tmp_path, cell, message):
@@ -89,9 +94,6 @@ def test_an_image_may_lie_beside_the_parquet_file(tmp_path):
         ({"chunks_size": 0}, "chunks_size is 0"),
         ({"features": []}, "features is missing or empty"),
         ({"features": {"x": 3}}, "'x' has no dtype"),
-        ({"features": {"x": {"dtype": "object", "shape": [1]}}}, "unknown dtype 'object'"),
-        ({"features": {"x": {"dtype": "float32", "shape": [2**40]}}}, "cannot be meant"),
-        ({"features": {"x": {"dtype": "float32", "shape": [-1]}}}, "positive integers"),
         ({"features": {"x": {"dtype": "video", "shape": [10**6, 10**6, 3]}}}, "up to 8192 pixels"),
         ({"features": {"../x": {"dtype": "video", "shape": [8, 8, 3]}}}, "slash"),
         ({"data_path": None}, "data_path"),
@@ -108,6 +110,24 @@ def test_hostile_info(copy, changes, message):
     edit_info(root, **changes)
     with pytest.raises(DatasetError, match=message):
         LeRobotDataset(root)
+
+
+@pytest.mark.parametrize(
+    ("feature", "message"),
+    [
+        ({"dtype": "object", "shape": [1]}, "'object'"),
+        ({"dtype": "float32", "shape": [2**40]}, "cannot be meant"),
+        ({"dtype": "float32", "shape": [-1]}, "positive integers"),
+    ],
+)
+def test_a_feature_that_cannot_be_is_refused_where_it_is_asked_for(copy, feature, message):
+    root = copy("lerobot_v21")
+    features = json.loads((root / "meta/info.json").read_text())["features"]
+    edit_info(root, features=features | {"x": feature})
+    dataset = LeRobotDataset(root)
+    assert dataset.column("action").shape == (435, 16)
+    with pytest.raises(DatasetError, match=f"'x'.*{message}"):
+        dataset.column("x")
 
 
 @pytest.mark.parametrize(
@@ -179,5 +199,21 @@ def test_columns_of_another_kind_are_named(tmp_path, column, value, message):
     path = root / "data/chunk-000/file-000.parquet"
     table = pq.read_table(path)
     pq.write_table(table.set_column(table.column_names.index(column), column, value), path)
+
+    def read() -> None:
+        dataset = LeRobotDataset(root)
+        dataset.texts(column) if column == "note" else dataset.column(column)
+
     with pytest.raises(DatasetError, match=f"{column}.*{message}"):
-        LeRobotDataset(root)
+        read()
+
+
+@pytest.mark.parametrize("name", ["lerobot_v21", "lerobot_v30"])
+def test_pointers_in_the_place_of_tables_are_named(copy, name):
+    root = copy(name)
+    for path in sorted(path for path in root.rglob("*") if path.suffix in (".json", ".jsonl", ".parquet")):
+        whole = path.read_bytes()
+        path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12345\n")
+        messages = [finding.to_json()["message"] for finding in check_dataset(root).findings]
+        assert any("is a Git LFS pointer" in text for text in messages), (path, messages)
+        path.write_bytes(whole)

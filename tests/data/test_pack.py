@@ -1,6 +1,5 @@
 """Packing: exact columns, close pictures, the same lanes, TFDS, interruption, damage."""
 
-import fcntl
 import json
 import resource
 import shutil
@@ -24,6 +23,8 @@ from mem0_jax.data.lerobot_writer import LeRobotWriter
 from mem0_jax.data.pack import PackError, pack, read_columns
 from mem0_jax.data.packed import PackedDataset
 from mem0_jax.data.pictures import open_frames
+from mem0_jax.installed import how_to_install
+from mem0_jax.lock import LockedError
 
 pytest.importorskip("array_record.python.array_record_module", reason="packing needs mem0-jax[pack]")
 
@@ -333,12 +334,19 @@ def test_other_settings_do_not_continue(tmp_path):
         pack(LeRobotDataset(ASSETS / "lerobot_v30"), out, quality=95)
 
 
-def test_one_at_a_time(recorded, tmp_path):
-    (tmp_path / ".out.partial/unfinished").mkdir(parents=True)
-    with (tmp_path / ".out.partial/unfinished/lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(PackError, match="another process"):
-            pack(recorded, tmp_path / "out")
+def test_one_at_a_time(tmp_path, uninterrupted):
+    source, out = ASSETS / "lerobot_v30", tmp_path / "out"
+    process = subprocess.Popen([sys.executable, "-c", PROGRAM, source, out], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while not (tmp_path / ".out.partial").exists() and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGSTOP)
+    with pytest.raises(LockedError, match=rf"out is in use by process {process.pid} of .*: wait for it, stop it"):
+        pack(LeRobotDataset(source), out)
+    process.send_signal(signal.SIGCONT)
+    assert process.wait(300) == 0
+    assert contents(out) == uninterrupted
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 # The command
@@ -384,7 +392,7 @@ def test_command_keeps_what_is_there(recorded, tmp_path, capsys):
 def test_missing_package_is_named(recorded, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "array_record.python.array_record_module", None)
     assert main(["data", "pack", str(recorded.root), str(tmp_path / "out")]) == 1
-    assert "pip install 'mem0-jax[pack]'" in capsys.readouterr().err
+    assert how_to_install("pack") in capsys.readouterr().err
 
 
 def test_a_full_disk_is_said(recorded, tmp_path):

@@ -18,6 +18,7 @@ from rmbench_files import RECORDINGS, run_import, write_copy
 
 from mem0_jax.data.lerobot import LeRobotDataset
 from mem0_jax.data.rmbench import Recording, RmbenchError
+from mem0_jax.installed import how_to_install
 
 # Damage
 
@@ -256,4 +257,4 @@ def test_pictures_of_two_sizes_are_refused(tmp_path, raw, capsys):
 def test_missing_h5py_names_the_extra(monkeypatch, tmp_path, raw, capsys):
     monkeypatch.setitem(sys.modules, "h5py", None)
     assert run_import(raw[0] / "put_back_block", tmp_path / "out", "--workers", 1) == 1
-    assert "pip install 'mem0-jax[rmbench]'" in capsys.readouterr().err
+    assert how_to_install("rmbench") in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import re
 import shutil
 from html.parser import HTMLParser
@@ -96,6 +97,22 @@ def test_numbers_are_those_of_the_data(real, truth, tmp_path):
     for text in set(truth["task"].tolist()):
         mine = truth["task"] == text
         assert texts[text] == (len(set(truth["episode_index"][mine].tolist())), int(mine.sum()))
+
+
+def test_vectors_of_one_number_are_shown(tmp_path):
+    root = Path(shutil.copytree(ASSETS / "lerobot_v21_cameras", tmp_path / "set"))
+    info = json.loads((root / "meta/info.json").read_text())
+    for key in ("observation.state", "action"):
+        info["features"][key] |= {"shape": [1], "names": ["gripper"]}
+        for path in (root / "data").rglob("*.parquet"):
+            table = pq.read_table(path)
+            numbers = pa.array([row[0] for row in table[key].to_pylist()], pa.float32())
+            pq.write_table(table.set_column(table.column_names.index(key), key, numbers), path)
+    (root / "meta/info.json").write_text(json.dumps(info))
+    histograms = show_dataset(root, tmp_path / "a.html").histograms
+    assert [row.name for row in histograms["action"]] == ["gripper"]
+    assert {"observation.state", "action"} <= histograms.keys()
+    assert not {"episode_index", "frame_index", "index", "task_index", "timestamp"} & histograms.keys()
 
 
 def test_strips_hold_the_subtasks_and_their_ends(real, truth, tmp_path):

@@ -58,7 +58,7 @@ def test_statistics_do_not_depend_on_how_frames_are_split(datasets, cuts, random
 
     class Piece:
         def __init__(self, rows):
-            self.rows, self.root = rows, datasets[0].root
+            self.rows, self.root, self.features = rows, datasets[0].root, datasets[0].features
 
         def column(self, key):
             return datasets[0].column(key)[self.rows]
@@ -125,7 +125,7 @@ def test_nan_is_named_with_dataset_episode_and_frame(datasets):
         return x
 
     class Broken:
-        root, episodes = datasets[1].root, datasets[1].episodes
+        root, episodes, features = datasets[1].root, datasets[1].episodes, datasets[1].features
 
     broken = Broken()
     broken.column = column  # pyright: ignore

@@ -158,7 +158,10 @@ def _leaves(tree: dict, prefix: str = "") -> dict:
     return leaves
 
 
-def test_a_failing_arm_is_reported_with_its_log(tmp_path: Path):
+def test_a_failing_arm_says_why_or_is_reported_with_its_log(tmp_path: Path):
     demo = open_demo(tmp_path / "run", "put_back_block", 0, tiny_config())  # nothing recorded: training cannot start
-    with pytest.raises(UserError, match="with_memory ended with code"):
+    with pytest.raises(UserError, match=r"dataset/meta/info\.json is missing"):
+        run_arms(demo)
+    (demo.out / "settings.json").unlink()
+    with pytest.raises(UserError, match=r"(?s)with_memory ended with code 1; the end of .*FileNotFoundError"):
         run_arms(demo)

@@ -2,21 +2,13 @@
 
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
+from tiny import mem0_bundle
 
-from mem0_jax.backbones.qwen3_vl.config import Qwen3VLConfig, TextConfig, VisionConfig
-from mem0_jax.backbones.qwen3_vl.processor import token_ids, word_tokenizer
-from mem0_jax.data.normalize import NormStats
 from mem0_jax.envs import Expert, frame_oracle, make, rollout
 from mem0_jax.eval.report import Arm, Attention, Curve, Facts, Results, Video
-from mem0_jax.heads.classifier import ClassifierConfig
-from mem0_jax.heads.dit import DiTConfig
-from mem0_jax.heads.flow import FlowConfig
-from mem0_jax.memory.bank import MemoryConfig
-from mem0_jax.policies.bundle import Bundle, Inputs, save_bundle
-from mem0_jax.policies.mem0 import Mem0, Mem0Config
+from mem0_jax.policies.bundle import Bundle, save_bundle
 
 EPISODES = 12
 
@@ -64,24 +56,8 @@ def results() -> Results:
 @pytest.fixture(scope="session")
 def bundle() -> Bundle:
     """A tiny untrained policy that knows the built-in tasks' words."""
-    tokenizer = word_tokenizer(["put the block back where it was", "press the button", "press the confirm button"])
-    config = Mem0Config(
-        Qwen3VLConfig(
-            TextConfig(32, 1, 2, 1, 16, 32, tokenizer.get_vocab_size(), 1e4, (4, 2, 2)),
-            VisionConfig(1, 32, 32, 2, 64, (0,), 16, 1, 2, 32),
-            token_ids(tokenizer),
-        ),
-        MemoryConfig(4, 2),
-        FlowConfig(solver_steps=2),
-        DiTConfig(32, 2, 2, 32, 32, 32, horizon=3),
-        ClassifierConfig((96, 16)),
-        image_size=(64, 64),
-        dtype="float32",
-    )
-    span = {"min": np.full(16, -1.5), "max": np.full(16, 1.5)}
-    params = jax.jit(Mem0(config).init)(jax.random.key(0))
-    inputs = Inputs((64, 64), "bilinear", 24)
-    return Bundle(config, params, NormStats(span, span), tokenizer, inputs, {"made_by": "a test"})
+    texts = ["put the block back where it was", "press the button", "press the confirm button"]
+    return mem0_bundle(texts, provenance={"made_by": "a test"})
 
 
 @pytest.fixture(scope="session")

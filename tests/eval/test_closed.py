@@ -11,10 +11,13 @@ import pytest
 from mem0_jax.cli import main
 from mem0_jax.envs import make
 from mem0_jax.envs.put_back_block import PutBackBlock
+from mem0_jax.errors import UserError
 from mem0_jax.eval.closed import LocalPlayer, Variant, begin, memory_ablation, play_all
 from mem0_jax.eval.lockstep import play
+from mem0_jax.eval.rollout import evaluate
 from mem0_jax.inference.planning import PlannerError
 from mem0_jax.inference.session import Options
+from mem0_jax.policies.bundle import load_bundle, save_bundle
 
 SEEDS = (300, 301, 302)
 
@@ -45,11 +48,12 @@ def test_results_stand_in_the_layout_and_repeat(bundle_folder, tmp_path, capsys)
     assert "0% (0% to 56%)" in capsys.readouterr().out
     assert run(bundle_folder, tmp_path / "b", "--action-horizon", "2", "--parallel", "2") == 0
     folder = only_folder(tmp_path / "a")
-    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", folder.name)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d", folder.name)
     assert comparable(folder) == comparable(only_folder(tmp_path / "b"))
 
     log = (folder / "eval_log.txt").read_text()
-    assert log.startswith("Eval log for put_back_block | mem0_jax | builtin | bundle\nTimestamp: " + folder.name)
+    assert log.startswith("Eval log for put_back_block | mem0_jax | builtin | bundle\nTimestamp: ")
+    assert folder.name[:10] in log
     lines = re.findall(r"^episode_id=(\d+), seed=(\d+), result=(Success|Fail)$", log, re.M)
     assert [(int(a), int(b)) for a, b, _ in lines] == list(enumerate(SEEDS))
     text = (folder / "_result.txt").read_text()
@@ -196,6 +200,18 @@ def test_what_cannot_be_is_refused_before_anything_is_written(bundle_folder, tmp
     assert run(bundle_folder, tmp_path / "out", *flags) == code
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_policy_of_a_camera_that_the_environments_lack_is_refused_by_name(bundle, tmp_path, capsys):
+    inputs = dataclasses.replace(bundle.inputs, camera="observation.images.wrist")
+    wrist = save_bundle(dataclasses.replace(bundle, inputs=inputs), tmp_path / "wrist")
+    assert run(wrist, tmp_path / "out") == 1
+    error = capsys.readouterr().err
+    assert "trained on the camera 'wrist'; " in error
+    assert "has head_camera alone" in error
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(UserError, match="'wrist'"):
+        evaluate(load_bundle(wrist), "press_button", [1], execute=1)
 
 
 def test_unknown_tasks_bundles_and_servers_are_named(tmp_path, capsys, monkeypatch):

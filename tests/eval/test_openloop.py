@@ -1,7 +1,9 @@
 """Open-loop evaluation: numbers by hand, and a tiny policy over small recorded datasets."""
 
+import dataclasses
 import json
 import shutil
+from typing import Any
 
 import cv2
 import numpy as np
@@ -12,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mem0_jax.cli import main
+from mem0_jax.commands.eval_openloop import table
 from mem0_jax.data.layout import JOINT_NAMES
 from mem0_jax.data.lerobot import LeRobotDataset
 from mem0_jax.data.lerobot_writer import LeRobotWriter, mem0_features
@@ -19,14 +22,16 @@ from mem0_jax.data.subset import hold_out
 from mem0_jax.data.transforms import action_chunk
 from mem0_jax.errors import UserError
 from mem0_jax.eval.openloop import Replay, classifier, measure, replay
+from mem0_jax.eval.openloop_html import page
+from mem0_jax.policies.bundle import save_bundle
 
 CAMERA, LENGTHS = "observation.image.head_camera", (6, 4, 7, 5)
 TEXTS = ("press the button", "press the confirm button")
 
 
-def write(root, *, labels=True, null=()):
+def write(root, *, labels=True, null=(), camera=CAMERA):
     """Four episodes of two subtasks each; the second subtask begins in the middle."""
-    features = mem0_features(48, 64)
+    features = mem0_features(48, 64, camera=camera)
     if not labels:
         del features["subtask_end"]
     rng = np.random.default_rng(0)
@@ -38,7 +43,7 @@ def write(root, *, labels=True, null=()):
             frames = {
                 "observation.state": state,
                 "action": np.concatenate([state[1:], state[-1:]]),
-                CAMERA: rng.integers(0, 256, (length, 48, 64, 3), np.uint8),
+                camera: rng.integers(0, 256, (length, 48, 64, 3), np.uint8),
                 "subtask": ["null" if (episode, i) in null else TEXTS[int(i >= length // 2)] for i in t.tolist()],
                 "episode_id": np.full(length, episode, np.int32),
             }
@@ -105,6 +110,30 @@ def test_errors_by_hand():
     assert (result["mae"], result["mae_hold"]) == (joint["mae"], joint["mae_hold"])
     assert result["episodes"] == [{"index": 4, "chunks": 1, "mae": 0.75}, {"index": 7, "chunks": 1, "mae": 1.0}]
     assert result["classifier"] is None
+    assert result["broken"] == ""
+
+
+def test_what_is_not_finite_is_told_and_not_shown(tmp_path):
+    values = np.array([[1.0, 3.0], [np.nan, 2.0], [1.0, -np.inf]])
+    found = Replay(
+        predicted=chunks(values),
+        recorded=chunks(np.arange(6.0).reshape(3, 2)),
+        is_pad=[np.zeros(2, bool)] * 3,
+        state=[np.zeros(16, np.float32)] * 3,
+        episode=[4] * 3,
+        frame=[0, 1, 2],
+        probability=[0.5, np.nan, 0.1],
+        label=[0, 1, 0],
+    )
+    about = {"dataset": "d", "policy": {"bundle": "b", "sha256": "", "provenance": {}}, "settings": {}, "versions": {}}
+    result: dict[str, Any] = measure(found, 0.5) | about | {"command": []}
+    assert result["broken"].startswith("NaN or infinite: 2 of 3 sampled chunks and 1 of 3 judged frames;")
+    html = page(result, found)
+    assert result["broken"] in html
+    assert ">nan" not in html
+    assert "1 episode, 3 frames, 3 chunks" in html
+    assert result["broken"] in table(result)
+    assert "1 episode, 3 chunks" in table(result)
 
 
 def test_precision_and_recall_by_hand():
@@ -236,6 +265,26 @@ def test_frames_without_a_subtask_are_left_out(bundle, tmp_path):
     assert list(zip(found.episode, found.frame)) == [(0, f) for f in range(1, 6)]
     with pytest.raises(UserError, match="every frame of the chosen episodes is 'null'"):
         replay(bundle, dataset, dataset.episodes[1:2])
+
+
+def test_a_policy_sees_the_camera_it_was_trained_on_or_says_so(bundle, folder, shown, tmp_path, capsys):
+    inputs = dataclasses.replace(bundle.inputs, camera="observation.image.wrist")
+    wrist = dataclasses.replace(bundle, inputs=inputs)
+    root = write(tmp_path / "wrist", camera="observation.images.wrist")  # the same camera, spelt otherwise
+    dataset = LeRobotDataset(root)
+    for place, chunk in by_place(replay(wrist, dataset, dataset.episodes[:1], every=2)).items():
+        np.testing.assert_array_equal(chunk, by_place(shown)[place])
+    command = ["eval", "openloop", "--bundle", str(save_bundle(wrist, tmp_path / "bundle")), "--episodes", "1"]
+    command += ["--out", str(tmp_path / "out")]
+    assert main([*command, str(folder)]) == 1
+    error = capsys.readouterr().err
+    assert f"trained on 'observation.image.wrist', which this dataset has not; its cameras are ['{CAMERA}']" in error
+    assert not (tmp_path / "out").exists()
+    assert main([*command, str(folder), "--camera", CAMERA]) == 0
+    warning = f"warning: the policy was trained on 'observation.image.wrist' and is shown '{CAMERA}'"
+    assert warning in capsys.readouterr().err
+    used = json.loads((tmp_path / "out/openloop.json").read_text())["settings"]
+    assert (used["camera"], used["trained_camera"]) == (CAMERA, "observation.image.wrist")
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,6 @@ def test_what_the_server_cannot_do_is_refused_before_anything_is_written(address
 def test_another_server_of_openpis_protocol_is_named():
     with serve(lambda ws: ws.send(pack({"policy": "pi0"})), "127.0.0.1", 0) as other:
         threading.Thread(target=other.serve_forever, daemon=True).start()
-        with pytest.raises(UserError, match="no 'mem0-jax serve'"):
+        with pytest.raises(UserError, match="none of mem0-jax; start one with 'mem0-jax serve"):
             RemotePlayer(f"ws://127.0.0.1:{other.socket.getsockname()[1]}")
         other.shutdown()

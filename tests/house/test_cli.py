@@ -1,6 +1,7 @@
 """The command line: help that teaches, exit codes, messages."""
 
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -127,6 +128,16 @@ def test_installed_program_is_light():
     program = Path(sys.executable).parent / "mem0-jax"
     run = subprocess.run([program, "--version"], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == f"mem0-jax {__version__}"
+
+
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="no /dev/full")
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["data", "stats", "--help"]])
+def test_a_full_disk_behind_standard_output_is_one_line(words):
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "mem0_jax.cli", *words]
+        run = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert run.returncode == 1
+    assert re.fullmatch(r"mem0-jax.*: .*standard output: No space left on device.*\n", run.stderr)
 
 
 def test_a_reader_that_has_seen_enough_is_no_error():

@@ -9,7 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mem0_jax.config import ConfigError, from_dict, to_dict
+from mem0_jax.backbones.qwen3_vl.config import TextConfig, TokenIds, VisionConfig
+from mem0_jax.config import ConfigError, check_ranges, from_dict, to_dict
+from mem0_jax.heads.classifier import ClassifierConfig
+from mem0_jax.heads.dit import DiTConfig
+from mem0_jax.heads.flow import FlowConfig
+from mem0_jax.memory.bank import MemoryConfig
+from mem0_jax.policies.mem0 import Mem0Config
 
 
 @dataclass(frozen=True)
@@ -126,3 +132,54 @@ def test_any_json_is_a_policy_or_the_one_error(data):
     except ConfigError:
         return
     raise AssertionError("a name and a bank are required")
+
+
+@pytest.mark.parametrize(
+    ("interval", "inside"), [("[1, 2]", "110"), ("(1, 2]", "010"), ("[1, 2)", "100"), ("(1, 2)", "000")]
+)
+def test_intervals_as_mathematics_writes_them(interval, inside):
+    for value, good in zip((1, 2, float("nan")), inside):
+        bank = Bank(rate=value)
+        if good == "1":
+            check_ranges(bank, rate=interval)
+        else:
+            with pytest.raises(ValueError, match="rate: expected a number in "):
+                check_ranges(bank, rate=interval)
+    check_ranges(Bank(rate=1.5), rate=interval)
+    with pytest.raises(ValueError, match=r"window: expected a number in \[0, 9\], got 30; rate: .* got 0\.5"):
+        check_ranges(Bank(), window="[0, 9]", rate=interval)
+
+
+SENSELESS = [
+    *((TextConfig, {"rope_theta": value}) for value in (-1.0, -5.0, 0.0, 1.0, 1e40, float("nan"))),
+    *((TextConfig, {name: 0}) for name in ("num_key_value_heads", "num_attention_heads", "vocab_size", "head_dim")),
+    (TextConfig, {"mrope_section": (66, -1, -1)}),
+    *((TextConfig, {"rms_norm_eps": value}) for value in (0.0, -1e-6, 1.0)),
+    *((VisionConfig, {"num_heads": value}) for value in (0, -1, 5, 512)),
+    *((VisionConfig, {name: 0}) for name in ("depth", "patch_size", "temporal_patch_size", "spatial_merge_size")),
+    *((VisionConfig, {"deepstack_visual_indexes": taps}) for taps in ((1, 1, 2), (3, 2, 1), (-1, 2))),
+    *((TokenIds, {"image": value}) for value in (-1, 2**31, TokenIds().video, TokenIds().pad)),
+    *((MemoryConfig, {"window_size": value}) for value in (0, -1, 10**9)),
+    *((MemoryConfig, {name: -1}) for name in ("memory_accumulation", "num_heads", "dropout")),
+    (MemoryConfig, {"num_heads": 0}),
+    *((FlowConfig, {name: value}) for name in ("draws", "solver_steps", "buckets") for value in (0, -1, 10**12)),
+    *((FlowConfig, {"time_scale": value}) for value in (0.0, -0.9, 2.0)),
+    *((FlowConfig, {"time_beta": value}) for value in ((-1.0, 1.0), (1.5, 0.0))),
+    *((DiTConfig, {name: 0}) for name in ("num_heads", "num_layers", "horizon", "width", "action_dim", "state_dim")),
+    *((DiTConfig, {"dropout": value}) for value in (-0.1, 1.0, 2.0)),
+    *((ClassifierConfig, {"threshold": value}) for value in (-0.5, 7.0)),
+    *((ClassifierConfig, {name: -1.0}) for name in ("pos_weight", "focal_gamma", "dropout")),
+    *((ClassifierConfig, {"hidden_sizes": sizes}) for sizes in ((), (6144, 0))),
+    *((Mem0Config, {name: -1.0}) for name in ("lambda_action", "lambda_classifier")),
+    (Mem0Config, {"image_size": (0, 256)}),
+    (MemoryConfig, {"window_size": "6"}),
+    (VisionConfig, {"num_heads": None}),
+]
+
+
+@pytest.mark.parametrize(("cls", "values"), SENSELESS)
+def test_senseless_values_of_a_policy_are_refused_by_name(cls, values):
+    ((name, value),) = values.items()
+    with pytest.raises(ValueError, match=name) as caught:
+        cls(**values)
+    assert str(value[-1] if isinstance(value, tuple) and value else value)[:4] in str(caught.value) or value == ()

@@ -1,7 +1,9 @@
 """What a visitor relies on before reading any code: what an install brings, what an import costs, what make offers."""
 
 import importlib.metadata
+import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -81,6 +83,10 @@ def test_base_install_is_free_of_other_frameworks_and_cuda():
     assert [name for name in installed if unwanted.match(name)] == []
 
 
+def extras() -> list[str]:
+    return list(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
+
+
 def pins(name: str) -> dict[str, str]:
     lines = (ROOT / "requirements" / f"{name}.txt").read_text().splitlines()
     requirements = [Requirement(line) for line in lines if line and not line.startswith("#")]
@@ -91,8 +97,20 @@ def pins(name: str) -> dict[str, str]:
 def test_pins_cover_the_base_install_and_agree():
     base = pins("base")
     assert set(base_install()) - {"mem0-jax"} <= set(base)
-    for name in ("test", "lint", "gpu", "tpu"):
+    for name in extras():
         assert base.items() <= pins(name).items()
+
+
+def test_extras_can_be_had_together():
+    """No two of them pin a package at different versions: to install one takes nothing from another.
+
+    But for libtpu, which jax holds back where there are chips: make puts that one back whatever is installed later.
+    """
+    chosen: dict[str, set[str]] = {}
+    for name in extras():
+        for package, version in pins(name).items():
+            chosen.setdefault(package, set()).add(version)
+    assert {package for package, versions in chosen.items() if len(versions) > 1} <= {"libtpu"}
 
 
 def test_pins_are_within_the_ranges_of_pyproject():
@@ -120,6 +138,66 @@ def test_make_says_what_it_can_do():
     run = subprocess.run(["make", "--no-print-directory", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
     for target in ("install", "demo", "test", "lint", "pins"):
         assert re.search(rf"^make {target} +\w+", run.stdout, re.MULTILINE), target
+
+
+def made(target: str, **environment: str) -> str:
+    """What a dry run of make prints, for an environment that is not there yet."""
+    command = ["make", "--no-print-directory", "-n", "VENV=absent", target]
+    kept = {name: value for name, value in os.environ.items() if name != "CI"} | environment
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, env=kept).stdout
+
+
+def test_make_installs_every_extra_and_says_how_to_go_on():
+    for extra in set(extras()) - {"test", "lint"}:
+        assert f"-r requirements/{extra}.txt" in made(extra)
+    (last,) = made("install").splitlines()[-1:]
+    said = subprocess.run(
+        ["sh", "-c", last], capture_output=True, text=True, check=True, env={"PATH": os.environ["PATH"]}
+    )
+    assert said.stdout == "Installed. Now: . absent/bin/activate, then mem0-jax --help\n"
+    in_ci = {"PATH": os.environ["PATH"], "CI": "1"}
+    assert subprocess.run(["sh", "-c", last], capture_output=True, check=True, env=in_ci).stdout == b""
+
+
+def test_a_missing_package_is_answered_with_a_command_that_works_here(tmp_path):
+    code = "from mem0_jax.installed import how_to_install; print(how_to_install('serve'))"
+    for folder in (ROOT, tmp_path):
+        done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True)
+        if Path(sys.prefix).resolve() != (ROOT / ".venv").resolve():
+            assert done.stdout == "pip install 'aiohttp>=3.11' 'prometheus-client>=0.21'\n"
+        elif folder == ROOT:
+            assert done.stdout == "make serve\n"
+        else:
+            assert done.stdout == f"make -C {ROOT} serve\n"
+
+
+def test_packages_that_do_not_fit_are_named(tmp_path):
+    """As after another package took NumPy back below 2, or when one was removed or is damaged."""
+    code = "import sys; from mem0_jax.cli import main; sys.exit(main(sys.argv[1:]))"
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        environment = os.environ | {"PYTHONPATH": str(tmp_path / "site-packages")}
+        return subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, env=environment)
+
+    def put(name: str, version: str, text: str) -> None:
+        (tmp_path / f"site-packages/{name}-{version}.dist-info").mkdir(parents=True)
+        (tmp_path / f"site-packages/{name}-{version}.dist-info/METADATA").write_text(
+            f"Name: {name}\nVersion: {version}\n"
+        )
+        (tmp_path / f"site-packages/{name}.py").write_text(text)
+
+    put("numpy", "1.26.4", "")
+    done = run("golden", "nowhere")
+    assert done.returncode == 1
+    assert "this environment does not fit: numpy is 1.26.4, 2.0 or newer is needed. To mend it: " in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert run("golden", "--help").returncode == 0  # says how to call it all the same
+    shutil.rmtree(tmp_path / "site-packages")
+    put("flax", "99.0", "raise TypeError('built for another jax')")
+    done = run("golden", "nowhere")
+    assert done.returncode == 1
+    assert "the package flax cannot be imported here (TypeError: built for another jax)" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_ci_runs_in_place():

@@ -4,17 +4,10 @@ from functools import lru_cache
 
 import jax
 import numpy as np
+from tiny import mem0_bundle
 
-from mem0_jax.backbones.qwen3_vl.config import Qwen3VLConfig, TextConfig, VisionConfig
-from mem0_jax.backbones.qwen3_vl.processor import token_ids, word_tokenizer
-from mem0_jax.data.normalize import NormStats
-from mem0_jax.heads.classifier import ClassifierConfig
-from mem0_jax.heads.dit import DiTConfig
-from mem0_jax.heads.flow import FlowConfig
 from mem0_jax.inference.engine import Reply, Request
-from mem0_jax.memory.bank import MemoryConfig
-from mem0_jax.policies.bundle import Bundle, Inputs
-from mem0_jax.policies.mem0 import Mem0, Mem0Config
+from mem0_jax.policies.bundle import Bundle
 
 CAMERA, WINDOW, HORIZON = (40, 48), 4, 5
 TEXTS = ["pick", "press the button", " ".join(f"word{i}" for i in range(30))]  # of 32, 32 and 64 padded tokens
@@ -23,25 +16,14 @@ TEXTS = ["pick", "press the button", " ".join(f"word{i}" for i in range(30))]  #
 @lru_cache(maxsize=1)
 def tiny_bundle() -> Bundle:
     """All parameters random, the classifier's too: what is at rest hides mistakes."""
-    tokenizer = word_tokenizer(TEXTS)
-    config = Mem0Config(
-        Qwen3VLConfig(
-            TextConfig(16, 1, 2, 1, 8, 16, tokenizer.get_vocab_size(), 1e4, (2, 1, 1)),
-            VisionConfig(1, 16, 16, 2, 16, (0,), 16, 1, 2, 16),
-            token_ids(tokenizer),
-        ),
-        MemoryConfig(WINDOW, 2),
-        FlowConfig(solver_steps=3),
-        DiTConfig(16, 2, 4, 16, 16, 16, horizon=HORIZON),
-        ClassifierConfig((48, 8)),
-        image_size=(32, 64),
-        dtype="float32",
-    )
-    rng = np.random.default_rng(0)
-    abstract = jax.eval_shape(Mem0(config).init, jax.random.key(0))
-    params = jax.tree.map(lambda x: jax.numpy.asarray(rng.normal(0, 0.3, x.shape), np.float32), abstract)
-    span = {"min": np.full(16, -10.0), "max": np.full(16, 10.0)}
-    return Bundle(config, params, NormStats(span, span), tokenizer, Inputs(CAMERA, "bilinear", 64))
+    sizes = {
+        "memory.window_size": WINDOW,
+        "flow.solver_steps": 3,
+        "action.num_layers": 4,
+        "action.horizon": HORIZON,
+        "image_size": (32, 64),
+    }
+    return mem0_bundle(TEXTS, sizes, camera_size=CAMERA, max_length=64, span=10.0, random=True)
 
 
 class Plain:

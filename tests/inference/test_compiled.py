@@ -2,12 +2,13 @@
 
 import os
 import stat
+import warnings
 
 import jax
 import pytest
 
 from mem0_jax.errors import UserError
-from mem0_jax.inference.compiled import ENVIRONMENT, keep_compiled
+from mem0_jax.inference.compiled import ENVIRONMENT, keep_compiled, keep_compiled_if_possible
 
 SETTINGS = ("compilation_cache_dir", "persistent_cache_min_compile_time_secs", "compilation_cache_max_size")
 
@@ -74,3 +75,32 @@ def test_a_place_that_cannot_be_made_is_named(root, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(root / "file"))
     with pytest.raises(UserError, match=r"cannot be kept in .*file/mem0_jax/compiled: Not a directory"):
         keep_compiled()
+
+
+def test_where_nothing_can_be_kept_a_line_says_so_and_work_goes_on(root, monkeypatch, capsys):
+    (root / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(root / "file"))
+    keep_compiled_if_possible()
+    assert capsys.readouterr().err.count("\n") == 1
+    assert jax.jit(lambda x: x + 1)(1) == 2
+
+
+def test_programs_that_cannot_be_written_are_one_line(root, monkeypatch, capsys):
+    others = []
+    monkeypatch.setattr(warnings, "showwarning", lambda message, *where: others.append(str(message)))
+    keep_compiled_if_possible()
+    for name in ("step", "play"):
+        text = f"Error writing persistent compilation cache entry for 'jit_{name}': OSError: no space"
+        warnings.showwarning(UserWarning(text), UserWarning, "compiler.py", 1)
+    assert capsys.readouterr().err == "warning: some compiled programs are not kept: OSError: no space\n"
+    warnings.showwarning(UserWarning("another"), UserWarning, "compiler.py", 1)
+    assert others == ["another"]
+
+
+def test_half_written_programs_go(root):
+    folder = keep_compiled()
+    assert folder is not None
+    for name in ("whole-cache", "whole-atime", "half-cache"):
+        (folder / name).write_bytes(b"x")
+    keep_compiled()
+    assert sorted(path.name for path in folder.iterdir()) == ["whole-atime", "whole-cache"]

@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from plain import CAMERA, HORIZON, TEXTS, WINDOW, Plain, frames, tiny_bundle
@@ -204,3 +205,23 @@ def test_wrong_use_is_named():
     pilot.observe(observation(np.zeros((*CAMERA, 3), np.uint8)))
     with pytest.raises(UserError, match="needs a planner"):
         advance(session.engine, [pilot], [True])
+
+
+def test_what_a_program_around_ours_set_in_jax_changes_no_number(stream):
+    def play() -> np.ndarray:
+        session = Session(BUNDLE, Options(classify=True))
+        session.reset(TEXTS[1], seed=4)
+        for image in stream[:3]:
+            shown(session, image)
+        return session.act()
+
+    expected = play()
+    with (
+        jax.enable_x64(True),
+        jax.numpy_dtype_promotion("strict"),
+        jax.numpy_rank_promotion("raise"),
+        jax.threefry_partitionable(False),
+        jax.default_prng_impl("rbg"),
+    ):
+        np.testing.assert_array_equal(play(), expected)
+        assert jax.numpy.arange(2.0).dtype == np.float64  # theirs is as it was

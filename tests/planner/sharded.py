@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+import jax
 import random_models
 
 from mem0_jax.backbones.qwen3_vl.generate import Settings
@@ -19,13 +20,16 @@ def main(folder: Path, mesh: str) -> None:
         write_description(unfinished, config, **{IMAGES: to_dict(random_models.BOUNDS["untied"])})
         random_models.tokenizer().save(str(unfinished / "tokenizer.json"))
         save_params(unfinished, random_models.params(config, 1))
-    generator = load_generator(folder, mesh=parse_mesh(mesh))
+    generator, compiled = load_generator(folder, mesh=parse_mesh(mesh), context=100, batch=4), []
+    generator.warm_up()
+    jax.monitoring.register_event_duration_secs_listener(lambda event, *_, **about: compiled.append(event))
     kernel = generator.weights["language_model"]["layers"][0]["mlp"]["up_proj"]["kernel"]
     answers = generator.generate(random_models.prompts(1), Settings(max_tokens=40))
+    late = [event for event in compiled if event.endswith("backend_compile_duration")]
     small = load_generator(folder, mesh=parse_mesh(mesh), int8=True)
     rounded = small.generate(random_models.prompts(1)[2:3], Settings(max_tokens=8))[0].tokens
     shard = list(kernel.sharding.shard_shape(kernel.shape))
-    print(json.dumps({"shard": shard, "answers": [answer.tokens for answer in answers], "int8": rounded}))
+    print(json.dumps({"shard": shard, "late": late, "answers": [answer.tokens for answer in answers], "int8": rounded}))
 
 
 if __name__ == "__main__":

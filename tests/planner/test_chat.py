@@ -3,6 +3,8 @@
 import base64
 import contextlib
 import io
+import struct
+import zlib
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -67,6 +69,14 @@ def test_other_kinds_of_pictures_become_rgb():
     assert [image.shape for image in images] == [(4, 6, 3), (8, 8, 3)]
 
 
+def test_pictures_of_more_than_8_bits_are_refused_not_clipped():
+    file = io.BytesIO()
+    Image.fromarray(np.full((4, 6), 40000, np.uint16)).save(file, "PNG")
+    url = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    with pytest.raises(ChatError, match=r"image_url.url: the picture has the mode I;16, as depth maps have"):
+        read(request(image_part(url)))
+
+
 def test_large_pictures_are_seen_as_training_sees_them(tmp_path):
     """Through this process, over the wire, and in the rows of a dataset: the same patches. 640x480 is large."""
     pixels, url = picture(480, 640)
@@ -106,8 +116,8 @@ REFUSED = {
     "many pictures": (request(image_part(PNG) * 33), r"content\[32\]: more than 32 images"),
     "an unknown field": (request("hi", tools=[]), "tools is not supported"),
     "many answers": (request("hi", n=2), "n: only 1 is supported"),
-    "a text for a number": (request("hi", temperature="1"), "temperature: expected float, got str"),
-    "a truth for a number": (request("hi", max_tokens=True), "max_tokens: expected int, got bool"),
+    "a text for a number": (request("hi", temperature="1"), "temperature: expected a number, got a string"),
+    "a truth for a number": (request("hi", max_tokens=True), "max_tokens: expected a whole number, got true or f"),
     "nothing to say": (request("hi", max_tokens=0), "max_tokens must be at least 1"),
     "not a number": (request("hi", top_p=float("nan")), "top_p must be more than 0"),
     "stops": (request("hi", stop=["a"] * 5), "stop: expected up to 4"),
@@ -131,6 +141,10 @@ def test_a_small_file_of_a_huge_picture_is_not_decoded():
     assert len(url) < 1e5
     with pytest.raises(ChatError, match="5000x5000 pixels"):
         read(request(image_part(url)))
+    size = b"IHDR" + struct.pack(">IIBBBBB", 30000, 30000, 8, 2, 0, 0, 0)
+    huge = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + size + struct.pack(">I", zlib.crc32(size))
+    with pytest.raises(ChatError, match="the picture has more pixels than"):
+        read(request(image_part("data:image/png;base64," + base64.b64encode(huge + bytes(4) + b"IDAT").decode())))
     with pytest.raises(ChatError, match="6x4 pixels, more than 23"):
         read(request(image_part(PNG)), image_pixels=23)
 

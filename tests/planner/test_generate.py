@@ -1,5 +1,6 @@
 """Generation equals Hugging Face's token for token, whatever else is in the batch; and what must fail does."""
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -13,8 +14,8 @@ from random_models import BOUNDS, CONFIGS, prompts
 
 from mem0_jax.backbones.qwen3_vl import decode
 from mem0_jax.backbones.qwen3_vl.decode import take_apart
-from mem0_jax.backbones.qwen3_vl.generate import ContextError, GenerationError, Generator, Prompt, Settings, rounded
-from mem0_jax.backbones.qwen3_vl.images import PixelBounds, fitted_size, image_patches
+from mem0_jax.backbones.qwen3_vl.generate import ContextError, GenerationError, Generator, Prompt, Settings
+from mem0_jax.backbones.qwen3_vl.images import PixelBounds, fitted_size, image_patches, most_tokens
 from mem0_jax.errors import UserError
 from mem0_jax.nn.int8 import quantized
 from mem0_jax.tree import flatten, unflatten
@@ -22,6 +23,13 @@ from mem0_jax.tree import flatten, unflatten
 SEED, NEW = 1, 40
 GOLDEN = dict(np.load(Path(__file__).parent / "assets" / "generation.npz"))
 ASKED = prompts(SEED)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _compile_quickly():
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +78,8 @@ class PositionByLength(decode.Decoder):
 
 
 class NoDeepstack(decode.Decoder):
-    def _see(self, weights, images):
-        return super()._see(weights, images)[0], None
+    def _see(self, weights, image, *, rows):
+        return super()._see(weights, image, rows=rows)[:, :1]
 
 
 @pytest.mark.parametrize("mutant", [PlaceOff, PositionByLength, NoDeepstack])
@@ -102,6 +110,7 @@ def test_fitted_sizes_keep_their_bounds(height, width, least, more):
     over = rows * columns > bounds.max_pixels
     assert not over or min(rows, columns) == side or (rows - side) * (columns - side) < bounds.min_pixels
     assert (rows + side) * (columns + side) > bounds.min_pixels
+    assert rows * columns <= most_tokens(side, bounds) * side**2
 
 
 def test_control_tokens_and_texts_end_answers(generators):
@@ -201,8 +210,30 @@ def test_what_cannot_be_answered_is_refused_by_name(generators):
     assert generators["tied"].generate([]) == []
 
 
-@given(st.integers(1, 10**6), st.sampled_from([1, 2, 4]))
-def test_rounded_sizes_are_few_and_near(n, steps):
-    size = rounded(n, 16, steps)
-    assert n <= size <= max(16, n + n / steps)
-    assert rounded(size, 16, steps) == size
+def test_nothing_is_compiled_after_the_warm_up(compiled):
+    """Prompts of any length, with any images, alone or together, drawn or not, with answers beyond all sizes."""
+    config, bounds = CONFIGS["untied"], PixelBounds(2048, 4096)
+    config = dataclasses.replace(config, text=dataclasses.replace(config.text, num_hidden_layers=2))
+    weights = take_apart(random_models.params(config, SEED))
+    generator = Generator(config, weights, random_models.tokenizer(), bounds=bounds, context=300, batch=2)
+    generator.warm_up()
+    rng, image = np.random.default_rng(3), random_models.IMAGE
+    pictures = [rng.integers(0, 256, (*size, 3), np.uint8) for size in [(40, 72), (7, 9), (300, 400), (1, 199)]]
+    many, one = Prompt("w1 " + image * 4, tuple(pictures)), Prompt(image, (pictures[2],))
+    short, long = (Prompt("w7 " * count) for count in (20, 290))
+    hot = Settings(max_tokens=20, temperature=1.0, top_k=3, seed=1)
+    compiled.clear()
+    for asked in ([one], [many], [short], [long], [many, short], [short, one, long]):
+        generator.generate(asked, Settings(max_tokens=5))
+    generator.generate([many, one], [hot, Settings(max_tokens=3)])
+    generator.generate([short], Settings(max_tokens=275))
+    generator.generate([short, long], [Settings(max_tokens=275), Settings(max_tokens=10)])
+    assert compiled == []
+
+
+def test_more_prompts_than_are_answered_together_wait(generators):
+    settings, few = Settings(max_tokens=8), random_models.generator("tied", SEED, batch=3)
+    said: dict[int, str] = {}
+    answers = few.generate(ASKED, settings, lambda number, piece: said.update({number: said.get(number, "") + piece}))
+    assert answers == generators["tied"].generate(ASKED, settings)
+    assert [said[number] for number in range(4)] == [answer.text for answer in answers]

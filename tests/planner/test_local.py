@@ -1,5 +1,8 @@
 """A planner in this process: answers that can be used, others drawn where they cannot, and clear errors."""
 
+from contextlib import suppress
+
+import jax
 import numpy as np
 import pytest
 import random_models
@@ -15,6 +18,13 @@ from mem0_jax.policies.bundle import BundleError, new_folder, write_description
 CONFIG, TOKENS = random_models.CONFIGS["tied"], random_models.TOKENS
 IMAGE = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
 SITUATION = Situation("count", IMAGE, IMAGE, (Finished("press.", 255 - IMAGE),))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _compile_quickly():
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def generator(usable: range, **settings) -> Generator:
@@ -51,6 +61,19 @@ def test_summaries_that_were_cut_off_are_drawn_again():
     planner = LocalPlanner(generator(range(290)), max_tokens=5, retries=1, summary=True)
     with pytest.raises(PlannerError, match=r"summary.*\(2 answers were tried\)"):
         planner.next_subtask(SITUATION)
+
+
+def test_after_the_warm_up_no_question_compiles_anything(compiled):
+    """With more and more finished subtasks, and images of other sizes."""
+    planner = LocalPlanner(generator(range(290), context=900, batch=1), max_tokens=3, retries=1)
+    planner.warm_up()
+    compiled.clear()
+    for count in range(4):
+        image = np.zeros((40 + 30 * count, 60, 3), np.uint8)
+        situation = Situation("count", image, image, (Finished("press.", image),) * count)
+        with suppress(PlannerError):
+            planner.next_subtask(situation)
+    assert compiled == []
 
 
 def test_questions_longer_than_the_context_are_refused():

@@ -26,6 +26,7 @@ def test_answers_with_weights_over_four_devices(tmp_path):
     assert run.returncode == 0, run.stderr[-3000:]
     result = json.loads(run.stdout.splitlines()[-1])
     assert result["shard"] == [24, 32]
+    assert result["late"] == [], "compiled after the warm-up"
     small = random_models.generator("untied", 1, int8=True)
     asked = random_models.prompts(1)[2:3]
     assert result["int8"] == list(small.generate(asked, Settings(max_tokens=8))[0].tokens)

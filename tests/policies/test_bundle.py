@@ -6,42 +6,18 @@ import json
 import jax
 import numpy as np
 import pytest
+from tiny import mem0_bundle
 
-from mem0_jax.backbones.qwen3_vl.config import Qwen3VLConfig, TextConfig, VisionConfig
-from mem0_jax.backbones.qwen3_vl.processor import token_ids, word_tokenizer
-from mem0_jax.data.normalize import NormStats
 from mem0_jax.errors import UserError
 from mem0_jax.eval.rollout import evaluate
-from mem0_jax.heads.classifier import ClassifierConfig
-from mem0_jax.heads.dit import DiTConfig
-from mem0_jax.heads.flow import FlowConfig
-from mem0_jax.memory.bank import MemoryConfig
-from mem0_jax.policies.bundle import Bundle, BundleError, Inputs, load_bundle, save_bundle
-from mem0_jax.policies.mem0 import Mem0, Mem0Config
+from mem0_jax.policies.bundle import Bundle, BundleError, load_bundle, save_bundle
 
 TEXTS = ["put the block back where it was", "press the button", "press the confirm button"]
 
 
 @pytest.fixture(scope="module")
 def bundle() -> Bundle:
-    tokenizer = word_tokenizer(TEXTS)
-    config = Mem0Config(
-        Qwen3VLConfig(
-            TextConfig(32, 1, 2, 1, 16, 32, tokenizer.get_vocab_size(), 1e4, (4, 2, 2)),
-            VisionConfig(1, 32, 32, 2, 64, (0,), 16, 1, 2, 32),
-            token_ids(tokenizer),
-        ),
-        MemoryConfig(4, 2),
-        FlowConfig(solver_steps=2),
-        DiTConfig(32, 2, 2, 32, 32, 32, horizon=3),
-        ClassifierConfig((96, 16)),
-        image_size=(64, 64),
-        dtype="float32",
-    )
-    span = {"min": np.full(16, -1.5), "max": np.full(16, 1.5)}
-    inputs = Inputs((64, 64), "bilinear", 24)
-    params = Mem0(config).init(jax.random.key(0))
-    return Bundle(config, params, NormStats(span, span), tokenizer, inputs, {"by": "test"})
+    return mem0_bundle(TEXTS, provenance={"by": "test"})
 
 
 def test_a_bundle_comes_back_equal(bundle, tmp_path):
@@ -62,6 +38,15 @@ def test_saving_replaces_an_older_bundle(bundle, tmp_path):
     assert load_bundle(tmp_path / "bundle").provenance["by"] == "again"
 
 
+def test_a_link_to_a_bundle_stays_one(bundle, tmp_path):
+    (tmp_path / "latest").symlink_to("v1")
+    for steps in (1, 2):
+        save_bundle(dataclasses.replace(bundle, provenance={"steps": steps}), tmp_path / "latest")
+        assert load_bundle(tmp_path / "v1").provenance["steps"] == steps
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "v1"]
+    assert (tmp_path / "latest").is_symlink()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -76,6 +61,15 @@ def test_descriptions_that_do_not_fit_are_refused(bundle, tmp_path, change, mess
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(UserError, match=message):
         load_bundle(folder)
+
+
+def test_bundles_from_before_cameras_were_recorded_mean_the_head_camera(bundle, tmp_path):
+    folder = save_bundle(bundle, tmp_path / "bundle")
+    description = json.loads((folder / "config.json").read_text())
+    assert description["inputs"].pop("camera") == "observation.image.head_camera"
+    (folder / "config.json").write_text(json.dumps(description))
+    assert load_bundle(folder).inputs == bundle.inputs
+    assert load_bundle(folder).inputs.camera == "observation.image.head_camera"
 
 
 def test_what_is_no_bundle_is_named(tmp_path):

@@ -10,21 +10,13 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from harness import ROOT, frame_number
 from PIL import Image
+from tiny import mem0_bundle
 
-from mem0_jax.backbones.qwen3_vl.config import Qwen3VLConfig, TextConfig, VisionConfig
-from mem0_jax.backbones.qwen3_vl.processor import token_ids, word_tokenizer
-from mem0_jax.data.normalize import NormStats
-from mem0_jax.heads.classifier import ClassifierConfig
-from mem0_jax.heads.dit import DiTConfig
-from mem0_jax.heads.flow import FlowConfig
-from mem0_jax.memory.bank import MemoryConfig
-from mem0_jax.policies.bundle import Bundle, Inputs, save_bundle
-from mem0_jax.policies.mem0 import Mem0, Mem0Config
+from mem0_jax.policies.bundle import save_bundle
 
 SUBTASKS = ("A.", "B.", "C.", "D.")
 
@@ -32,28 +24,7 @@ SUBTASKS = ("A.", "B.", "C.", "D.")
 @pytest.fixture(scope="session")
 def bundle(tmp_path_factory) -> Path:
     """One layer of everything, untrained; horizon 3; every frame is judged the end of its subtask."""
-    tokenizer = word_tokenizer(["put it back", *SUBTASKS])
-    config = Mem0Config(
-        Qwen3VLConfig(
-            TextConfig(16, 1, 2, 1, 8, 16, tokenizer.get_vocab_size(), 1e4, (2, 1, 1)),
-            VisionConfig(1, 16, 16, 2, 16, (0,), 16, 1, 2, 16),
-            token_ids(tokenizer),
-        ),
-        MemoryConfig(4, 2),
-        FlowConfig(solver_steps=2),
-        DiTConfig(16, 2, 2, 16, 16, 16, horizon=3),
-        ClassifierConfig((48, 8), threshold=1e-6),
-        image_size=(32, 32),
-        dtype="float32",
-    )
-    span = {"min": np.full(16, -1.5), "max": np.full(16, 1.5)}
-    made = Bundle(
-        config,
-        Mem0(config).init(jax.random.key(0)),
-        NormStats(span, span),
-        tokenizer,
-        Inputs((32, 32), "bilinear", 24),
-    )
+    made = mem0_bundle(["put it back", *SUBTASKS], {"classifier.threshold": 1e-6})
     return save_bundle(made, tmp_path_factory.mktemp("bundle") / "bundle")
 
 

@@ -1,5 +1,6 @@
 """What strangers, crowds and accidents do to a server, and what it shows of itself."""
 
+import dataclasses
 import gc
 import json
 import os
@@ -13,13 +14,14 @@ import sys
 import time
 import urllib.error
 import urllib.request
+import zlib
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
+from garbage import internal
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from live import TASK, address, answer_of, assert_close, frame, serving
@@ -50,6 +52,18 @@ def get(server, path: str, headers: dict | None = None, data: bytes | None = Non
         return error.code, error.read().decode()
 
 
+def holding(at: int, value: float) -> np.ndarray:
+    state = np.zeros(14)
+    state[at] = value
+    return state
+
+
+MISSPELT = (
+    "bad_observation: the observation lacks observation.head_camera.rgb, or flat: 'observation/image'; the observation "
+    "has imagee, prompt; 'imagee', did you mean 'image'?"
+)
+
+
 @pytest.mark.parametrize(
     ("message", "answer"),
     [
@@ -58,26 +72,78 @@ def get(server, path: str, headers: dict | None = None, data: bytes | None = Non
         (flat(image=np.zeros((3, 24, 32), np.uint8)), "bad_observation: image must be uint8"),
         (flat(image=np.zeros((2049, 1, 3), np.uint8)), "bad_observation: image sides"),
         (flat(image=np.zeros((0, 5, 3), np.uint8)), "bad_observation: image sides"),
-        (flat(image=b"png"), "bad_observation: image must be uint8"),
-        (flat(state=np.zeros(15)), "bad_observation: state must be 14 or 16"),
-        (flat(state=np.full(14, np.inf)), "bad_observation: state must be 14 or 16"),
-        (flat(state="much"), "bad_observation: state must be 14 or 16"),
+        (flat(image=np.zeros((24, 32, 3), bool)), "bad_observation: image must be uint8 [H, W, 3], RGB, got bool"),
+        (flat(image=np.full((4, 5, 3), 256)), "bad_observation: image holds 256 at [0, 0, 0], beyond 0 to 255"),
+        (flat(image=b"png"), "bad_observation: image must be uint8 [H, W, 3], RGB, got 3 bytes, no known file"),
+        (flat(image=b"\x89PNG..."), "bad_observation: image must be uint8 [H, W, 3], RGB, got 7 bytes, a PNG file"),
+        (flat(image=[[[1, 2, 3]], [[1, 2]]]), "bad_observation: image must be uint8 [H, W, 3], RGB, got a list of"),
+        (flat(image=["a", "b"]), "bad_observation: image holds 'a' at [0], expected whole numbers from 0 to 255"),
+        (flat(image=[{"a": 1}]), "bad_observation: image holds a map at [0], expected whole numbers from 0 to 255"),
+        (flat(image=[[[None] * 3]]), "bad_observation: image holds nothing at [0, 0, 0], expected whole numbers"),
+        (flat(image=[[[1, 2, 0.5]]]), "bad_observation: image holds 0.5 at [0, 0, 2], expected whole numbers"),
+        (flat(image=[[[1, 2, np.nan]]]), "bad_observation: image holds NaN at [0, 0, 2], expected whole numbers"),
+        (flat(image=[[[2**64 - 1, -1, 3]]]), f"bad_observation: image holds {2**64 - 1} at [0, 0, 0], expected"),
+        (flat(image=[]), "bad_observation: image must be uint8 [H, W, 3], RGB, got an empty list"),
+        (flat(image=[[], []]), "bad_observation: image must be uint8 [H, W, 3], RGB, got an empty list"),
+        (flat(image=np.full((1, 1, 3), np.inf)), "bad_observation: image holds infinity at [0, 0, 0], beyond 0 to 255"),
+        (flat(image=np.array(3)), "bad_observation: image must be uint8 [H, W, 3], RGB, got 3"),
+        (flat(state=np.array(1.5)), "bad_observation: state must be 14 or 16 numbers, got 1.5"),
+        (
+            flat(state={"nd": True, "kind": np.zeros(2), "type": "<f4", "shape": [14], "data": bytes(56)}),
+            "bad_message: state: packed by msgpack-numpy, an array's kind must be bytes, got float64 [2]",
+        ),
+        (flat(image={"rgb": 1}), "bad_observation: image must be uint8 [H, W, 3], RGB, got a map of rgb; pack arrays"),
+        (flat(state=np.zeros(15)), "bad_observation: state must be 14 or 16 numbers, got 15"),
+        (flat(state=np.zeros((1, 14))), "bad_observation: state must be 14 or 16 numbers, got float64 [1, 14]"),
+        (flat(state=holding(3, np.nan)), "bad_observation: state holds NaN at 3"),
+        (flat(state=holding(13, np.nan).tolist()), "bad_observation: state holds NaN at 13"),
+        (flat(state=holding(5, -np.inf)), "bad_observation: state holds -infinity at 5"),
+        (flat(state=holding(0, 1e39)), "bad_observation: state holds 1e+39 at 0"),
+        (flat(state=[0.0, None] * 7), "bad_observation: state holds nothing at 1"),
+        (flat(state=["0"] * 14), "bad_observation: state holds text at 0"),
+        (flat(state=[[0.0] * 14]), "bad_observation: state holds a list at 0"),
+        (flat(state=[True] * 14), "bad_observation: state holds true or false at 0"),
+        (flat(state="much"), "bad_observation: state must be 14 or 16 numbers, got text"),
+        ({"frames": [flat(), flat(state=holding(1, np.nan))]}, "bad_observation: frames[1]: state holds NaN at 1"),
         (flat(prompt=7), "bad_message: prompt must be text"),
         (flat(prompt="x" * 2001), "bad_message: prompt must be text of at most 2000"),
+        (flat(prompt=b"go"), "bad_message: prompt must be text of at most 2000 characters, got bytes"),
+        (flat(prompt="go " * 99), "bad_request: the instruction 'go go"),
         (flat(prompt=""), "bad_message: the first message must tell"),
         (flat(type="dance"), "bad_message: type must be one of"),
         (flat(type=[]), "bad_message: type must be one of"),
+        (flat(type=np.zeros(3)), "bad_message: type must be one of"),
+        (
+            flat(type="infr"),
+            "bad_message: type must be one of infer, observe, reset, plan, batch, close, got 'infr', did",
+        ),
         (flat(session="\n"), "bad_message: session must be an id"),
-        (flat(frames=[flat()] * 64), "bad_message: frames must be a list"),
+        (flat(session=7), "bad_message: session must be an id of 1 to 128 printable characters, got 7"),
+        (flat(reset=True, seed=np.array(2.5)), "bad_message: seed must be a whole number of at least 0 and at most 92"),
+        (flat(session="x" * 129), "bad_message: session must be an id of 1 to 128 printable characters, got 129"),
+        (flat(session_id="me"), "bad_message: unknown entry 'session_id', did you mean 'session'?"),
+        (flat(frames=[flat()] * 64), "bad_message: frames must be a list, here of 0 to 63 observations, got 64"),
         (flat(frames="all"), "bad_message: frames must be a list"),
         (flat(after=1.5), "bad_message: after must be a whole number"),
         (flat(reset=True, seed=-1), "bad_message: seed must be a whole number"),
-        (flat(reset=True, options={"patience": True}), "bad_message: option patience must be int"),
+        (
+            flat(reset=True, seed=2**63),
+            f"bad_message: seed must be a whole number of at least 0 and at most {2**63 - 1}",
+        ),
+        (flat(reset=1), "bad_message: reset must be true or false, got 1"),
+        (flat(reset=True, options={"patience": True}), "bad_message: option patience must be a whole number, got true"),
+        (flat(reset=True, options={"pacience": 1}), "bad_message: options must be a map of action_horizon, average, t"),
         (flat(reset=True, planner="me"), "bad_message: planner must be one of"),
-        ({"type": "batch", "messages": []}, "bad_message: messages must be a list"),
+        (flat(reset=True, planner=np.zeros(3)), "bad_message: planner must be one of"),
+        ({"type": "batch", "messages": []}, "bad_message: messages must be a list, here of 1 to 64 messages, got 0"),
+        (
+            {"type": "batch", "messages": [1] * 65},
+            "bad_message: messages must be a list, here of 1 to 64 messages, got 65",
+        ),
         ({"type": "plan", "subtask": "go", "prompt": TASK}, "bad_request: no subtask is needed"),
         ([1, 2], "bad_message: a message must be a map"),
         ({"observation": {}, "prompt": TASK}, "bad_observation: the observation lacks"),
+        ({"imagee": 1, "prompt": TASK}, MISSPELT),
     ],
 )
 def test_wrong_requests_are_told_what_is_wrong_and_the_connection_lives(server, message, answer):
@@ -89,17 +155,56 @@ def test_wrong_requests_are_told_what_is_wrong_and_the_connection_lives(server, 
         assert answer_of(ws)["actions"].shape == (3, 14)
 
 
+def test_numbers_may_be_arrays_without_axes(server):
+    with connect(address(server), max_size=None) as ws:
+        ws.recv()
+        options = {"action_horizon": np.array(2), "threshold": np.array(0.5)}
+        ws.send(pack(flat(reset=np.array(True), seed=np.array(5), options=options, after=np.array(-1))))
+        found = answer_of(ws)["actions"]
+        ws.send(pack(flat(reset=True, seed=5, options={"action_horizon": 2, "threshold": 0.5})))
+        assert_close(found, answer_of(ws)["actions"])
+
+
+def test_another_camera_is_refused_with_both_names(bundle):
+    wrist = dataclasses.replace(bundle, inputs=dataclasses.replace(bundle.inputs, camera="observation.images.wrist"))
+    seen = frame(0)
+    image, state = seen["observation"]["head_camera"]["rgb"], seen["joint_action"]["vector"]
+    own = {"observation": {"wrist": {"rgb": image}, "head_camera": {"rgb": image}}, "joint_action": {"vector": state}}
+    named = ("observation/head_camera/rgb", "observation.images.head_camera", "observation.image.head_camera")
+    refused = "the policy was trained on the camera 'wrist', the observation has 'head_camera'"
+    with serving(lambda: Service(wrist, slots=64, rows=8)) as server, connect(address(server)) as ws:
+        assert answer_of(ws)["camera"] == "wrist"
+        for other in (seen, *({name: image, "state": state} for name in named)):
+            ws.send(pack({"type": "infer", "reset": True, "prompt": TASK, **other}))
+            assert ws.recv() == f"bad_observation: {refused}"
+            ws.send(pack({"type": "infer", "reset": True, "prompt": TASK, "frames": [other, own]}))
+            assert str(ws.recv()).endswith(refused)
+        for right in (own, flat(), {"observation/wrist/rgb": image, "state": state}):
+            ws.send(pack({"type": "infer", "reset": True, "prompt": TASK, **right}))
+            assert answer_of(ws)["actions"].shape == (3, 14)
+        with Client(address(server)) as policy:
+            policy.reset(TASK)
+            with pytest.raises(ValueError, match=refused):
+                policy.observe(seen)
+            assert policy.infer(own)["actions"].shape == (3, 14)
+        kind, body = form({"text": TASK}, [png(image)])
+        status, answer = get(server, "/process_frame", kind, body)
+        assert (status, len(json.loads(answer)["response"])) == (200, 3)
+
+
 def test_bytes_that_are_no_message(server):
     with connect(address(server)) as ws:
         ws.recv()
         for data in (b"", b"\xc1", b"\x91" * 1000, os.urandom(100), "text"):
             ws.send(data)
             assert str(ws.recv()).startswith("bad_message: ")
-        with suppress(ConnectionClosed):
-            ws.send(bytes(server.service.limits.message + 1))
+        most = server.service.limits.message
+        ws.send(bytes(most + 1))
+        assert str(ws.recv()).startswith(f"too_large: the message has {most + 1} bytes; at most")
         with pytest.raises(ConnectionClosed) as caught:
             ws.recv()
-        assert caught.value.rcvd is None or caught.value.rcvd.code == 1009  # or it was cut off while it still sent
+        assert caught.value.rcvd is not None
+        assert caught.value.rcvd.code == 1009
 
 
 JUNK = st.recursive(
@@ -121,6 +226,7 @@ def test_any_values_get_an_answer_and_spoil_nothing(server, junk, whole):
         ws.send(pack((flat() if whole else {}) | junk))
         answer = ws.recv()
         assert isinstance(answer, bytes) or not answer.startswith("failed")
+        assert isinstance(answer, bytes) or not internal(answer)
         ws.send(pack({"type": "close", "session": junk.get("session")}))
         ws.recv()
 
@@ -212,6 +318,62 @@ def png(image: np.ndarray) -> bytes:
     file = BytesIO()
     Image.fromarray(image).save(file, "PNG")
     return file.getvalue()
+
+
+def claims(width: int, height: int) -> bytes:
+    """A PNG that ends after its size."""
+    size = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    data = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + size + struct.pack(">I", zlib.crc32(size))
+    return data + bytes(4) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
+
+
+def told(server, fields: dict[str, str], image: bytes) -> str:
+    headers, data = form(fields, [image])
+    return json.loads(get(server, "/process_frame", headers, data)[1])["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        (png(np.full((30, 40), 40000, np.uint16)), "the file 'image' has the mode I;16, as depth maps have"),
+        (claims(2049, 5), "image sides must be 1 to 2048 pixels, got 5 x 2049"),
+        (claims(10000, 10001), "image sides must be 1 to 2048 pixels, got 10001 x 10000"),
+        (claims(30000, 30000), "image sides must be 1 to 2048 pixels, got far more"),
+        (claims(8, 8), "the file 'image' is no PNG, JPEG, WebP or BMP picture"),
+    ],
+)
+def test_pictures_that_are_not_taken(server, image, words):
+    assert words in told(server, {"text": TASK}, image)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"text": "x" * 2001}, "text must be text of at most 2000 characters, got 2001"),
+        ({"text": TASK, "temperature": "nonsense"}, "temperature must be JSON, got 'nonsense'"),
+        ({"text": TASK, "temperature": "[]"}, "temperature must be a number, got a list"),
+        ({"_charset_": "x" * 32, "text": TASK}, "or begin with a field _charset_, which is not taken"),
+        ({"_charset_": "utf-16", "text": TASK}, "or begin with a field _charset_, which is not taken"),
+        ({'text"\r\nContent-Type: text/plain; charset="utf-16': TASK}, "text in UTF-8, the form says 'utf-16'"),
+    ],
+)
+def test_fields_that_are_wrong(server, fields, words):
+    assert words in told(server, fields, png(np.zeros((4, 4, 3), np.uint8)))
+
+
+def test_a_picture_is_turned_as_it_says(server):
+    """As in datasets: a telephone's camera held upright; what else its EXIF holds may be damaged."""
+    exif, file = Image.Exif(), BytesIO()
+    exif[0x0112], exif[0x010F] = 6, "maker" * 5
+    Image.new("RGB", (40, 20)).save(file, "JPEG", exif=exif)
+    whole = file.getvalue()
+    damaged = whole.replace(b"\x01\x0f\x00\x02", b"\x02\x05\x00\x02")
+    assert damaged != whole
+    headers, data = form({"text": TASK, "session": "upright", "reset": "1"}, [whole, damaged])
+    assert get(server, "/process_frame", headers, data)[0] == 200
+    (session,) = (one for one in server.service.sessions if one.id == "upright")
+    assert session.image.shape == (40, 20, 3)
+    server.service.sessions.drop(session)
 
 
 def test_process_frame(server, bundle):
@@ -342,6 +504,7 @@ def test_the_command_serves_until_it_is_told_to_stop(bundle, tmp_path):
     with subprocess.Popen(
         [*command, "--sessions", "2", "--token-file", str(token), "--action-horizon", "2"],
         stdout=subprocess.PIPE,
+        stderr=(tmp_path / "log").open("w"),
         text=True,
         env=os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")},
     ) as process:
@@ -354,6 +517,15 @@ def test_the_command_serves_until_it_is_told_to_stop(bundle, tmp_path):
             policy = Client(f"ws://127.0.0.1:{port}", token="s3cret")
             policy.reset(TASK)
             assert policy.infer(frame(0))["actions"].shape == (2, 14)
+            before = (tmp_path / "log").read_text()
+            for number in range(3):  # of which Pillow and aiohttp warn, of each in other words
+                headers, data = form({"text": TASK}, [claims(10000, 10000 + number)])
+                data += b"--x\r\nContent-Disposition: form-data; %d; name\r\n\r\n\r\n--x--\r\n" % number
+                for part in (data, data[data.rindex(b"--x\r\n") :]):
+                    url, head = f"http://127.0.0.1:{port}/process_frame", headers | {"Authorization": "Api-Key s3cret"}
+                    with pytest.raises(urllib.error.HTTPError, match="400"):
+                        urllib.request.urlopen(urllib.request.Request(url, part, head), timeout=60)
+            assert (tmp_path / "log").read_text() == before
             process.send_signal(signal.SIGTERM)
             assert process.wait(30) == 0
             assert process.stdout.read() == "stopped\n"

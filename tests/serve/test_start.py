@@ -22,7 +22,7 @@ from websockets.sync.client import connect
 from mem0_jax.inference.engine import Engine
 from mem0_jax.inference.planning import Plan
 from mem0_jax.inference.session import Options, Session
-from mem0_jax.policies.bundle import save_bundle
+from mem0_jax.policies.bundle import load_bundle, save_bundle
 from mem0_jax.serve.client import Client
 from mem0_jax.serve.service import Service
 
@@ -34,6 +34,13 @@ def status(port: int, path: str) -> int:
         return error.code
 
 
+class Turns:
+    """The planner's words, in this process."""
+
+    def next_subtask(self, situation) -> Plan:
+        return Plan(TEXTS[1 + len(situation.finished) % 2])
+
+
 def test_until_it_is_warm_it_is_not_healthy_and_connections_wait(bundle, monkeypatch):
     gate, warm_up = threading.Event(), Engine.warm_up
 
@@ -41,9 +48,14 @@ def test_until_it_is_warm_it_is_not_healthy_and_connections_wait(bundle, monkeyp
         assert gate.wait(60)
         warm_up(self)
 
+    class CompilingPlanner(Turns):
+        def warm_up(self) -> None:
+            seen.append(status(cold.port, "/healthz"))
+
+    seen: list[int] = []
     monkeypatch.setattr(Engine, "warm_up", warm_up_when_told)
     with (
-        serving(lambda: Service(bundle, slots=1, rows=1), wait=False) as cold,
+        serving(lambda: Service(bundle, None, CompilingPlanner(), slots=1, rows=1), wait=False) as cold,
         connect(address(cold)) as ws,
         ThreadPoolExecutor(1) as pool,
     ):
@@ -59,9 +71,10 @@ def test_until_it_is_warm_it_is_not_healthy_and_connections_wait(bundle, monkeyp
         assert not client.done()
         gate.set()
         assert isinstance(ws.recv(timeout=100), bytes)
+        assert seen == [503]
         assert status(cold.port, "/healthz") == 200
         with client.result(30) as policy:
-            policy.reset(TASK)
+            policy.reset(TASK, planner="none")
             assert policy.infer(frame(0))["actions"].shape == (3, 14)
 
 
@@ -86,6 +99,34 @@ def test_it_can_be_stopped_while_it_warms_up(bundle, tmp_path, number):
             assert process.stdout.read() == "stopped\n"
         finally:
             process.kill()
+
+
+def test_nothing_is_compiled_once_it_is_healthy(bundle, tmp_path, compiled):
+    """One or more robots, with actions or without, with frames kept for later, pictures of any size, other options."""
+    loaded = load_bundle(save_bundle(bundle, tmp_path / "bundle"), dtype="serving")
+
+    def robot(where: str, number: int, together: threading.Barrier) -> None:
+        with Client(where) as policy:
+            options = [{}, {"average": True, "action_horizon": 1}, {"classify": True, "threshold": 0.3}][number]
+            policy.reset(TEXTS[number], seed=number, **options)
+            for count in (1, 1, 3, 12, 2):
+                together.wait(60)
+                for i in range(count):
+                    policy.observe(frame(i, 14 + 2 * (number % 2), [(24, 32), (32, 32), (120, 50)][i % 3]))
+                policy.act()
+            policy.reset("whole task", planner="client")
+            policy.plan(TEXTS[2])
+            policy.infer(frame(7))
+
+    with serving(lambda: Service(loaded, slots=3)) as server:
+        compiled.clear()
+        robot(address(server), 0, threading.Barrier(1))
+        together = threading.Barrier(3)
+        with ThreadPoolExecutor(3) as pool:
+            list(pool.map(lambda number: robot(address(server), number, together), range(3)))
+        with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/sessions", timeout=30) as page:
+            assert page.status == 200
+    assert compiled == []
 
 
 class PlannerServer(ThreadingHTTPServer):
@@ -146,13 +187,6 @@ def command(folder: Path, *flags: object) -> Iterator[str]:
             assert process.wait(30) == 0
         finally:
             process.kill()
-
-
-class Turns:
-    """The planner's words, in this process."""
-
-    def next_subtask(self, situation) -> Plan:
-        return Plan(TEXTS[1 + len(situation.finished) % 2])
 
 
 def test_a_staged_session_by_the_command_and_its_second_start(bundle, planner, tmp_path):

@@ -13,17 +13,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from tiny import mem0_config
 
 from mem0_jax import tree
-from mem0_jax.backbones.qwen3_vl.config import Qwen3VLConfig, TextConfig, TokenIds, VisionConfig
+from mem0_jax.backbones.qwen3_vl.config import TokenIds
 from mem0_jax.distributed.layout import Layout, make_layout
 from mem0_jax.distributed.mesh import make_mesh, parse_mesh
 from mem0_jax.distributed.startup import start
-from mem0_jax.heads.classifier import ClassifierConfig
-from mem0_jax.heads.dit import DiTConfig
-from mem0_jax.heads.flow import FlowConfig
-from mem0_jax.memory.bank import MemoryConfig
-from mem0_jax.policies.mem0 import Mem0, Mem0Config
+from mem0_jax.policies.mem0 import Mem0
 from mem0_jax.train.config import OptimizerConfig, TrainConfig
 from mem0_jax.train.loop import Extras, TrainingInterrupted, fit
 from mem0_jax.train.optim import make_optimizer
@@ -36,51 +33,16 @@ MESHES = ("data=2,fsdp=2,tensor=2", "fsdp=8", "tensor=8")
 
 
 def make_policy() -> Mem0:
-    text = TextConfig(
-        hidden_size=WIDTH,
-        num_hidden_layers=5,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-        intermediate_size=64,
-        vocab_size=24,
-        mrope_section=(4, 2, 2),
-    )
-    vision = VisionConfig(
-        depth=1,
-        hidden_size=32,
-        intermediate_size=64,
-        num_heads=4,
-        num_position_embeddings=16,
-        deepstack_visual_indexes=(0,),
-        patch_size=4,
-        temporal_patch_size=1,
-        out_hidden_size=WIDTH,
-    )
-    action = DiTConfig(
-        width=32,
-        num_heads=4,
-        num_layers=2,
-        context_width=WIDTH,
-        hidden_size=32,
-        output_dim=32,
-        action_dim=4,
-        state_dim=4,
-        horizon=3,
-        max_positions=8,
-    )
-    return Mem0(
-        Mem0Config(
-            Qwen3VLConfig(text, vision, SPECIAL),
-            MemoryConfig(window_size=3, num_heads=4),
-            FlowConfig(draws=2),
-            action,
-            ClassifierConfig(hidden_sizes=(3 * WIDTH, 32, 15)),
-            image_size=(16, 16),
-            dtype="float32",
-            remat=True,
-        )
-    )
+    text = {"hidden_size": WIDTH, "num_hidden_layers": 5, "num_attention_heads": 4, "num_key_value_heads": 2}
+    text |= {"head_dim": 16, "intermediate_size": 64, "mrope_section": (4, 2, 2), "rope_theta": 5e6}
+    vision = {"hidden_size": 32, "intermediate_size": 64, "num_heads": 4, "patch_size": 4, "out_hidden_size": WIDTH}
+    head = {"width": 32, "num_heads": 4, "context_width": WIDTH, "hidden_size": 32, "output_dim": 32}
+    head |= {"action_dim": 4, "state_dim": 4, "max_positions": 8}
+    parts = {"backbone.text": text, "backbone.vision": vision, "action": head}
+    changes = {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
+    changes |= {"memory.window_size": 3, "memory.num_heads": 4, "flow.draws": 2}
+    changes |= {"classifier.hidden_sizes": (3 * WIDTH, 32, 15), "image_size": (16, 16), "remat": True}
+    return Mem0(mem0_config(changes, SPECIAL, vocabulary=24))
 
 
 def batch_at(index: int) -> dict[str, np.ndarray]:

@@ -176,6 +176,18 @@ def test_unfinished_writes_are_ignored_and_removed(folder):
     assert sorted(path.name for path in folder.iterdir()) == ["2", "3"]
 
 
+def test_reading_beside_a_run_that_is_under_way_changes_nothing(folder):
+    (folder / "3.orbax-checkpoint-tmp").mkdir()
+    (folder / "2" / "meta" / "metadata").write_text("{")
+    before = sorted(folder.rglob("*"))
+    with Checkpoints(folder, 1, read_only=True) as checkpoints:
+        restored = checkpoints.restore(make_state(0))
+    assert restored is not None
+    assert_equal(restored.state, make_state(1))
+    assert sorted(folder.rglob("*")) == before
+    assert not list(folder.parent.glob("damaged*"))
+
+
 def test_when_all_are_damaged_the_error_says_why(folder):
     for step in ("1", "2"):
         shutil.rmtree(folder / step / "state")

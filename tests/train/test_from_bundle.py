@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import write_dataset
+from jobs import write_dataset
 
 from mem0_jax.cli import main
 from mem0_jax.convert.importer import Request, convert, prepare
@@ -62,7 +62,7 @@ def start(config: Path, workdir: Path, devices: int, *flags: str, **environment:
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
     }
-    command = [sys.executable, str(HERE / "tiny.py"), "train", f"--config={config}", f"--workdir={workdir}", *flags]
+    command = [sys.executable, str(HERE / "jobs.py"), "train", f"--config={config}", f"--workdir={workdir}", *flags]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=settings)
 
 

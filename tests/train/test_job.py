@@ -6,7 +6,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
+from jobs import write_config, write_dataset
 
 from mem0_jax import tree
 from mem0_jax.cli import main
@@ -14,11 +16,15 @@ from mem0_jax.commands.train import read_config
 from mem0_jax.config import from_dict
 from mem0_jax.distributed.hardware import HARDWARE
 from mem0_jax.distributed.mesh import lane_shards, parse_mesh
+from mem0_jax.errors import UserError
+from mem0_jax.inference.session import Session
+from mem0_jax.policies.bundle import load_bundle, save_bundle
 from mem0_jax.policies.mem0 import Mem0, Mem0Config
 from mem0_jax.train.config import SettingsError
 from mem0_jax.train.flops import forward_flops, peak_flops, training_flops
 from mem0_jax.train.job import DataSettings, Job, TrainSettings
 from mem0_jax.train.lora import LoraPolicy
+from mem0_jax.train.prepare import prepare
 
 INSTALLED = ("m1_mix", "m1_task", "mn_task", "lora_24gb", "small")
 
@@ -119,6 +125,17 @@ def test_what_is_wrong_is_named(arguments, message, tmp_path, capsys):
     assert main(["train", f"--workdir={tmp_path / 'run'}", *arguments]) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_policy_knows_the_camera_it_is_trained_on(tmp_path):
+    wrist = "observation.images.wrist"
+    config = write_config(tmp_path, write_dataset(tmp_path / "dataset", camera=wrist))
+    prepared = prepare(job(str(config), f"--config.data.camera={wrist}"))
+    folder = save_bundle(prepared.bundle(prepared.policy.init(jax.random.key(0)), {}), tmp_path / "bundle")
+    bundle = load_bundle(folder)
+    assert (bundle.inputs.camera, bundle.transform.camera) == (wrist, "wrist")
+    with pytest.raises(UserError, match=r"'observation.wrist', the camera the policy was trained on.*head_camera"):
+        Session(bundle).observe({"observation": {"head_camera": {"rgb": np.zeros((32, 32, 3), np.uint8)}}})
 
 
 def test_hardware_that_is_not_there_is_named(tmp_path, capsys):

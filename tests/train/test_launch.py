@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from jobs import LENGTHS, write_config, write_dataset
 from test_loop import numbers
-from tiny import LENGTHS, write_config, write_dataset
 
 from mem0_jax import tree
 from mem0_jax.cli import main
@@ -21,11 +21,11 @@ from mem0_jax.eval.rollout import evaluate
 from mem0_jax.policies.bundle import load_bundle
 from mem0_jax.train.log import read_rows
 
-TINY = Path(__file__).parent / "tiny.py"
+PROGRAM = Path(__file__).parent / "jobs.py"
 
 
 def start(config: Path, workdir: Path, *flags: str) -> subprocess.Popen:
-    command = [sys.executable, str(TINY), "train", f"--config={config}", f"--workdir={workdir}", *flags]
+    command = [sys.executable, str(PROGRAM), "train", f"--config={config}", f"--workdir={workdir}", *flags]
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         # Programs are compiled once for all the processes, and fast.
@@ -52,13 +52,14 @@ def finished(config, tmp_path_factory) -> Path:
     said = [line.split(" ", 1)[1] for line in err.splitlines()]  # behind the time of day
     assert said[0] == "3 episodes to train on, 1 held out; steps of 2 lanes x 4 frames; hardware cpu"
     assert re.fullmatch(r"0\.\d+ M parameters, 0\.\d+ M of them trained", said[1])
-    assert re.fullmatch(r"the first step, which compiles, took \d+ s", said[2])
+    assert said[2] == "compiling the first step, which may take minutes"
+    assert re.fullmatch(r"the first step, which compiles, took \d+ s", said[3])
     steps = [line.split(",")[0] for line in said if line.startswith("step ")]
     assert steps == [f"step {step} of 12" for step in (3, 6, 9, 12)]
     assert [line.split(",")[0].split(" 0.")[0] for line in said if line.startswith("validation")] == [
         f"validation after step {step}: action_error" for step in (6, 12)
     ]
-    assert len(said) == 3 + 4 + 2, err
+    assert len(said) == 4 + 4 + 2, err
     return workdir
 
 

@@ -19,7 +19,7 @@ from mem0_jax import tree
 from mem0_jax.train import log as log_module
 from mem0_jax.train.checkpoint import CheckpointError
 from mem0_jax.train.log import DivergedError, read_rows
-from mem0_jax.train.loop import DataError, Extras, fit
+from mem0_jax.train.loop import DataError, Extras, TrainingInterrupted, fit
 from mem0_jax.train.optim import learning_rates, make_optimizer
 from mem0_jax.train.state import create_params, create_state
 from mem0_jax.train.step import make_train_step
@@ -94,6 +94,16 @@ def test_ctrl_c_saves_says_how_to_continue_and_continues_exactly(uninterrupted, 
     out, err = start(tmp_path, 60, save_every=1000).communicate(timeout=300)
     assert f"resumed from {stopped}" in out, err
     assert_same_run(tmp_path, uninterrupted)
+
+
+def test_ctrl_c_at_the_last_step_stops_what_would_follow(tmp_path):
+    def stop(row: dict) -> None:
+        if row["step"] == 12:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(TrainingInterrupted, match="after step 12 of 12"):
+        fit(make_policy(), make_loader, make_config(12), tmp_path, stop)
+    assert fit(make_policy(), make_loader, make_config(12), tmp_path).resumed_from == 12
 
 
 def test_rows_are_means_of_a_plain_loop(tmp_path):
@@ -285,3 +295,13 @@ def test_a_run_goes_on_from_another_s_optimizer_and_asks_for_it_once(tmp_path):
         state, _ = step(state, batch_at(index))
     for mine, theirs in zip(jax.tree.leaves(second.state.params), jax.tree.leaves(state.params)):
         np.testing.assert_array_equal(mine, theirs)
+
+
+def test_what_a_program_around_ours_set_in_jax_changes_no_number(tmp_path):
+    def train(folder):
+        return fit(make_policy(), make_loader, make_config(10), tmp_path / folder).state.params
+
+    expected = train("plain")
+    with jax.enable_x64(True), jax.numpy_rank_promotion("raise"), jax.default_prng_impl("rbg"):
+        found = train("changed")
+    jax.tree.map(np.testing.assert_array_equal, found, expected)

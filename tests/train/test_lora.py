@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import model, policy_and_batch
+from jobs import model, policy_and_batch
 
 from mem0_jax import tree
 from mem0_jax.distributed.sharding import STANDARD, placements

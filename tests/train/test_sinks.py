@@ -1,12 +1,15 @@
 """Rows of the log in TensorBoard's files and in Weights & Biases' offline ones."""
 
 import os
+import re
+import resource
 import struct
 import sys
 
 import pytest
 
 from mem0_jax.errors import UserError
+from mem0_jax.installed import how_to_install
 from mem0_jax.train.job import DataSettings, Job, TrainSettings
 from mem0_jax.train.sinks import open_sinks
 
@@ -34,6 +37,27 @@ def test_tensorboard_files_hold_the_rows(tmp_path):
     assert sorted(found, key=lambda f: f[:2]) == [(10, "loss", 0.5), (20, "loss", 0.25), (20, "mfu", 0.4)]
 
 
+def test_a_full_disk_costs_a_row_not_the_run(tmp_path):
+    """Many rows: a writer that waits for its own thread would wait for ever."""
+    pytest.importorskip("tensorboardX")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    failed = 0
+    with open_sinks(job("tensorboard"), tmp_path) as sinks:
+        try:
+            for step in range(60):
+                if step in (20, 40):
+                    resource.setrlimit(resource.RLIMIT_FSIZE, (0 if step == 20 else before[0], before[1]))
+                try:
+                    sinks[0]({"step": step, "loss": 1.0})
+                except OSError:
+                    failed += 1
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert failed == 20
+    sizes = [path.stat().st_size for path in (tmp_path / "tensorboard").iterdir() if path.stat().st_size]
+    assert len(sizes) == 2
+
+
 def test_weights_and_biases_continues_one_run(tmp_path, monkeypatch):
     pytest.importorskip("wandb")
     for name, value in {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}.items():
@@ -51,6 +75,6 @@ def test_weights_and_biases_continues_one_run(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("sink", "module"), [("tensorboard", "tensorboardX"), ("wandb", "wandb")])
 def test_a_library_that_is_not_installed_is_named(sink, module, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
-    advice = rf"{module} is not installed; pip install 'mem0-jax\[{sink}\]'"
+    advice = re.escape(f"{module} is not installed: {how_to_install(sink)}")
     with pytest.raises(UserError, match=advice), open_sinks(job(sink), tmp_path):
         pass

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import policy_and_batch
+from jobs import policy_and_batch
 from toy import LANES, ToyPolicy, batch_at, make_config, make_policy
 
 from mem0_jax import tree

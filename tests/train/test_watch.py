@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import resource
 import time
 
 import jax
@@ -10,6 +11,8 @@ import jax.numpy as jnp
 import pytest
 from toy import ToyPolicy, make_config, make_loader, make_policy
 
+from mem0_jax.disk import DiskError
+from mem0_jax.errors import UserError
 from mem0_jax.train.clock import Clock
 from mem0_jax.train.log import read_rows
 from mem0_jax.train.loop import Extras, fit
@@ -87,13 +90,15 @@ def test_memory_that_does_not_suffice_for_the_state_shows_the_plan_too(tmp_path)
     def too_large(key):
         return {"huge": jax.random.normal(key, (2**46,)).sort().block_until_ready()}
 
-    with pytest.raises(OutOfMemoryError, match=r"(?s)optimizer +0\.000 GiB.*train\.preset=lora"):
+    with pytest.raises(
+        OutOfMemoryError, match=r"(?s)optimizer +\d+ B\n.*all of these +.*B, and activations.*train\.preset=lora"
+    ):
         fit(make_policy(), make_loader, make_config(3), tmp_path, extras=Extras(initial=too_large))
 
 
 def test_a_disk_without_room_is_named(tmp_path):
     check_disk(tmp_path, 1, "a checkpoint")
-    with pytest.raises(DiskFullError, match=r"a checkpoint needs 1048576.00 GiB, the disk has .* make room"):
+    with pytest.raises(DiskFullError, match=r"a checkpoint needs 1024.00 TiB, the disk has .* make room"):
         check_disk(tmp_path, 2**50, "a checkpoint")
 
 
@@ -147,6 +152,72 @@ def test_rows_that_a_full_disk_has_no_room_for_are_left_out_whole(tmp_path, capl
         assert len(steps) == len((folder / "run" / "metrics.jsonl").read_text().splitlines())
     finally:
         os.system(f"umount {folder}")
+
+
+def limited(bytes_of_a_file):
+    """A disk that takes no larger files: as an ordinary user's full disk, but for the reason."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_of_a_file, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+
+def until(path):
+    """Checkpoints are written in the background."""
+    while not path.exists():
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def room():
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_checkpoint_that_fails_while_it_is_written_costs_itself_not_the_run(tmp_path, caplog, room):
+    def fill(row):
+        if row["step"] == 10:
+            until(tmp_path / "checkpoints" / "8")
+            limited(0)
+        elif row["step"] == 20:
+            room()
+
+    with caplog.at_level(logging.WARNING, "mem0_jax"):
+        result = fit(make_policy(), make_loader, make_config(40, save_every=8, keep=9), tmp_path, fill)
+    assert int(result.state.step) == 40
+    assert [row["step"] for row in result.rows] == [5, 10, 25, 30, 35, 40]
+    assert "the last good checkpoint, of step 8, is kept" in caplog.text
+    kept = sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir())  # and nothing half-written
+    assert kept[:1] == [8]
+    assert kept[-2:] == [32, 40]
+    assert 16 not in kept
+
+
+def test_a_last_checkpoint_that_cannot_be_written_is_one_sentence_and_the_run_continues(tmp_path, room):
+    def fill(row):
+        if row["step"] == 10:
+            until(tmp_path / "checkpoints" / "8")
+            limited(0)
+
+    config = make_config(16, save_every=8)
+    with pytest.raises(DiskError) as error:
+        fit(make_policy(), make_loader, config, tmp_path, fill)
+    message = str(error.value)
+    assert "checkpoints: File too large" in message
+    assert "the last good checkpoint, of step 8, is kept" in message
+    assert "raise the limit" in message
+    assert "\n" not in message
+    room()
+    result = fit(make_policy(), make_loader, config, tmp_path)
+    assert result.resumed_from == 8
+    whole = fit(make_policy(), make_loader, config, tmp_path / "whole")
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), result.state, whole.state))
+
+
+@pytest.mark.parametrize("where", ["file", "no"])
+def test_a_folder_that_cannot_be_made_is_named(tmp_path, where):
+    (tmp_path / "file").write_text("")
+    folder = {"file": tmp_path / "file", "no": tmp_path / "file" / "run"}[where]
+    with pytest.raises(UserError, match=r"file(/run)?: (File exists|Not a directory); "):
+        fit(make_policy(), make_loader, make_config(1), folder)
 
 
 def test_a_profile_of_some_steps_is_written(tmp_path):

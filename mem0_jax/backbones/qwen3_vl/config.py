@@ -1,7 +1,10 @@
 """Sizes of a Qwen3-VL backbone."""
 
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field, fields
+from itertools import pairwise
 from typing import Any
+
+from mem0_jax.config import check_ranges
 
 
 @dataclass(frozen=True)
@@ -26,15 +29,21 @@ class TextConfig:
     tie_word_embeddings: bool = True
 
     def __post_init__(self):
+        sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim")
+        sizes = dict.fromkeys((*sizes, "intermediate_size", "vocab_size"), "[1, inf)")
+        check_ranges(self, **sizes, rope_theta="(1, 1e30)", mrope_section="[0, inf)", rms_norm_eps="(0, 1)")
         if 2 * sum(self.mrope_section) != self.head_dim:
             raise ValueError(f"mrope_section {self.mrope_section} must sum to head_dim / 2 = {self.head_dim // 2}")
         if self.num_attention_heads % self.num_key_value_heads:
-            raise ValueError("num_attention_heads must be a multiple of num_key_value_heads")
+            raise ValueError(
+                f"num_attention_heads {self.num_attention_heads} must be a multiple of num_key_value_heads "
+                f"{self.num_key_value_heads}"
+            )
 
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """The vision tower. Deepstack features are tapped after the blocks `deepstack_visual_indexes`."""
+    """The vision tower. Deepstack features are tapped after the blocks `deepstack_visual_indexes`, which rise."""
 
     depth: int = 24
     hidden_size: int = 1024
@@ -58,15 +67,22 @@ class VisionConfig:
         return round(self.num_position_embeddings**0.5)
 
     def __post_init__(self):
+        sizes = ("depth", "hidden_size", "intermediate_size", "num_heads", "num_position_embeddings", "patch_size")
+        sizes += ("temporal_patch_size", "spatial_merge_size", "out_hidden_size")
+        check_ranges(self, **dict.fromkeys(sizes, "[1, inf)"))
+        if self.hidden_size % (4 * self.num_heads):  # rows and columns turn pairs of numbers each
+            raise ValueError(f"hidden_size {self.hidden_size} must be a multiple of 4 * num_heads {self.num_heads}")
         if self.table_side**2 != self.num_position_embeddings:
             raise ValueError(f"num_position_embeddings must be a square, got {self.num_position_embeddings}")
         if any(not 0 <= i < self.depth for i in self.deepstack_visual_indexes):
             raise ValueError(f"deepstack_visual_indexes {self.deepstack_visual_indexes} must lie in [0, {self.depth})")
+        if any(a >= b for a, b in pairwise(self.deepstack_visual_indexes)):
+            raise ValueError(f"deepstack_visual_indexes {self.deepstack_visual_indexes} must rise")
 
 
 @dataclass(frozen=True)
 class TokenIds:
-    """Ids of the special tokens."""
+    """Ids of the special tokens, no two alike."""
 
     vision_start: int = 151652
     vision_end: int = 151653
@@ -75,6 +91,13 @@ class TokenIds:
     im_start: int = 151644
     im_end: int = 151645
     pad: int = 151643
+
+    def __post_init__(self):
+        names = [item.name for item in fields(self)]
+        check_ranges(self, **dict.fromkeys(names, "[0, 2147483648)"))
+        values = astuple(self)
+        if twice := [f"{name} {value}" for name, value in zip(names, values) if values.count(value) > 1]:
+            raise ValueError(f"expected ids that differ, got {', '.join(twice)}")
 
 
 @dataclass(frozen=True)
@@ -94,28 +117,7 @@ class Qwen3VLConfig:
 
     @classmethod
     def from_hf(cls, config: dict[str, Any]) -> "Qwen3VLConfig":
-        """Reads a Hugging Face `config.json` of a dense Qwen3-VL; the ids of text tokens are those of Qwen's tokenizer.
+        """Reads a Hugging Face `config.json`; see `read_hf_config`, which also tells what it does not read."""
+        from mem0_jax.backbones.qwen3_vl.hf_config import read_hf_config
 
-        Raises:
-            ValueError, KeyError: it is of another model, or lacks an entry.
-        """
-        if config.get("model_type") != "qwen3_vl":
-            raise ValueError(f"expected model_type 'qwen3_vl', got {config.get('model_type')!r}")
-        text, vision = config["text_config"], config["vision_config"]
-        rope = text.get("rope_scaling") or text["rope_parameters"]
-        text_fields = {k: text[k] for k in TextConfig.__dataclass_fields__ if k in text}
-        text_fields["mrope_section"] = tuple(rope["mrope_section"])
-        text_fields["tie_word_embeddings"] = bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings")))
-        text_fields.setdefault("rope_theta", rope.get("rope_theta", TextConfig.rope_theta))
-        vision_fields = {k: vision[k] for k in VisionConfig.__dataclass_fields__ if k in vision}
-        vision_fields["deepstack_visual_indexes"] = tuple(vision["deepstack_visual_indexes"])
-        return cls(
-            TextConfig(**text_fields),
-            VisionConfig(**vision_fields),
-            TokenIds(
-                vision_start=config["vision_start_token_id"],
-                vision_end=config["vision_end_token_id"],
-                image=config["image_token_id"],
-                video=config["video_token_id"],
-            ),
-        )
+        return read_hf_config(config)[0]

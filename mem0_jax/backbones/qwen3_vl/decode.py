@@ -1,13 +1,13 @@
 """Decoding with a cache of keys and values, as pure functions with static shapes.
 
-A batch of prompts, padded on the right to one length, is read at once (`prefill`); then all samples advance together,
-a token a turn (`decode`). Token number n of every answer lies at the same place of the cache, after the padding of the
+The images of a prompt are seen (`see`) and the prompts of a batch, padded on the right to one length, are read
+(`prefill`) one by one, so that the number of either needs no programs of its own; then all samples advance together, a
+token a turn (`decode`). Token number n of every answer lies at the same place of the cache, after the padding of the
 longest prompt, and places of padding are masked: so a turn writes one slice, and rotary positions, which know nothing
 of places, go on from each prompt's own largest position + 1.
 
-Axis letters: B samples, S tokens of a prompt, M places of the cache, T tokens of a call, I images of all samples, P
-patches of an image, C numbers of a patch, R rows of image tokens (I * P / merge^2), K deepstack taps, H width, V
-vocabulary.
+Axis letters: B samples, S tokens of a prompt, M places of the cache, T tokens of a call, P patches of an image, C
+numbers of a patch, R rows of image tokens, K deepstack taps, H width, V vocabulary.
 Source: the behaviour of transformers 4.57.1 and 5 (`generate` of Qwen3-VL).
 """
 
@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mem0_jax.backbones.qwen3_vl.config import Qwen3VLConfig
 from mem0_jax.backbones.qwen3_vl.model import normalised
@@ -25,6 +26,7 @@ from mem0_jax.backbones.qwen3_vl.vision import VisionTower
 from mem0_jax.nn import module, rope
 from mem0_jax.nn.int8 import quantized
 from mem0_jax.nn.layers import RMSNorm
+from mem0_jax.nn.numbers import same_numbers
 from mem0_jax.tree import flatten, unflatten
 
 Array = jax.Array
@@ -43,10 +45,10 @@ class Sampling(NamedTuple):
         seed: uint32 [B]; what is drawn depends on it and on the number of the token, not on the rest of the batch.
     """
 
-    temperature: Array
-    top_p: Array
-    top_k: Array
-    seed: Array
+    temperature: Array | np.ndarray
+    top_p: Array | np.ndarray
+    top_k: Array | np.ndarray
+    seed: Array | np.ndarray
 
 
 class Progress(NamedTuple):
@@ -60,12 +62,12 @@ class Progress(NamedTuple):
         start, place: int32 [], where in the cache the answers begin, and where `token` goes.
     """
 
-    token: Array
-    position: Array
-    length: Array
-    left: Array
-    start: Array
-    place: Array
+    token: Array | np.ndarray
+    position: Array | np.ndarray
+    length: Array | np.ndarray
+    left: Array | np.ndarray
+    start: Array | np.ndarray
+    place: Array | np.ndarray
 
 
 def take_apart(params: dict[str, Any], *, int8: bool = False) -> Weights:
@@ -109,23 +111,25 @@ class Decoder:
         self._tower = module.bind(lambda rngs: VisionTower(config.vision, rngs))
         self._layer = module.bind(lambda rngs: Layer(config.text, rngs))
         self._norm = module.bind(lambda _: RMSNorm(config.text.hidden_size, eps=config.text.rms_norm_eps))
-        self.see = jax.jit(self._see)
-        self.prefill = jax.jit(self._prefill, static_argnames="places")
-        self.decode = jax.jit(self._decode, donate_argnames=("cache", "progress"))
+        self.see = same_numbers(jax.jit(self._see, static_argnames="rows"))
+        self.prefill = same_numbers(jax.jit(self._prefill, static_argnames="places"))
+        self.decode = same_numbers(jax.jit(self._decode, donate_argnames="cache"))
+        self.grow = same_numbers(jax.jit(_grow, static_argnames=("size", "axis")))
+        self.put = same_numbers(jax.jit(_put, donate_argnums=0))
 
-    def _see(self, weights: Weights, images: Mapping[str, Array]) -> tuple[Array, Array | None]:
-        """Image tokens [R, H] and deepstack features [K, R, H] of patches, patch_mask, row_column, table_index and
-        table_weight [I, P, ...]."""
-        arrays = dict(images) | {"grid_id": jnp.arange(images["patches"].shape[0])}
+    def _see(self, weights: Weights, image: Mapping[str, Array], *, rows: int) -> Array:
+        """Features [rows, 1 + K, H] of one image's patches, patch_mask, row_column, table_index and table_weight
+        [1, P, ...]: its tokens and their deepstack features, zeros where it has fewer."""
+        arrays = dict(image) | {"grid_id": jnp.zeros(1, jnp.int32)}
         tokens, deepstack = self._tower(weights["visual"])(normalised(arrays.pop("patches"), self.dtype), arrays)
-        width = tokens.shape[-1]
-        return tokens.reshape(-1, width), None if deepstack is None else deepstack.reshape(len(deepstack), -1, width)
+        features = tokens if deepstack is None else jnp.concatenate([tokens, deepstack[:, 0]])
+        return _grow(jnp.moveaxis(features, 0, 1), rows, 0)
 
     def _prefill(
         self,
         weights: Weights,
         prompt: Mapping[str, Array],
-        seen: tuple[Array, Array | None] | None,
+        seen: Array,
         limit: Array,
         sampling: Sampling,
         *,
@@ -137,7 +141,7 @@ class Decoder:
             weights: see above.
             prompt: input_ids, image_row [B, S] (the row of `seen` where a token is one of an image, else -1), position
                 [B, 3, S], length [B]; all int32.
-            seen: of `see`; None where no prompt has an image.
+            seen: features of `see` of all images, [R, 1 + K, H].
             limit: int32 [B], tokens that each answer may have, 0 for samples that only fill up a batch.
             sampling: see there.
             places: of the cache, more than S.
@@ -148,20 +152,17 @@ class Decoder:
         length, row = prompt["length"], prompt["image_row"]
         batch, tokens = row.shape
         x = self._embedded(weights, prompt["input_ids"])
-        features = None
-        if seen is not None:
-            is_image = (row >= 0)[..., None]
-            features = seen[1]
-            x = jnp.where(is_image, seen[0].astype(self.dtype)[row], x)
+        is_image, features = (row >= 0)[..., None], seen.astype(self.dtype)
+        x = jnp.where(is_image, features[row, 0], x)
         angle = self._angle(jnp.moveaxis(prompt["position"], 1, 0))
         valid = jnp.arange(tokens) < length[:, None]
         mask = jnp.tril(jnp.ones((tokens, tokens), bool)) & valid[:, None]
         cache = []
         for number, layer in enumerate(weights["language_model"]["layers"]):
             x, kept = self._layer(layer)(x, angle, mask)
-            cache.append(jax.tree.map(lambda new: self._longer(new, places), kept))
-            if features is not None and number < len(features):
-                x = x + jnp.where(is_image, features[number].astype(self.dtype)[row], 0)
+            cache.append(_grow(kept, places, 1))
+            if number + 1 < features.shape[1]:
+                x = x + jnp.where(is_image, features[row, number + 1], 0)
         logits = self._logits(weights, x[jnp.arange(batch), length - 1])
         following = jnp.where(valid[:, None], prompt["position"], -1).max((1, 2)) + 1
         token = choose(logits, sampling, jnp.int32(0))
@@ -171,7 +172,7 @@ class Decoder:
     def _decode(
         self, weights: Weights, cache: Cache, progress: Progress, sampling: Sampling
     ) -> tuple[Array, Progress, Cache]:
-        """Up to `TURNS` tokens more, fewer where all answers are complete or the cache is full (see `longer`).
+        """Up to `TURNS` tokens more, fewer where all answers are complete or the cache is full (see `grow`).
 
         Returns:
             int32 [B, TURNS], -1 where an answer was complete before or there was no turn; progress and cache.
@@ -214,7 +215,7 @@ class Decoder:
     def _left(self, left: Array, token: Array) -> Array:
         return jnp.where(jnp.isin(token, jnp.array(self.stops)), 0, jnp.maximum(left - 1, 0))
 
-    def _embedded(self, weights: Weights, ids: Array) -> Array:
+    def _embedded(self, weights: Weights, ids: Array | np.ndarray) -> Array:
         return weights["language_model"]["embed_tokens"]["embedding"][ids].astype(self.dtype)
 
     def _angle(self, position: Array) -> Array:
@@ -229,13 +230,19 @@ class Decoder:
             form, table = "bh,hv->bv", weights["lm_head"]["kernel"]
         return jnp.einsum(form, x, table.astype(x.dtype), preferred_element_type=jnp.float32)
 
-    def longer(self, cache: Cache, places: int) -> Cache:
-        """The cache with room for more: [B, places, G, D]."""
-        return jax.tree.map(lambda leaf: self._longer(leaf, places), cache)
 
-    @staticmethod
-    def _longer(leaf: Array, places: int) -> Array:
-        return jnp.pad(leaf, [(0, 0), (0, places - leaf.shape[1]), (0, 0), (0, 0)])
+def _grow(tree: Any, size: int, axis: int) -> Any:
+    """Arrays with zeros behind, up to `size` along an axis."""
+
+    def grown(leaf: Array) -> Array:
+        return jnp.pad(leaf, [(0, size - n if i == axis else 0) for i, n in enumerate(leaf.shape)])
+
+    return jax.tree.map(grown, tree)
+
+
+def _put(tree: Any, parts: Any, at: Array) -> Any:
+    """Arrays with those of `parts` in them, from row `at` on."""
+    return jax.tree.map(lambda leaf, part: jax.lax.dynamic_update_slice_in_dim(leaf, part, at, 0), tree, parts)
 
 
 def choose(logits: Array, sampling: Sampling, number: Array) -> Array:

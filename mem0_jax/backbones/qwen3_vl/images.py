@@ -58,6 +58,13 @@ def fitted_size(height: int, width: int, side: int, bounds: PixelBounds) -> tupl
     return rows * side, columns * side
 
 
+def most_tokens(side: int, bounds: PixelBounds) -> int:
+    """No image that is resized within `bounds` has more tokens of `side` x `side` pixels; see `fitted_size`."""
+    least, most = bounds.min_pixels / side**2, bounds.max_pixels / side**2
+    strip = math.sqrt(MAX_ASPECT * least)  # tokens along the longest one of the least area, whose sides are rounded up
+    return math.ceil(max(most, math.sqrt(MAX_ASPECT * most), least + strip + strip / MAX_ASPECT + 1))
+
+
 def image_patches(image: np.ndarray, config: VisionConfig, bounds: PixelBounds) -> tuple[np.ndarray, Grid]:
     """One image as the tower takes it.
 

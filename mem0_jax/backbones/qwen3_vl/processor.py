@@ -17,6 +17,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from mem0_jax.backbones.qwen3_vl.config import Qwen3VLConfig, TokenIds, VisionConfig
 from mem0_jax.backbones.qwen3_vl.positions import image_slots, token_positions
 from mem0_jax.errors import UserError
+from mem0_jax.stand_in import stand_in
 
 SPECIAL_TOKENS = {
     "pad": "<|endoftext|>",
@@ -45,7 +46,12 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     """Reads a `tokenizer.json`, such as Qwen3's."""
     if not Path(path).is_file():
         raise UserError(f"{path} is missing: a policy needs the tokenizer.json it was trained with")
-    return Tokenizer.from_file(str(path))
+    if said := stand_in(Path(path)):
+        raise UserError(f"{path} {said}")
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library has no narrower one
+        raise UserError(f"{path}: not a tokenizer.json ({error}): damaged? copy it again") from None
 
 
 def token_ids(tokenizer: Tokenizer) -> TokenIds:

@@ -8,14 +8,11 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from tiny import mem0_config
 
-from mem0_jax.backbones.qwen3_vl.config import Qwen3VLConfig, TextConfig, TokenIds, VisionConfig
+from mem0_jax.backbones.qwen3_vl.config import TokenIds
 from mem0_jax.backbones.qwen3_vl.processor import Processor, token_ids, word_tokenizer
 from mem0_jax.data.lerobot_writer import LeRobotWriter, mem0_features
-from mem0_jax.heads.classifier import ClassifierConfig
-from mem0_jax.heads.dit import DiTConfig
-from mem0_jax.heads.flow import FlowConfig
-from mem0_jax.memory.bank import MemoryConfig
 from mem0_jax.policies.mem0 import Mem0, Mem0Config
 
 TEXTS = ["pick the block", "press the button"]
@@ -24,7 +21,7 @@ CONFIG = """
 from dataclasses import asdict
 from ml_collections import ConfigDict
 from mem0_jax.train.job import DataSettings, Job, Rates, TrainSettings
-from tiny import model
+from jobs import model
 
 def get_config():
     data = DataSettings(
@@ -40,20 +37,9 @@ def get_config():
 
 
 def model(tokens: TokenIds | None = None, vocabulary: int = 15) -> Mem0Config:
-    """One layer of everything, without dropout."""
-    return Mem0Config(
-        Qwen3VLConfig(
-            TextConfig(16, 1, 2, 1, 8, 16, vocabulary, 1e4, (2, 1, 1)),
-            VisionConfig(1, 16, 16, 2, 16, (0,), 16, 1, 2, 16),
-            tokens or TokenIds(),
-        ),
-        MemoryConfig(3, 2, dropout=0.0),
-        FlowConfig(draws=2, solver_steps=2),
-        DiTConfig(16, 2, 2, 16, 16, 16, horizon=3, dropout=0.0),
-        ClassifierConfig((48, 8), dropout=0.0),
-        image_size=(32, 32),
-        dtype="float32",
-    )
+    """The tiny Mem-0 with two draws a sample, a window of 3 frames and no dropout."""
+    dropout = {f"{part}.dropout": 0.0 for part in ("memory", "action", "classifier")}
+    return mem0_config({"memory.window_size": 3, "flow.draws": 2} | dropout, tokens, vocabulary)
 
 
 class GivenNoise:
@@ -95,9 +81,9 @@ def policy_and_batch(lanes: int, frames: int) -> tuple[GivenNoise, dict[str, np.
     }
 
 
-def write_dataset(root: Path, rounds: int = 1) -> Path:
+def write_dataset(root: Path, rounds: int = 1, camera: str = "observation.image.head_camera") -> Path:
     """`rounds` times four short episodes; the last two frames of each are a subtask's end."""
-    with LeRobotWriter(root, 10, mem0_features(32, 32), "planar") as writer:
+    with LeRobotWriter(root, 10, mem0_features(32, 32, camera=camera), "planar") as writer:
         for episode, length in enumerate(LENGTHS * rounds):
             t = np.arange(length)
             state = np.sin(0.3 * t[:, None] + np.arange(16) + episode).astype(np.float32)
@@ -105,9 +91,7 @@ def write_dataset(root: Path, rounds: int = 1) -> Path:
             frames = {
                 "observation.state": state,
                 "action": np.concatenate([state[1:], state[-1:]]),
-                "observation.image.head_camera": np.broadcast_to(
-                    shade[:, None, None, None], (length, 32, 32, 3)
-                ).astype(np.uint8),
+                camera: np.broadcast_to(shade[:, None, None, None], (length, 32, 32, 3)).astype(np.uint8),
                 "subtask": [TEXTS[episode % 2]] * length,
                 "subtask_end": (t >= length - 2).astype(np.int32),
                 "episode_id": np.full(length, episode, np.int32),
@@ -119,7 +103,7 @@ def write_dataset(root: Path, rounds: int = 1) -> Path:
 def write_config(folder: Path, dataset: Path) -> Path:
     """A configuration file that trains on `dataset`."""
     path = folder / "tiny_job.py"
-    here = f"import sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+    here = f"import sys\nsys.path[:0] = {[str(folder) for folder in Path(__file__).parents[:2]]!r}\n"
     path.write_text(here + CONFIG.replace("DATASET", str(dataset)))
     return path
 
