@@ -80,9 +80,9 @@ def hold_folder(folder: Path) -> Iterator[Callable[[], None]]:
 @contextmanager
 def hold_output(out: Path) -> Iterator[Callable[[], None]]:
     """This process alone makes the file or folder `out` while the block runs; gives what `_hold` does."""
-    with disk_told(out):
-        behind(out).parent.mkdir(parents=True, exist_ok=True)
     place = behind(out)  # a link to it is the same place
+    with disk_told(out):
+        place.parent.mkdir(parents=True, exist_ok=True)
     with _hold(place.with_name(f".{place.name}.lock"), out) as check:
         yield check
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mem0_jax.data.files import DatasetError
+from mem0_jax.data.lerobot_features import is_count
 
 _CHANNELS = (1, 3, 4)  # grey, RGB, RGBA: all become RGB
 _AXES = ("height", "width", "channels")
@@ -26,11 +27,11 @@ def picture_shape(feature: Mapping[str, Any]) -> tuple[int, int]:
         DatasetError: saying how the shape was read and what was expected.
     """
     shape, names = feature.get("shape"), feature.get("names")
-    order = _order(shape, names)
-    sizes = dict(zip(order, shape or ()))
-    if isinstance(shape, list | tuple) and not all(map(_is_size, shape)):
+    if isinstance(shape, list | tuple) and not all(map(is_count, shape)):
         quoted = ", without quotes" if any(isinstance(n, str) for n in shape) else ""
         raise DatasetError(f"shape {shape} is not that of a picture; expected whole numbers above 0{quoted}")
+    order = _order(shape, names)
+    sizes = dict(zip(order, shape or ()))
     if not order or sizes.get("channels", 1) not in _CHANNELS:
         read = f", read as {', '.join(order)}," if order else ""
         raise DatasetError(
@@ -55,13 +56,9 @@ def other_size(found: tuple[int, ...], declared: tuple[int, ...]) -> str:
     return text
 
 
-def _is_size(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
 def _order(shape: Any, names: Any) -> tuple[str, ...]:
-    """Name the axes of a declared shape; () if it cannot be a picture's."""
-    if not isinstance(shape, list | tuple) or len(shape) not in (2, 3) or not all(map(_is_size, shape)):
+    """Name the axes of a shape of whole numbers; () if it cannot be a picture's."""
+    if not isinstance(shape, list | tuple) or len(shape) not in (2, 3):
         return ()
     axes = _AXES[: len(shape)]
     if named := _named(names, axes):

@@ -22,24 +22,8 @@ _WORD, _HUMP = re.compile(r"[^\W\d_]+|\d+"), re.compile(r"(?<=[a-z])(?=[A-Z])")
 _SIDES = {"left": "left", "l": "left", "right": "right", "r": "right"}
 _SILENT = {"arm", "joint", "j", "pos", "position", "qpos"}  # words that a joint's name may have besides
 _COUNTED = _SILENT | {"joints", "motor", "motors", "dim", "axis", "dof", "index", "idx", "state", "action", "value"}
-_COUNTED |= {
-    "names",
-    "axes",
-    "values",
-    "observation",
-    "actions",
-    "feature",
-    "channel",
-    "element",
-    "number",
-    "name",
-    "q",
-    "x",
-    "s",
-    "a",
-    "m",
-    "d",
-}
+_COUNTED |= {"names", "axes", "values", "observation", "actions", "feature", "channel", "element", "number", "name"}
+_COUNTED |= {"q", "x", "s", "a", "m", "d"}
 
 
 def flat_names(names: Any, count: int) -> list[str]:
@@ -112,10 +96,10 @@ def foreign_names(feature: Mapping[str, Any]) -> list[str]:
     if len(shape) != 1 or shape[0] not in _WIDTHS:
         return []
     names = flat_names(feature.get("names"), shape[0])
-    others = [name for depth in _depths(feature.get("names")) if depth != names for name in depth]
-    if len(names) in (0, 1) or (_only_count(names) and not any(map(_means, others))):
+    if len(names) in (0, 1):
         return []
-    if _only_count(names):
+    if _only_count(names):  # what they stand under, or what stands below them, may still name something
+        others = [name for depth in _depths(feature.get("names")) if depth != names for name in depth]
         return list(dict.fromkeys(filter(_means, others)))
     found = [_joint(name) for name in names]
     if ("left", 7) in found:  # they count from 1

@@ -20,7 +20,7 @@ _ARROW_NAMES = {"double": "float64", "float": "float32", "half_float": "float16"
 def plain(feature: Mapping[str, Any]) -> dict[str, Any]:
     """Return an entry of info.json with dtype and shape in their usual spelling, where they have one."""
     kind, shape = feature["dtype"], _whole(feature.get("shape"))
-    if _is_count(shape):
+    if is_count(shape):
         shape = [shape]
     elif isinstance(shape, list | tuple):
         shape = [_whole(size) for size in shape] or ([] if kind in PICTURES else [1])
@@ -40,7 +40,7 @@ def unreadable(feature: Mapping[str, Any]) -> str:
         return ""
     if not is_number(feature):
         return f"its dtype is {kind!r}; numbers such as 'float32' and 'string' can be read"
-    if not isinstance(shape, list) or not all(map(_is_count, shape)):
+    if not isinstance(shape, list) or not all(map(is_count, shape)):
         return f"its shape is {shape!r}; expected a list of positive integers"
     if math.prod(shape) > _MAX_VALUES:
         return f"its shape is {shape}; more than {_MAX_VALUES} numbers a frame cannot be meant"
@@ -52,7 +52,8 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _is_count(value: Any) -> bool:
+def is_count(value: Any) -> bool:
+    """Whether a value is a whole number above 0, as sizes are."""
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 

@@ -28,7 +28,7 @@ from mem0_jax.data import files, lerobot_meta
 from mem0_jax.data import packed_format as form
 from mem0_jax.data.joint_names import check_names
 from mem0_jax.data.lerobot import LeRobotDataset
-from mem0_jax.data.pack_source import DAMAGE, Column, PackError, read_columns, readable_cameras, why_not
+from mem0_jax.data.pack_source import READ_ERRORS, Column, PackError, read_columns, readable_cameras, why_not
 from mem0_jax.data.pictures import open_frames
 from mem0_jax.data.transforms import resize
 from mem0_jax.disk import behind, disk_told, explained
@@ -284,7 +284,7 @@ def encode_jpeg(picture: np.ndarray, shape: tuple[int, int], quality: int) -> by
 def _read(reader: Any, episode: Any, frames: np.ndarray) -> np.ndarray:
     try:
         return reader.read_frames(episode, frames)
-    except DAMAGE as error:
+    except READ_ERRORS as error:
         raise _DamagedError(str(error)) from error
 
 
@@ -368,7 +368,7 @@ def _frame_bytes(dataset: LeRobotDataset, settings: dict[str, Any]) -> float:
         sizes = []
         reader = open_frames(dataset, camera)
         for e in chosen.tolist():
-            with contextlib.suppress(*DAMAGE):
+            with contextlib.suppress(*READ_ERRORS):
                 picture = reader.read_frames(episodes[e], np.array([episodes[e].length // 2]))[0]
                 sizes.append(len(encode_jpeg(picture, (height, width), settings["quality"])))
         reader.close()

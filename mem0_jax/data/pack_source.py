@@ -5,6 +5,7 @@ Axes: F frames of the whole dataset.
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ from mem0_jax.data.lerobot_features import COMMON, unreadable
 from mem0_jax.data.pictures import open_frames
 from mem0_jax.errors import UserError
 
-DAMAGE = (OSError, ValueError)  # what reading a damaged episode raises
+READ_ERRORS = (OSError, ValueError)  # what reading a damaged episode raises
 
 
 class PackError(UserError):
@@ -86,26 +87,26 @@ def readable_cameras(dataset: LeRobotDataset) -> tuple[list[str], dict[str, str]
 
 def _unreadable(dataset: LeRobotDataset, camera: str) -> str:
     """Why no episode's first picture of a camera can be read; "" if one can."""
-    first, reader = "", open_frames(dataset, camera)
-    for episode in dataset.episodes:
-        try:
-            reader.read_frames(episode, np.zeros(1, np.int64))
-        except RemoteError:  # it may be there
-            raise
-        except DAMAGE as error:
-            first = first or str(error)
-        else:
-            first = ""
-            break
-    reader.close()
+    first = ""
+    with closing(open_frames(dataset, camera)) as reader:
+        for episode in dataset.episodes:
+            try:
+                reader.read_frames(episode, np.zeros(1, np.int64))
+                return ""
+            except RemoteError:  # it may be there
+                raise
+            except READ_ERRORS as error:
+                first = first or str(error)
     return first
 
 
 def why_not(dataset: LeRobotDataset, key: str) -> str:
     """Say why `read_columns` leaves a feature out."""
     feature = dataset.features[key]
-    if is_depth_map(feature) or (problem := unreadable(feature)):
-        return "a depth map" if is_depth_map(feature) else problem
+    if is_depth_map(feature):
+        return "a depth map"
+    if problem := unreadable(feature):
+        return problem
     try:
         dataset.column(key)
     except DatasetError as error:

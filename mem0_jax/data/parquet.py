@@ -44,9 +44,8 @@ def opened(path: AnyPath, what: str, texts: Sequence[str] = ()) -> Iterator[pq.P
     except FileNotFoundError as error:
         raise MissingFile(f"{what}: {path} is missing") from error
     except (pa.ArrowException, OSError) as error:
-        said = (
-            isinstance(path, Path) and stand_in(path)
-        ) or f"is not a readable parquet file ({error}); it may be unfinished"
+        found = stand_in(path) if isinstance(path, Path) else ""
+        said = found or f"is not a readable parquet file ({error}); it may be unfinished"
         raise DatasetError(f"{what}: {path} {said}") from error
 
 

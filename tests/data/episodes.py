@@ -1,9 +1,12 @@
 """Small episodes whose pictures and numbers tell where they come from."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
+
+from mem0_jax.data.lerobot_writer import LeRobotWriter, mem0_features
 
 ASSETS = Path(__file__).parent / "assets"
 CAMERA = "observation.image.head_camera"
@@ -44,3 +47,12 @@ def episode_frames(episode: int, length: int, *, null_frames: tuple[int, ...] = 
         "subtask_end": (t >= length - 3).astype(np.int32),
         "episode_id": np.full(length, episode, np.int32),
     }
+
+
+def write_numbers(writer: Callable[..., LeRobotWriter], root: Path, *, episodes: int, length: int) -> None:
+    """A dataset of mem0_features without pictures."""
+    features = {key: value for key, value in mem0_features(64, 96).items() if key != CAMERA}
+    with writer(root, 10, features, "planar") as opened:
+        for episode in range(episodes):
+            frames = episode_frames(episode, length)
+            opened.add_episode({key: frames[key] for key in features}, "task")

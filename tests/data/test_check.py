@@ -12,14 +12,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from episodes import ASSETS, CAMERA, episode_frames
+from episodes import ASSETS, CAMERA, write_numbers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mem0_jax.cli import main
 from mem0_jax.data.check import check_dataset
 from mem0_jax.data.findings import runs
-from mem0_jax.data.lerobot_writer import mem0_features
 from mem0_jax.data.lerobot_writer_v21 import LeRobotWriterV21
 
 DATA21 = "data/chunk-000/episode_{:06d}.parquet"
@@ -423,11 +422,7 @@ def test_bad_input(argv, code, message, tmp_path, monkeypatch, capsys):
 
 
 def test_one_cause_in_many_episodes_is_one_finding(tmp_path):
-    features = {key: value for key, value in mem0_features(64, 96).items() if key != CAMERA}
-    with LeRobotWriterV21(tmp_path / "set", 10, features, "planar") as writer:
-        for episode in range(8):
-            frames = episode_frames(episode, 20)
-            writer.add_episode({key: frames[key] for key in features}, "task")
+    write_numbers(LeRobotWriterV21, tmp_path / "set", episodes=8, length=20)
     for episode in range(8):
         edit_column(tmp_path / "set", DATA21.format(episode), "subtask_end", lambda values: [0] * len(values))
         edit_column(tmp_path / "set", DATA21.format(episode), "action", lambda v: v, pa.list_(pa.float64()))

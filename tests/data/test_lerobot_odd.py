@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from episodes import CAMERA, episode_frames, read_code
+from episodes import CAMERA, read_code, write_numbers
 from layouts import edit_info
 from odd_sets import (
     LENGTHS,
@@ -31,7 +31,7 @@ from mem0_jax.cli import main
 from mem0_jax.data.check import check_dataset
 from mem0_jax.data.lanes import LaneSource
 from mem0_jax.data.lerobot import DatasetError, LeRobotDataset
-from mem0_jax.data.lerobot_writer import LeRobotWriter, mem0_features
+from mem0_jax.data.lerobot_writer import LeRobotWriter
 from mem0_jax.data.normalize import NormStats
 from mem0_jax.data.pack import read_columns
 from mem0_jax.data.packed import PackedDataset
@@ -237,11 +237,7 @@ def test_what_is_left_out_of_shards_is_found_by_a_check(tmp_path, capsys):
 
 
 def test_one_cause_in_the_pictures_of_many_episodes_is_one_finding(tmp_path):
-    features = {key: value for key, value in mem0_features(64, 96).items() if key != CAMERA}
-    with LeRobotWriter(tmp_path / "set", 10, features, "planar") as writer:
-        for episode in range(8):
-            frames = episode_frames(episode, 4)
-            writer.add_episode({key: frames[key] for key in features}, "task")
+    write_numbers(LeRobotWriter, tmp_path / "set", episodes=8, length=4)
     _empty_cells(tmp_path / "set")
     [found] = [finding for finding in check_dataset(tmp_path / "set").findings if finding.feature == "ghost"]
     assert "(in 8 episodes: 0-7)" in found.message
