@@ -15,6 +15,7 @@ from episodes import ASSETS, CAMERA, LENGTHS, read_code
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mem0_jax import progress
 from mem0_jax.cli import main
 from mem0_jax.data import packed_format
 from mem0_jax.data.lanes import LaneSource
@@ -352,7 +353,8 @@ def test_one_at_a_time(tmp_path, uninterrupted):
 # The command
 
 
-def test_command_writes_figures(recorded, tmp_path, capsys):
+def test_command_writes_figures(recorded, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(progress, "FIRST", 600.0)  # quick work, however slow the machine
     figures = tmp_path / "figures.json"
     arguments = [str(recorded.root), str(tmp_path / "My Blocks"), "--size", "32x48", "--json", str(figures)]
     assert main(["data", "pack", *arguments]) == 0

@@ -70,7 +70,7 @@ def _compile_quickly():
 def start(bundle: Path, log: Path, *flags: str) -> tuple[subprocess.Popen, str]:
     """The process and its address; it tells `log` of all that it compiles."""
     command = [sys.executable, "-m", "mem0_jax.cli", "plan", "serve", str(bundle), "--port", "0", *flags]
-    environment = os.environ | {"MEM0_API_KEY": KEY, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_LOG_COMPILES": "1"}
+    environment = os.environ | {"MEM0_API_KEY": KEY, "JAX_LOG_COMPILES": "1"}
     with log.open("a") as file:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=file, env=environment, text=True)
     assert process.stdout is not None

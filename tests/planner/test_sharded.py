@@ -18,7 +18,6 @@ def test_answers_with_weights_over_four_devices(tmp_path):
     golden = np.load(HERE / "assets" / "generation.npz")
     settings = {
         "JAX_PLATFORMS": "cpu",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
     }
     command = [sys.executable, str(HERE / "sharded.py"), str(tmp_path / "bundle"), "fsdp=2,tensor=2"]

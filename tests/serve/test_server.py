@@ -506,7 +506,6 @@ def test_the_command_serves_until_it_is_told_to_stop(bundle, tmp_path):
         stdout=subprocess.PIPE,
         stderr=(tmp_path / "log").open("w"),
         text=True,
-        env=os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")},
     ) as process:
         try:
             assert process.stdout is not None

@@ -20,7 +20,6 @@ GATE = 2e-5  # of float32 sums in another order
 def launch(arguments: list[str], devices: int, **environment: str) -> subprocess.Popen:
     settings = {
         "JAX_PLATFORMS": "cpu",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         "TF_CPP_MIN_LOG_LEVEL": "2",
     }

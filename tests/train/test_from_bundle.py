@@ -59,7 +59,6 @@ def start(config: Path, workdir: Path, devices: int, *flags: str, **environment:
     settings = os.environ | environment
     settings |= {
         "JAX_PLATFORMS": "cpu",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
     }
     command = [sys.executable, str(HERE / "jobs.py"), "train", f"--config={config}", f"--workdir={workdir}", *flags]

@@ -1,7 +1,6 @@
 """`mem0-jax train` as a program: to a bundle that can be deployed, killed at any moment, and from a bundle on."""
 
 import json
-import os
 import random
 import re
 import signal
@@ -26,14 +25,7 @@ PROGRAM = Path(__file__).parent / "jobs.py"
 
 def start(config: Path, workdir: Path, *flags: str) -> subprocess.Popen:
     command = [sys.executable, str(PROGRAM), "train", f"--config={config}", f"--workdir={workdir}", *flags]
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        # Programs are compiled once for all the processes, and fast.
-        "JAX_COMPILATION_CACHE_DIR": str(config.parent / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
-    }
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.fixture(scope="module")
