@@ -7,6 +7,7 @@ so that ``mem0-jax --help`` answers at once. Commands with a fixed set of flags 
 import argparse
 import glob
 import importlib
+import logging
 import os
 import re
 import sys
@@ -104,6 +105,7 @@ def main(
       The exit code: 0 all went well; 1 the command failed; 2 wrong usage; 130 interrupted by Ctrl-C. With the
       environment variable ``MEM0_DEBUG=1`` the traceback of an expected error is printed as well.
     """
+    _open_standard_files()
     argv = sys.argv[1:] if argv is None else list(argv)
     if not argv:
         print(usage(commands, program), file=sys.stderr)
@@ -195,10 +197,22 @@ class _Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaults
         return action.help if action.default is None else super()._get_help_string(action)
 
 
+def _open_standard_files() -> None:
+    """Those that were closed, as launchers do, lead nowhere: the next file opened would else take their place."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the least number that is free
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115
+
+
 def _run(title: str, command: Command, argv: list[str]) -> int:
     if not any(map(glob.glob, TPU_DEVICES)):
         os.environ.update(NO_TPU | os.environ)
     disk.tell_once()
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax remarks on every write, and on reading without writing
     try:
         if not {"-h", "--help"} & set(argv):
             installed.check()

@@ -94,7 +94,7 @@ def _without_backend(said: str) -> str | None:
         return f"JAX has no backend '{backend}' here{because}: {seen}. Without one: JAX_PLATFORMS=cpu"
     install = f"{how_to_install(EXTRAS[backend])}, or " if backend in EXTRAS else ""
     alone = "" if variable in (None, "JAX_PLATFORMS") else f" without {variable}"
-    return f"JAX has no backend '{backend}' here{because}: {install}JAX_PLATFORMS=cpu{alone}"
+    return f"JAX has no backend '{backend}' here{because}: {install}do without it: JAX_PLATFORMS=cpu{alone}"
 
 
 def _cuda_is_installed() -> bool:

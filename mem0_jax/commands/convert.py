@@ -1,7 +1,6 @@
 """`mem0-jax convert`: weights in, weights out."""
 
 import argparse
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -78,7 +77,6 @@ def main(argv: Sequence[str]) -> int:
     flags = parsing.parse_args(argv)
     if flags.out is None and not flags.dry_run:
         parsing.error("OUT is missing; only --dry-run does without")
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax remarks on every write
     return _export(parsing, flags) if flags.to else _import(flags)
 
 

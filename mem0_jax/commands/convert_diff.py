@@ -1,6 +1,5 @@
 """`mem0-jax convert diff`: compare two checkpoints."""
 
-import logging
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -30,7 +29,6 @@ def main(argv: Sequence[str]) -> int:
     )
     flags.add_argument("--json", type=Path, metavar="FILE", help="write the errors of all tensors to this file as well")
     given = flags.parse_args(argv)
-    logging.getLogger("absl").setLevel(logging.ERROR)
     from mem0_jax.convert.look import differences
     from mem0_jax.convert.sources import open_source
 

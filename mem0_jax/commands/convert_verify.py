@@ -1,6 +1,5 @@
 """`mem0-jax convert verify`: a bundle against the reference's numbers."""
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,7 +21,6 @@ def main(argv: Sequence[str]) -> int:
     flags.add_argument("--golden", type=Path, metavar="DIR", required=True, help="the golden folder")
     flags.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file as well")
     given = flags.parse_args(argv)
-    logging.getLogger("absl").setLevel(logging.ERROR)
     from mem0_jax.commands.golden import show
     from mem0_jax.golden import replay
     from mem0_jax.inference.compiled import keep_compiled_if_possible

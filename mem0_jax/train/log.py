@@ -11,13 +11,14 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from mem0_jax.disk import write_whole
+from mem0_jax.disk import DiskError, explained, write_whole
 from mem0_jax.errors import UserError
 from mem0_jax.train.clock import Clock
 from mem0_jax.train.config import TrainConfig
@@ -32,6 +33,29 @@ _log = logging.getLogger(__name__)
 
 class DivergedError(UserError):
     """The gradient has not been finite for so long that going on is pointless."""
+
+
+class Trouble:
+    """What a disk refuses ends no run: a later checkpoint may find room. It is told as it begins and as it ends."""
+
+    def __init__(self, what: str):
+        self._what, self._missing = what, 0
+
+    @contextmanager
+    def at(self, step: int) -> Iterator[None]:
+        """Around what is written of a step."""
+        try:
+            yield
+        except (DiskError, OSError) as error:
+            self._missing += 1
+            if self._missing == 1:
+                text = "%s are not written from step %d on, and the run goes on: %s"
+                _log.warning(text, self._what, step, explained(error) or error)
+        else:
+            if self._missing:
+                text = "%s are written again from step %d on; missing: %d"
+                _log.warning(text, self._what, step, self._missing)
+            self._missing = 0
 
 
 class MetricsLog:
@@ -70,6 +94,7 @@ class MetricsLog:
         restored = restored or {"names": [], "values": [], "classifier": [], "skipped": 0, "clock": {}}
         self._path, self._validation, self._config = folder / "metrics.jsonl", folder / "validation.jsonl", config
         self._sinks, self._flops_per_frame = sinks, flops_per_frame
+        self._rows, self._sink_rows = Trouble("rows"), [Trouble("rows of a log besides the run's own") for _ in sinks]
         self._names: list[str] = list(restored["names"])
         self._values: list[list[float]] = [list(row) for row in restored["values"]]
         self._classifier = ClassifierWindow(config.metrics_window, restored["classifier"])
@@ -148,15 +173,11 @@ class MetricsLog:
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
         if jax.process_index():  # process 0 writes for all
             return finite
-        try:
+        with self._rows.at(row["step"]):
             _append_line(path, json.dumps(finite))
-        except OSError as error:  # a full disk must not end the run: a later checkpoint may find room again
-            _log.warning("the row of step %d is not written: %s", row["step"], error)
-        for sink in self._sinks:
-            try:
+        for sink, trouble in zip(self._sinks, self._sink_rows, strict=True):
+            with trouble.at(row["step"]):
                 sink(finite)
-            except OSError as error:  # as above
-                _log.warning("a log besides the run's own lacks the row of step %d: %s", row["step"], error)
         return finite
 
     def _fetch(self) -> None:

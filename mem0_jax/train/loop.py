@@ -19,13 +19,13 @@ import numpy as np
 from tqdm import tqdm
 
 from mem0_jax import tree
-from mem0_jax.disk import DiskError, disk_told
+from mem0_jax.disk import disk_told
 from mem0_jax.distributed.layout import Layout
 from mem0_jax.errors import UserError
 from mem0_jax.nn.numbers import same_numbers
 from mem0_jax.train.checkpoint import CheckpointError, Checkpoints, Restored
 from mem0_jax.train.config import OptimizerConfig, SettingsError, TrainConfig
-from mem0_jax.train.log import MetricsLog, Sink, read_rows
+from mem0_jax.train.log import MetricsLog, Sink, Trouble, read_rows
 from mem0_jax.train.optim import OptimizerState, make_optimizer
 from mem0_jax.train.state import TrainState, create_params, create_state
 from mem0_jax.train.step import make_train_step
@@ -214,6 +214,7 @@ class _Run:
         self.bar = tqdm(total=config.steps, initial=self.step, disable=quiet, unit="step", dynamic_ncols=True)
         hang = "hang.txt" if jax.process_count() == 1 else f"hang_{jax.process_index()}.txt"
         self.watchdog = Watchdog(workdir / hang, config.watchdog_seconds)
+        self._saves = Trouble("checkpoints")
         self._profiler = Profiler(workdir / "profile", config.profile_at, config.profile_steps)
         self._in_flight: deque[jax.Array] = deque()
         self._row_due: int | None = None
@@ -280,7 +281,8 @@ class _Run:
                 self._row_due = self.step
             validated = self._validated()
             if validated is not None or self.step % self._config.save_every == 0:
-                self._save_if_there_is_room(validated)
+                with self._saves.at(self.step):
+                    self.save(validated)
         self.watchdog.step()
 
     @contextmanager
@@ -333,13 +335,6 @@ class _Run:
         figures = ", ".join(f"{name} {value:.4g}" for name, value in found.items() if name != "score")
         _log.info("validation after step %d: %s", self.step, figures)
         return found
-
-    def _save_if_there_is_room(self, validated: dict[str, float] | None) -> None:
-        try:
-            self.save(validated)
-        except DiskError as error:
-            # Stopping would lose what a later checkpoint may save, once there is room again.
-            _log.warning("step %d is not saved: %s", self.step, error)
 
     def save(self, validated: Mapping[str, float] | None = None) -> None:
         """Write the row that is due, if any, then checkpoint the present step."""

@@ -32,7 +32,6 @@ def told(steps: int) -> Iterator[Callable[[dict[str, Any]], None]]:
     logger, handler = logging.getLogger("mem0_jax"), _AboveTheBar()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     before = logger.level, logger.propagate
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax remarks on every write
     logger.addHandler(handler)
     logger.setLevel(logging.WARNING if jax.process_index() else logging.INFO)
     logger.propagate = False  # some libraries give the root logger a handler, which would say all of it again

@@ -1,5 +1,6 @@
 """The command line: help that teaches, exit codes, messages."""
 
+import json
 import os
 import re
 import subprocess
@@ -138,6 +139,20 @@ def test_a_full_disk_behind_standard_output_is_one_line(words):
         run = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
     assert run.returncode == 1
     assert re.fullmatch(r"mem0-jax.*: .*standard output: No space left on device.*\n", run.stderr)
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_standard_files_lead_nowhere(tmp_path, closed):
+    """As launchers close them. No file of the command's own may take their place: print would write into it."""
+    words = [sys.executable, "-m", "mem0_jax.cli", "convert", "inspect", "tests/model/assets/tiny_a/initial.pt"]
+    run = subprocess.run(
+        ["sh", "-c", f'"$@" {closed}', "sh", *words, "--json", tmp_path / "found.json"],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
+    assert (run.returncode, run.stderr) == (0, "")
+    assert json.loads((tmp_path / "found.json").read_text())
 
 
 def test_a_reader_that_has_seen_enough_is_no_error():

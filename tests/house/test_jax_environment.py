@@ -12,6 +12,7 @@ from mem0_jax.jax_environment import settle
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "model" / "assets" / "tiny_a"
+WITHOUT = "do without it: JAX_PLATFORMS=cpu"
 UNKNOWN = "JAX has no backend '{}' here ({}): "
 
 
@@ -41,9 +42,13 @@ def run(*words: object, **environment: str) -> subprocess.CompletedProcess[str]:
     [
         ("JAX_PLATFORMS", "cuda", UNKNOWN.format("cuda", "JAX_PLATFORMS=cuda")),
         ("JAX_PLATFORMS", "gpu,cpu", UNKNOWN.format("gpu", "JAX_PLATFORMS=gpu,cpu")),
-        ("JAX_PLATFORMS", "cpuu", UNKNOWN.format("cpuu", "JAX_PLATFORMS=cpuu") + "JAX_PLATFORMS=cpu"),
+        ("JAX_PLATFORMS", "cpuu", UNKNOWN.format("cpuu", "JAX_PLATFORMS=cpuu") + WITHOUT),
         ("JAX_PLATFORM_NAME", "gpu", UNKNOWN.format("gpu", "JAX_PLATFORM_NAME=gpu")),
-        ("JAX_PLATFORMS", "cpu,cpuu", UNKNOWN.format("cpuu", "JAX_PLATFORMS=cpu,cpuu") + "JAX_PLATFORMS=cpu"),
+        (
+            "JAX_PLATFORMS",
+            "cpu,cpuu",
+            UNKNOWN.format("cpuu", "JAX_PLATFORMS=cpu,cpuu") + WITHOUT,
+        ),
         ("JAX_PLATFORM_NAME", "cpuu", UNKNOWN.format("cpuu", "JAX_PLATFORM_NAME=cpuu")),
         ("JAX_DEFAULT_DEVICE", "gpu", UNKNOWN.format("gpu", "JAX_DEFAULT_DEVICE=gpu")),
         ("XLA_FLAGS", "--xla_force_host_platform_device_count=0", "JAX cannot start its backend 'cpu' with XLA_FLAGS="),

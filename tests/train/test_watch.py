@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import resource
 import time
 
@@ -120,7 +121,8 @@ def test_a_disk_that_fills_up_during_the_run_costs_a_checkpoint_not_the_run(tmp_
         config = make_config(16, save_every=8, keep=1)
         with caplog.at_level(logging.WARNING, "mem0_jax"):
             result = fit(make_policy(), make_loader, config, folder / "run", fill)
-        assert "step 8 is not saved" in caplog.text
+        assert "checkpoints are not written from step 8 on, and the run goes on: " in caplog.text
+        assert "checkpoints are written again from step 16 on; missing: 1" in caplog.text
         assert int(result.state.step) == 16
         assert (folder / "run" / "checkpoints" / "16").is_dir()
     finally:
@@ -145,7 +147,9 @@ def test_rows_that_a_full_disk_has_no_room_for_are_left_out_whole(tmp_path, capl
         with caplog.at_level(logging.WARNING, "mem0_jax"):
             result = fit(make_policy(), make_loader, config, folder / "run", fill)
         steps = [row["step"] for row in result.rows]
-        assert "the row of step 20 is not written" in caplog.text
+        (began,) = re.findall(r"rows are not written from step (\d+) on, and the run goes on: .*make room", caplog.text)
+        assert caplog.text.count("rows are") == 2, "a hundred rows are one trouble"
+        assert f"rows are written again from step 21 on; missing: {21 - int(began)}" in caplog.text
         assert set(range(1, 31)) - set(steps) >= {20}
         assert steps == sorted(steps)
         assert steps[-10:] == list(range(21, 31))
