@@ -74,7 +74,7 @@ def main(argv: Sequence[str]) -> int:
     flags = parser().parse_args(argv)
     if flags.episodes < 1 or flags.parallel < 1 or flags.first_seed < 0 or (flags.videos or 0) < 0:
         raise UserError("--episodes and --parallel must be at least 1, --first-seed and --videos at least 0")
-    if flags.ablate and flags.server:
+    if flags.ablate and flags.server is not None:
         raise UserError("--ablate changes the policy itself: give --bundle instead of --server")
     from mem0_jax.eval.closed import Variant, begin, horizon_sweep, memory_ablation, play_all
 
@@ -85,7 +85,7 @@ def main(argv: Sequence[str]) -> int:
     if flags.ablate:
         variants = memory_ablation(options)
     seeds = range(flags.first_seed, flags.first_seed + flags.episodes)
-    with Progress(f"opening {flags.server or flags.bundle}"):
+    with Progress(f"opening {flags.bundle or flags.server}"):
         player = make_player(flags)
     ledger = begin(player, flags.task, variants, seeds, flags.out, flags.setting)
     try:
@@ -106,7 +106,7 @@ def make_player(flags: argparse.Namespace) -> "Player":
     from mem0_jax.eval.closed import LocalPlayer, RemotePlayer
     from mem0_jax.inference.compiled import keep_compiled_if_possible
 
-    if flags.server:
+    if flags.server is not None:
         who = {"oracle": "client", "server": "server", "none": "none"}.get(flags.planner)
         if who is None or flags.flow_steps:
             raise UserError("with --server, --planner is oracle, none or server, and the flow steps are the server's")

@@ -1,5 +1,6 @@
 """Picture files from anybody: how they are opened, and what of them becomes RGB."""
 
+import re
 import struct
 import warnings
 
@@ -12,6 +13,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")  # of 8 bits a channel
 # What cannot be read: Pillow's own bound is far beyond those that every reader here has, and is an error of its own.
 DAMAGE = (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError)
+_STARTS = {"PNG": rb"\x89PNG\r\n\x1a\n", "JPEG": rb"\xff\xd8\xff", "WebP": b"RIFF....WEBP", "BMP": b"BM.{12}"}
 _TURN = Image.Transpose
 _TURNS = {2: _TURN.FLIP_LEFT_RIGHT, 3: _TURN.ROTATE_180, 4: _TURN.FLIP_TOP_BOTTOM, 5: _TURN.TRANSPOSE}
 _TURNS |= {6: _TURN.ROTATE_270, 7: _TURN.TRANSVERSE, 8: _TURN.ROTATE_90}
@@ -21,6 +23,11 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 class PictureModeError(UserError):
     """A picture of more than 8 bits a channel, which Pillow would clip."""
+
+
+def form_of(data: bytes) -> str | None:
+    """The format of a file by its first bytes, however damaged the rest may be; None: none of `FORMATS`."""
+    return next((name for name, start in _STARTS.items() if re.match(start, data, re.DOTALL)), None)
 
 
 def turned(image: Image.Image) -> Image.Image:

@@ -1,5 +1,6 @@
 """Episodes whose policy is a server: one client session and one thread each, side by side."""
 
+import json
 import queue
 import threading
 from collections import deque
@@ -10,7 +11,13 @@ from mem0_jax.envs import make
 from mem0_jax.errors import UserError
 from mem0_jax.eval.episode import Episode, Oracle, Outcome
 from mem0_jax.eval.lockstep import Films
-from mem0_jax.serve.client import Client, ServerError
+from mem0_jax.serve.client import Client, ServerError, lacks
+
+# What results record of a server, besides what a client needs of it.
+_COUNT = range(1, 2**63)
+_ABOUT = {"horizon": _COUNT, "flow_steps": _COUNT, "provenance": dict, "planner": str, "options.threshold": float}
+_ABOUT |= {f"options.{name}": _COUNT for name in ("action_horizon", "patience")}
+_ABOUT |= {f"options.{name}": bool for name in ("average", "classify", "rearm")}
 
 
 class LostServerError(UserError):
@@ -21,14 +28,26 @@ def server_metadata(address: str, token: str | None, wait: float = 10.0) -> dict
     """What a server says of itself.
 
     Raises:
-        LostServerError: it cannot be reached within `wait` seconds, or refuses.
+        LostServerError: it cannot be reached within `wait` seconds, refuses, or is of another version.
     """
     try:
         with Client(address, token=token, wait=wait) as client:
-            return client.metadata
+            about = client.metadata
     except (OSError, ServerError, ValueError) as error:
-        where = "" if address in str(error) else f"{address}: "
-        raise LostServerError(f"{where}{error}; start one with 'mem0-jax serve BUNDLE'") from error
+        start = isinstance(error, OSError) or getattr(error, "kind", "") == "foreign"
+        raise _lost(address, error, "; start one with 'mem0-jax serve BUNDLE'" if start else "") from error
+    what = lacks(about, _ABOUT)
+    try:
+        json.dumps(about)
+    except TypeError:
+        what = what or "more than JSON can hold"
+    if what:
+        raise LostServerError(f"{address} sent {what}: it is no 'mem0-jax serve' of this version")
+    return about
+
+
+def _lost(address: str, error: Exception, hint: str = "") -> LostServerError:
+    return LostServerError(f"{'' if address in str(error) else f'{address}: '}{error}{hint}")
 
 
 def play_on_server(
@@ -86,7 +105,7 @@ def play_on_server(
         for _ in seeds:
             answer = done.get()
             if isinstance(answer, OSError | ServerError):
-                raise LostServerError(f"{address}: {answer}") from answer
+                raise _lost(address, answer) from answer
             if isinstance(answer, Exception):
                 raise answer
             yield answer
@@ -138,7 +157,7 @@ def _play_one(
                 client.observe(episode.observation)
             episode.outcome.stages = int(client.status.get("stage", 0))
     except (ServerError, ValueError) as error:
-        if getattr(error, "kind", "") == "full":  # it is none of the episode's fault
+        if getattr(error, "kind", "") in ("full", "foreign"):  # it is none of the episode's fault
             raise
         episode.fail(f"policy server: {error}")
     finally:

@@ -73,7 +73,12 @@ def _joints(result: Mapping[str, Any]) -> str:
 
 
 def _number(value: float | None) -> str:
-    return f"{value:.4f}" if is_known(value) else "&ndash;"
+    return _digits(value) if is_known(value) else "&ndash;"
+
+
+def _digits(value: float) -> str:
+    """Four decimals, or as many significant digits where these would show nothing, or far more than is known."""
+    return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e3 else f"{value:.4g}"
 
 
 def _errors(result: Mapping[str, Any]) -> str:
@@ -82,7 +87,7 @@ def _errors(result: Mapping[str, Any]) -> str:
     for joint in result["joints"]:
         error, still = joint["mae_by_offset"], joint["mae_hold_by_offset"]
         known = [value for value in (*error, *still) if is_known(value)]
-        words = f"{joint['name']}: error over the offset into the chunk, mean {joint['mae']:.4f}"
+        words = f"{joint['name']}: error over the offset into the chunk, mean {_digits(joint['mae'])}"
         offsets = range(len(error))
         lines = [Line("without dashed", offsets, still), Line("with", offsets, error)]
         body += plot(_title(joint), words, lines, axis="offset", ends=(0, max(known, default=0) or 1))

@@ -16,10 +16,11 @@ import numpy as np
 from PIL import Image
 
 from mem0_jax.backbones.qwen3_vl.generate import GenerationError, Prompt, Settings
-from mem0_jax.data.picture_file import DAMAGE, PictureModeError, rgb
+from mem0_jax.data.picture_file import DAMAGE, PictureModeError, form_of, rgb
 from mem0_jax.errors import UserError, did_you_mean
 from mem0_jax.planner.prompt import shrink
 from mem0_jax.planner.render import IMAGE_TOKENS
+from mem0_jax.serve.client import brief
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 # Fields that change nothing if they have these values, which is what clients that always send them mean.
@@ -131,14 +132,19 @@ def no_model(name: str, served: str) -> ChatError:
     return ChatError(f"the model {name!r:.200} does not exist, only {served!r}", "model", "model_not_found", 404)
 
 
-def _of(body: Mapping[str, Any], name: str, kind: type, where: str = "") -> Any:
+def _of(body: Mapping[str, Any], name: str, kind: type, where: str = "", *, or_text: bool = False) -> Any:
     full = f"{where}.{name}" if where else name
     if name not in body:
         raise ChatError(f"{full} is missing", full)
     value = body[name]
-    right = isinstance(value, kind) or (kind is float and isinstance(value, int))
+    right = (
+        isinstance(value, kind) or (kind is float and isinstance(value, int)) or (or_text and isinstance(value, str))
+    )
+    must = f"{'a string or ' * or_text}{JSON_NAMES[kind]}"
     if not right or (isinstance(value, bool) and kind is not bool):
-        raise ChatError(f"{full}: expected {JSON_NAMES[kind]}, got {JSON_NAMES[type(value)]}", full)
+        raise ChatError(f"{full}: expected {must}, got {JSON_NAMES[type(value)]}", full)
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ChatError(f"{full}: expected {must} of at most 64 bits, got {brief(value)}", full)
     return value
 
 
@@ -150,7 +156,8 @@ def _settings(body: Mapping[str, Any]) -> Settings:
         if name in body:
             given.setdefault("max_tokens", _of(body, name, int))
     if "stop" in body:
-        stop = [body["stop"]] if isinstance(body["stop"], str) else _of(body, "stop", list)
+        stop = _of(body, "stop", list, or_text=True)
+        stop = [stop] if isinstance(stop, str) else stop
         sizes = [len(text) if isinstance(text, str) else JSON_NAMES[type(text)] for text in stop]
         if len(stop) > 4 or not all(isinstance(size, int) and 0 < size <= 100 for size in sizes):
             got = f"{len(stop)} of {', '.join(map(str, sizes[:5]))}"
@@ -169,12 +176,12 @@ def _turn(message: Any, where: str, controls: tuple[str, ...], images: list[np.n
     role = _of(message, "role", str, where)
     if role not in ROLES:
         raise ChatError(f"{where}.role: expected one of {', '.join(ROLES)}, got {role[:100]!r}", f"{where}.role")
-    content = message.get("content")
-    parts = [{"type": "text", "text": content}] if isinstance(content, str) else _of(message, "content", list, where)
+    content = _of(message, "content", list, where, or_text=True)
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
     text = ""
     for i, part in enumerate(parts):
         at = f"{where}.content[{i}]"
-        kind = part.get("type") if isinstance(part, dict) else None
+        kind = _of(part, "type", str, at) if isinstance(part, dict) else None
         if kind == "text":
             said = _of(part, "text", str, at)
             if re.search(r"[\ud800-\udfff]", said):  # JSON can name half a letter, which no tokenizer reads
@@ -189,7 +196,7 @@ def _turn(message: Any, where: str, controls: tuple[str, ...], images: list[np.n
             images.append(_image(url, f"{at}.image_url.url", limits.image_pixels))
             text += IMAGE_TOKENS
         else:
-            got = repr(kind[:100]) if isinstance(kind, str) else JSON_NAMES[type(part if kind is None else kind)]
+            got = JSON_NAMES[type(part)] if kind is None else repr(kind[:100])
             raise ChatError(f"{at}: expected an object of type text or image_url, got {got}", at)
     return f"<|im_start|>{ROLES[role]}\n{text}<|im_end|>\n"
 
@@ -202,6 +209,7 @@ def _image(url: str, where: str, most: int) -> np.ndarray:
             "addresses are not followed",
             where,
         )
+    data = b""
     try:
         data = base64.b64decode(url[found.end() :], validate=True)
         with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
@@ -217,4 +225,6 @@ def _image(url: str, where: str, most: int) -> np.ndarray:
     except Image.DecompressionBombError:
         raise ChatError(f"{where}: the picture has more pixels than {most}, the most in all", where) from None
     except DAMAGE:
-        raise ChatError(f"{where}: no readable PNG or JPEG", where) from None
+        form = form_of(data)
+        why = f"no readable {form}, the file is damaged or cut off" if form else "no readable PNG or JPEG"
+        raise ChatError(f"{where}: {why}", where) from None

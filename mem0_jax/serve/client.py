@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import math
 import os
 import re
@@ -30,7 +31,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import accumulate, islice
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import numpy as np
 
@@ -42,7 +43,11 @@ _TEXT, _BINARY, _CLOSE, _PING, _PONG = 1, 2, 8, 9, 10
 _AGAIN = ("busy", "in_use", "stopping")  # errors that pass
 _HOPELESS = {1002: "bad_message", 1003: "bad_message", 1007: "bad_message", 1008: "refused", 1009: "too_large"}
 _NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text", bytes: "bytes"}
-_NAMES |= {list: "a list", tuple: "a list", type(None): "nothing"}
+_NAMES |= {list: "a list", tuple: "a list", type(None): "nothing", dict: "a map"}
+_WHOLE, _COUNT = range(2**63), range(1, 2**63)
+_METADATA = {"camera": str} | {f"limits.{name}": _COUNT for name in ("message", "frames", "side")}
+_STATUS = {"time": range(-1, 2**63), "stage": _WHOLE, "due": bool, "plan_needed": bool, "classify": bool}
+_STATUS |= {"instruction": str}
 _AROUND_FRAME, _AROUND_FRAMES = 512, 2**15  # bytes of a message that are no picture: for each frame, and the rest
 
 
@@ -54,7 +59,8 @@ class ServerError(RuntimeError):
     """The server's answer to a request it cannot serve.
 
     Attributes:
-        kind: what sort, one word; "unknown_session": the memory is gone, only `reset` goes on from there.
+        kind: what sort, one word; "unknown_session": the memory is gone, only `reset` goes on from there; "foreign":
+            who answers is no policy server of mem0-jax.
     """
 
     def __init__(self, kind: str, message: str):
@@ -321,7 +327,8 @@ def _array(data: Any, dtype: np.dtype[Any], sizes: Any) -> np.ndarray:
 def _got(value: Any) -> str:
     if not isinstance(value, Mapping):
         return brief(value) if isinstance(value, (int, float)) else kind_of(value)
-    return f"a map of {', '.join(map(str, islice(value, 5)))[:80]}; pack arrays as openpi-client's msgpack_numpy does"
+    held = f"a map of {', '.join(map(str, islice(value, 5)))[:80]}" if value else "an empty map"
+    return f"{held}; pack arrays as openpi-client's msgpack_numpy does"
 
 
 def _leaves(value: Any, at: tuple[int, ...] = ()) -> Iterator[tuple[Any, list[int]]]:
@@ -367,12 +374,19 @@ def _image_of_lists(image: Sequence[Any], name: str, must: str) -> np.ndarray:
         found = None
     if found is not None and not found.size:
         raise ValueError(f"{must} an empty list")
-    if found is not None and found.dtype.kind in "iu":
+    if found is not None and found.dtype.kind in "iu" and not _holds_truth(image):
         return found
     for value, at in _leaves(image):
         if type(value) is not int or not 0 <= value <= 255:
             raise ValueError(f"{name} holds {brief(value)} at {at}, expected whole numbers from 0 to 255")
     raise ValueError(f"{must} a list of lists of different lengths or kinds")
+
+
+def _holds_truth(value: Any) -> bool:
+    """It is, or holds in its lists, true or false, which NumPy makes 1 and 0 of."""
+    if isinstance(value, (list, tuple)):
+        return any(map(_holds_truth, value))
+    return isinstance(value, (bool, np.bool_)) or (isinstance(value, np.ndarray) and value.dtype.kind == "b")
 
 
 def check_state(state: Any, name: str = "state") -> np.ndarray:
@@ -411,49 +425,90 @@ class WebSocket:
         deadline: `time.monotonic()` until when it must stand.
 
     Raises:
-        ConnectionError: nobody answers, or not as a WebSocket server. TimeoutError: too late.
+        ValueError: the address. ConnectionError: nobody answers. TimeoutError: too late. ServerError: it refuses, or
+            speaks something else.
     """
 
     def __init__(self, address: str, headers: Mapping[str, str], deadline: float):
-        url = urlsplit(address)
-        if url.scheme not in ("ws", "wss") or not url.hostname:
-            raise ValueError(f"the server's address must look like ws://host:port, got {address!r}")
-        port = url.port or (443 if url.scheme == "wss" else 80)
+        url, port = _split(address)
+        self.address, self._buffer = address, bytearray()
         self._socket = socket.create_connection((url.hostname, port), _left(deadline))
-        self._buffer = bytearray()
         try:
             if url.scheme == "wss":
-                context = ssl.create_default_context()
-                self._socket = context.wrap_socket(self._socket, server_hostname=url.hostname)
+                self._begin_tls(url)
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._shake_hands(url, headers, deadline)
         except BaseException:
             self._socket.close()
             raise
 
-    def _shake_hands(self, url: Any, headers: Mapping[str, str], deadline: float) -> None:
+    def _begin_tls(self, url: SplitResult) -> None:
+        try:
+            context = ssl.create_default_context()
+            self._socket = context.wrap_socket(self._socket, server_hostname=url.hostname)
+        except TimeoutError:
+            raise TimeoutError("it did not begin TLS in time; does it take ws://?") from None
+        except ssl.SSLCertVerificationError as error:
+            why = f"the certificate of {self.address} is not trusted: {error.verify_message}"
+            raise ServerError("refused", why) from error
+        except (ssl.SSLEOFError, ssl.SSLZeroReturnError) as error:
+            raise ConnectionError("it closed the connection instead of beginning TLS; does it take ws://?") from error
+        except ssl.SSLError as error:
+            alert = re.search("ALERT_(.*)", error.reason or "")
+            why = (
+                f"refuses TLS: {alert[1].lower().replace('_', ' ')}"
+                if alert
+                else f"speaks no TLS: use ws://{url.netloc}"
+            )
+            raise ServerError("refused", f"the port of {self.address} {why}") from error
+
+    def _shake_hands(self, url: SplitResult, headers: Mapping[str, str], deadline: float) -> None:
         key = base64.b64encode(os.urandom(16))
         path = (url.path or "/") + (f"?{url.query}" if url.query else "")
         named = {"Host": url.netloc.rpartition("@")[2], "Upgrade": "websocket", "Connection": "Upgrade"}
         named |= {"Sec-WebSocket-Key": key.decode(), "Sec-WebSocket-Version": "13", **headers}
-        if any(c in f"{path}{name}{value}" for name, value in named.items() for c in "\r\n"):
-            raise ValueError("the address and the token must be of one line")
+        if not all(f"{name}{value}".isprintable() for name, value in named.items()):
+            raise ValueError("the token must be of one line of printable characters")
         lines = [f"GET {path} HTTP/1.1", *(f"{name}: {value}" for name, value in named.items())]
         self._send_all("\r\n".join([*lines, "", ""]).encode(), deadline)
-        while (end := self._buffer.find(b"\r\n\r\n")) < 0:
-            if len(self._buffer) > 2**16:
-                raise ConnectionError("the server's answer is no WebSocket handshake")
-            self._fill(deadline)
-        status, *rest = bytes(self._buffer[:end]).decode("latin-1").split("\r\n")
-        body = bytes(self._buffer[end + 4 :]).decode("utf-8", "replace").strip()
-        if status.split(" ")[1:2] != ["101"]:
-            kind = {"401": "unauthorized", "403": "forbidden", "503": "busy"}.get(status[9:12], "refused")
-            raise ServerError(kind, f"{status[9:]}: {body[:300]}" if body else status[9:])
+        status, *rest = self._take(self._head_size(deadline), deadline).decode("latin-1").split("\r\n")
         answered = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in rest)}
+        number = status.split(" ")[1:2]
+        if number != ["101"]:
+            kind = {"401": "unauthorized", "403": "forbidden", "503": "busy"}.get(status[9:12], "refused")
+            said = self._said(answered.get("content-length", ""), deadline)
+            if not said and kind == "refused":
+                kind, said = "foreign", "it is no policy server of mem0-jax"
+            elif number == ["404"]:
+                said += f"; the server's address is {url.scheme}://{url.netloc}"
+            raise ServerError(kind, f"{self.address} answered {brief(status[9:])}{said and f': {said}'}")
         expected = base64.b64encode(hashlib.sha1(key + _GUID).digest()).decode()
         if answered.get("sec-websocket-accept") != expected:
-            raise ConnectionError("the server's answer is no WebSocket handshake")
-        del self._buffer[: end + 4]
+            raise _foreign(self.address, "no WebSocket handshake")
+
+    def _head_size(self, deadline: float) -> int:
+        """Bytes of the head of an HTTP answer, once it is there. Raises ServerError: it is none."""
+        while (end := self._buffer.find(b"\r\n\r\n")) < 0:
+            heard = bytes(self._buffer[:40])
+            if heard[:2] == b"\x15\x03":
+                raise ServerError("refused", f"the port of {self.address} speaks TLS: use wss://")
+            said = brief(heard.decode("latin-1"))
+            if not b"HTTP/".startswith(heard[:5]) or len(self._buffer) > 2**16:
+                raise _foreign(self.address, f"{said}, which begins no answer of HTTP")
+            try:
+                self._fill(deadline)
+            except (TimeoutError, ConnectionError) as error:
+                if not heard:
+                    raise
+                raise type(error)(f"it said {said} and then no more; is it a policy server?") from error
+        return end + 4
+
+    def _said(self, size: str, deadline: float) -> str:
+        """The sentence of a refusal, where it is one of mem0-jax."""
+        with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+            body = self._take(min(int(size), 2**16), min(deadline, time.monotonic() + 2))
+            return str(json.loads(body)["error"]["message"])[:300]
+        return ""
 
     def _fill(self, deadline: float) -> None:
         self._socket.settimeout(_left(deadline))
@@ -486,7 +541,7 @@ class WebSocket:
         self._send_all(head + mask + data.tobytes()[:size], deadline)
 
     def receive(self, deadline: float) -> bytes | str:
-        """The next message; pings are answered on the way. Raises ConnectionError, TimeoutError."""
+        """The next message; pings are answered on the way. Raises ConnectionError, TimeoutError, ServerError."""
         kind, message = 0, bytearray()
         while True:
             first, second = self._take(2, deadline)
@@ -495,7 +550,7 @@ class WebSocket:
                 form, length = (">H", 2) if size == 126 else (">Q", 8)
                 (size,) = struct.unpack(form, self._take(length, deadline))
             if first & 0x70 or second & 0x80 or (code >= _CLOSE and size > 125) or len(message) + size > MAX_MESSAGE:
-                raise ConnectionError("the server's frame is against the WebSocket protocol, or too large")
+                raise _foreign(self.address, "a frame that is against the WebSocket protocol, or too large")
             payload = self._take(size, deadline)
             if code == _CLOSE:
                 why, number = payload[2:].decode(errors="replace"), int.from_bytes(payload[:2], "big")
@@ -507,17 +562,51 @@ class WebSocket:
             if code >= _CLOSE:
                 continue
             if code not in ((_TEXT, _BINARY) if not kind else (0,)):
-                raise ConnectionError("the server's frames are out of order")
+                raise _foreign(self.address, "frames out of order")
             kind = kind or code
             message += payload
+            if first & 0x80 and kind == _BINARY:
+                return bytes(message)
             if first & 0x80:
-                return bytes(message) if kind == _BINARY else message.decode()
+                try:
+                    return message.decode()
+                except UnicodeDecodeError:
+                    raise _foreign(self.address, "a text that is not UTF-8") from None
 
     def close(self) -> None:
         """Says goodbye without waiting for an answer."""
         with suppress(OSError):
             self.send(struct.pack(">H", 1000), time.monotonic() + 1, _CLOSE)
         self._socket.close()
+
+
+def _split(address: str) -> tuple[SplitResult, int]:
+    """The parts of an address, and its port. Raises ValueError."""
+    must = f"the server's address must look like ws://host:port, got {address!r}"
+    if not isinstance(address, str) or not address.isprintable() or " " in address:
+        raise ValueError(must)
+    try:
+        url = urlsplit(address)
+        host = url.hostname or ""
+    except ValueError:  # brackets
+        raise ValueError(f"{must}: an IPv6 address stands in brackets, as in ws://[::1]:8000") from None
+    if url.scheme not in ("ws", "wss") or not host:
+        raise ValueError(must)
+    try:
+        port = (443 if url.scheme == "wss" else 80) if url.port is None else url.port
+    except ValueError:
+        port = 0
+    if not port:
+        raise ValueError(f"{must}: its port must be a number from 1 to 65535")
+    try:
+        host.encode("idna")
+    except UnicodeError:
+        raise ValueError(f"{must}: its host is no name, whose parts have 1 to 63 letters") from None
+    return url, port
+
+
+def _foreign(address: str, what: str) -> ServerError:
+    return ServerError("foreign", f"{address} sent {what}: the server's answer is none of mem0-jax")
 
 
 def _left(deadline: float) -> float:
@@ -579,8 +668,8 @@ class Client:
             try:
                 self._socket = WebSocket(self.address, self._headers, deadline)
                 metadata = self._answer(deadline)
-                if not isinstance(metadata.get("camera"), str) or not isinstance(metadata.get("limits"), dict):
-                    raise ServerError("refused", f"the server at {self.address} is none of mem0-jax")
+                if what := lacks(metadata, _METADATA):
+                    raise _foreign(self.address, what)
                 self.metadata = metadata
                 return
             except (OSError, ServerError) as error:
@@ -589,7 +678,7 @@ class Client:
                     if isinstance(error, ServerError):
                         raise
                     kind = TimeoutError if isinstance(error, TimeoutError) else ConnectionError
-                    raise kind(f"no policy server at {self.address}: {error}") from error
+                    raise kind(f"no policy server at {self.address}: {error.strerror or error}") from error
             time.sleep(pause)
             pause = min(2 * pause, 1.0)
 
@@ -625,8 +714,6 @@ class Client:
         return self._send({"type": "observe"})
 
     def _keep(self, observation: Mapping[str, Any]) -> None:
-        if others := other_cameras(observation, self.metadata["camera"]):
-            raise ValueError(others)
         frame, limits = _frame(observation, self.metadata["camera"]), self.metadata["limits"]
         if not self._fitting([frame]) or max(frame["image"].shape[:2]) > limits["side"]:
             raise ValueError(
@@ -654,7 +741,7 @@ class Client:
             ServerError: of kind "plan_needed" where a subtask must be named by `plan` first.
         """
         answer = self._send({"type": "infer"})
-        if "actions" not in answer:
+        if answer["plan_needed"]:
             raise ServerError("plan_needed", "a subtask must be named first: call plan, then act again")
         self._left = len(answer["actions"])
         return answer["actions"]
@@ -710,11 +797,13 @@ class Client:
                     raise
             time.sleep(pause)
             pause = min(2 * pause, 1.0)
-        if "time" in answer:
-            answer["subtask_ended"] = answer["stage"] > self._stage
-            del self._frames[: answer["time"] - self._time]
-            self._time, self._stage = answer["time"], answer["stage"]
-        if answer.get("due"):
+        if what := lacks(answer, _STATUS) or _lacks_actions(answer, message):
+            self._drop()
+            raise _foreign(self.address, what)
+        answer["subtask_ended"] = answer["stage"] > self._stage
+        del self._frames[: max(answer["time"] - self._time, 0)]
+        self._time, self._stage = answer["time"], answer["stage"]
+        if answer["due"]:
             self._left = 0
         self.status = answer
         return answer
@@ -739,20 +828,52 @@ class Client:
         except ServerError:
             self._drop()
             raise
-        found = None
-        with suppress(WireError):
-            found = unpack(answer) if isinstance(answer, bytes) else None
-        if isinstance(found, dict):
-            return found
-        kind, _, text = answer.partition(": ") if isinstance(answer, str) else ("refused", "", "")
-        if kind == "too_large":  # the server hangs up after it
+        if isinstance(answer, str) and (told := re.fullmatch("([a-z_]+): (.+)", answer, re.DOTALL)):
+            if told[1] == "too_large":  # the server hangs up after it
+                self._drop()
+            raise ServerError(told[1], told[2])
+        try:
+            found = answer if isinstance(answer, str) else unpack(answer)
+        except WireError:
+            found = answer
+        if not isinstance(found, dict):
             self._drop()
-        raise ServerError(kind, text or "the server's answer is none of mem0-jax")
+            raise _foreign(self.address, brief(found) if isinstance(found, str) else f"{kind_of(found)}, no message")
+        return found
+
+
+def lacks(answer: Any, wanted: Mapping[str, type | range]) -> str:
+    """What a server sent instead of these entries, dots leading into maps, of such types or whole numbers; else ""."""
+    for name, kind in wanted.items():
+        value = answer
+        for key in name.split("."):
+            if not isinstance(value, Mapping) or key not in value:
+                return f"no {name}"
+            value = value[key]
+        if isinstance(kind, range) and not (type(value) is int and value in kind):
+            return f"{brief(value)} as {name}, which must be a whole number from {kind.start} on"
+        if isinstance(kind, type) and type(value) is not kind:
+            return f"{brief(value)} as {name}, which must be {_NAMES[kind]}"
+    return ""
+
+
+def _lacks_actions(answer: Mapping[str, Any], message: Mapping[str, Any]) -> str:
+    if message["type"] != "infer" or answer["plan_needed"]:
+        return ""
+    found = answer.get("actions")
+    if isinstance(found, np.ndarray) and found.dtype == np.float32 and found.shape[1:] in ((14,), (16,)) and len(found):
+        return ""
+    return f"{brief(found)} as actions, which must be float32 [K, 14 or 16]"
 
 
 def _frame(observation: Mapping[str, Any], camera: str) -> dict[str, np.ndarray]:
     """Copies of what the policy looks at. Raises ValueError: the frame is not kept then."""
-    image = _found(observation, "observation", camera, "rgb")
+    try:
+        image = _found(observation, "observation", camera, "rgb")
+    except ValueError as error:
+        others = cameras(observation)
+        own = not others or any(name.split("/")[0] == camera for name in others)
+        raise ValueError(str(error) if own else trained_on(camera, others)) from None
     state = _found(observation, "joint_action", "vector")
     known = (bytes, str, list, tuple, Mapping, type(None))
     image, state = (value if isinstance(value, known) else np.array(value) for value in (image, state))
@@ -770,18 +891,40 @@ def _found(observation: Any, *path: str) -> Any:
     return observation
 
 
-_CAMERA = re.compile(r"observation/([^/]+)/rgb|observation[./]images?[./]([^/]+)")
+_VIEW = re.compile(r"(?:observation/)?(?:images?/)?(.+?)(/rgb)?")
+_SEES = re.compile("image|camera|cam_|rgb|view", re.IGNORECASE)
 
 
-def other_cameras(observation: Any, camera: str) -> str:
-    """What is wrong with an observation in any layout that names cameras, but not the policy's; else ""."""
-    if not isinstance(observation, Mapping) or "image" in observation or "observation/image" in observation:
-        return ""
-    nested = observation.get("observation")
-    views = nested if isinstance(nested, Mapping) else {}
-    names = [str(name)[:40] for name, view in islice(views.items(), 16) if isinstance(view, Mapping) and "rgb" in view]
-    found = (_CAMERA.fullmatch(key) for key in islice(observation, 32) if isinstance(key, str) and len(key) < 100)
-    names += [match[1] or match[2] for match in found if match]
-    if not names or camera in names or camera in views:
-        return ""
-    return f"the policy was trained on the camera {camera!r}, the observation has {', '.join(map(repr, names))}"
+def cameras(observation: Any) -> list[str]:
+    """Names of the cameras whose pictures an observation of any layout holds, the first of them."""
+    return list(dict.fromkeys(islice(_views(observation), 16))) if isinstance(observation, Mapping) else []
+
+
+def _views(value: Mapping[Any, Any], path: tuple[str, ...] = ()) -> Iterator[str]:
+    for key, entry in islice(value.items(), 32):
+        parts = (*path, *re.split("[./]", str(key)[:100]))
+        if isinstance(entry, Mapping) and len(path) < 4:
+            yield from _views(entry, parts)
+            continue
+        name = _VIEW.fullmatch("/".join(parts))
+        if name and name[1] != "rgb" and not is_image(name[1]) and (name[2] or _is_picture(entry, name[0])):
+            yield name[1][:40]
+
+
+def is_image(name: str) -> bool:
+    """It is "image" or a misspelling of it, and names no camera."""
+    return set(re.split("[./]", name)[-1].lower()) <= set("images")
+
+
+def _is_picture(value: Any, name: str) -> bool:
+    axes = 0
+    while isinstance(value, (list, tuple)) and value and axes < MAX_DEPTH:
+        value, axes = value[0], axes + 1
+    if _SEES.search(name):
+        return isinstance(value, bytes) or axes + getattr(value, "ndim", 0) >= 3
+    return (type(value) is int or getattr(value, "dtype", None) == np.uint8) and axes + getattr(value, "ndim", 0) == 3
+
+
+def trained_on(camera: str, others: Sequence[str]) -> str:
+    """What is wrong with an observation of other cameras than the policy's."""
+    return f"the policy was trained on the camera {camera!r}, the observation has {', '.join(map(repr, others))}"

@@ -19,7 +19,7 @@ KINDS = {
     "system": "a connection that the system could not take",
 }
 FIRST_PAUSE, LAST_PAUSE = 10.0, 3600.0  # seconds between two lines of the same: doubled each time
-MOST_HEARD = 64  # peers and kinds that have lines of their own
+MOST_HEARD = 64  # peers and kinds that have lines of their own; one still for the last pause makes room
 
 
 @dataclass
@@ -27,6 +27,8 @@ class _Heard:
     count: int = 0
     told: int = 0
     pause: float = FIRST_PAUSE
+    pausing: bool = False
+    last: float = 0.0
 
 
 class Garbage:
@@ -39,21 +41,32 @@ class Garbage:
 
     def __call__(self, kind: str, peer: str) -> None:
         self._counter.labels(kind).inc()
-        key = (kind, peer) if (kind, peer) in self._heard or len(self._heard) < MOST_HEARD else (kind, "many others")
-        new = key not in self._heard
-        self._heard.setdefault(key, _Heard()).count += 1
-        if new:
-            self._tell(key)
+        now, key = asyncio.get_running_loop().time(), (kind, peer)
+        if key not in self._heard and len(self._heard) >= MOST_HEARD and not self._made_room(now):
+            key = (kind, "many others")
+        heard = self._heard.setdefault(key, _Heard())
+        heard.count, heard.last = heard.count + 1, now
+        if not heard.pausing:
+            self._tell(key, heard)
 
-    def _tell(self, key: tuple[str, str]) -> None:
-        """One line of what is new, and again after a pause, as long as there is more."""
-        heard = self._heard[key]
-        if heard.told == heard.count:
+    def _made_room(self, now: float) -> bool:
+        """Forgets who was still the longest, if that was long."""
+        key, heard = min(self._heard.items(), key=lambda entry: entry[1].last)
+        if still := not heard.pausing and now - heard.last > LAST_PAUSE:
             del self._heard[key]
-            return
+        return still
+
+    def _tell(self, key: tuple[str, str], heard: _Heard) -> None:
+        """A line, and none during a pause that grows with each: a slow drip is told as seldom as a flood."""
         self._say(*key, heard)
-        asyncio.get_running_loop().call_later(heard.pause, self._tell, key)
+        heard.pausing = True
+        asyncio.get_running_loop().call_later(heard.pause, self._go_on, key, heard)
         heard.pause = min(2 * heard.pause, LAST_PAUSE)
+
+    def _go_on(self, key: tuple[str, str], heard: _Heard) -> None:
+        heard.pausing = False
+        if heard.told < heard.count:
+            self._tell(key, heard)
 
     def _say(self, kind: str, peer: str, heard: _Heard) -> None:
         log.warning("%s from %s, %d so far", KINDS[kind], peer, heard.count)

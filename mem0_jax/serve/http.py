@@ -20,6 +20,7 @@ import io
 import json
 import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -28,11 +29,11 @@ from aiohttp.http_exceptions import HttpProcessingError
 from PIL import Image
 
 from mem0_jax.data.layout import MODEL_DIM, model_to_env
-from mem0_jax.data.picture_file import DAMAGE, FORMATS, PictureModeError, rgb, turned
+from mem0_jax.data.picture_file import DAMAGE, FORMATS, PictureModeError, form_of, rgb, turned
 from mem0_jax.errors import did_you_mean
 from mem0_jax.serve.client import brief
 from mem0_jax.serve.page import CONTENT_SECURITY_POLICY, PAGE
-from mem0_jax.serve.protocol import RequestError, text_of
+from mem0_jax.serve.protocol import RequestError, same, text_of
 from mem0_jax.serve.service import Service
 from mem0_jax.serve.sessions import Session
 
@@ -92,20 +93,21 @@ async def _process_frame(request: web.Request, service: Service) -> dict[str, An
     except TimeoutError:
         raise RequestError("too_slow", f"the form did not arrive within {FORM_SECONDS:g} s") from None
     images = await asyncio.to_thread(lambda: [_decode(data, service.limits.side) for data in files])
-    state = _json(fields, "states" if "states" in fields else "state")
+    state = _once(fields, ("states", "state"), _json)
     state = _middle(service) if state is None else state
     frames = [{"image": image, "state": state} for image in images]
     if not frames:
         raise RequestError("bad_message", "the form has no file 'image'")
-    begin = [_flag(fields, name) for name in ("episode_first_frame", "reset")]
+    begin = _once(fields, ("episode_first_frame", "reset"), _flag)
     temperature = _json(fields, "temperature")  # of samplers this policy has not
     if type(temperature) not in (int, float, type(None)):
         raise RequestError("bad_message", f"temperature must be a number, got {brief(temperature)}")
     text = text_of(fields, "text", service.limits.text)
     message = {"frames": frames, "prompt": text, "session": fields.get("session") or None}
-    if any(begin) or not message["session"]:
+    if begin or not message["session"]:
         if not message["prompt"]:
-            raise RequestError("bad_message", "the form's field 'text' is missing: what the policy is to do")
+            what = "missing" if text is None else "empty"
+            raise RequestError("bad_message", f"the form's field 'text' is {what}: what the policy is to do")
         message |= {"reset": True, "seed": _json(fields, "seed")}
     caller = object()
     try:
@@ -123,10 +125,17 @@ async def _form(request: web.Request, most: int, files: int) -> tuple[dict[str, 
         raise RequestError("bad_message", "expected a form: curl -F text=... -F image=@frame.png")
     fields: dict[str, str] = {}
     images: list[bytes] = []
-    left = most
+    left, part = most, None
     try:
-        async for part in await request.multipart():
+        reader = await request.multipart()
+    except ValueError:
+        why = "its Content-Type must name a boundary of at most 70 characters, as HTTP libraries do by themselves"
+        raise RequestError("bad_message", f"the form is damaged: {why}") from None
+    try:
+        async for part in reader:
             name = part.name if isinstance(part, BodyPartReader) else None
+            if not name and request.content.at_eof():
+                raise ValueError("in the head of a part")
             if not isinstance(part, BodyPartReader) or name not in ("image", *FIELDS):
                 hint = did_you_mean((name or "")[:40], ("image", *FIELDS))
                 raise RequestError("bad_message", f"the form may have image, {', '.join(FIELDS)}; unknown field{hint}")
@@ -145,8 +154,12 @@ async def _form(request: web.Request, most: int, files: int) -> tuple[dict[str, 
                 raise RequestError("bad_message", f"the form has more than {files} files 'image', the most it may")
             else:
                 images.append(bytes(data))
-    except (ValueError, RuntimeError, HttpProcessingError):  # aiohttp cannot read a field _charset_
-        why = "its parts are none of multipart/form-data, or begin with a field _charset_, which is not taken"
+    except (ValueError, RuntimeError, HttpProcessingError):
+        why = "its parts are none of multipart/form-data"
+        if request.content.at_eof():
+            why = "it ends before the line that ends it, its boundary between two pairs of hyphens"
+        elif part is None:  # aiohttp cannot read it
+            why += ", or begin with a field _charset_, which is not taken"
         raise RequestError("bad_message", f"the form is damaged: {why}") from None
     return fields, images
 
@@ -180,7 +193,17 @@ def _decode(data: bytes, side: int) -> np.ndarray:
     except Image.DecompressionBombError:
         raise RequestError("bad_observation", f"image sides must be 1 to {side} pixels, got far more") from None
     except DAMAGE:
-        raise RequestError("bad_observation", "the file 'image' is no PNG, JPEG, WebP or BMP picture") from None
+        form = form_of(data)
+        what = f"a {form} picture that is damaged or cut off" if form else "no PNG, JPEG, WebP or BMP picture"
+        raise RequestError("bad_observation", f"the file 'image' is {what}") from None
+
+
+def _once(fields: dict[str, str], names: tuple[str, str], read: Callable[[dict[str, str], str], Any]) -> Any:
+    """The value of a field that has two names; under both it must be the same."""
+    found = [read(fields, name) for name in names if name in fields]
+    if len(found) == 2 and not same(*found):
+        raise RequestError("bad_message", f"the form has {names[0]} and {names[1]}, and they differ: give one")
+    return found[0] if found else None
 
 
 def _json(fields: dict[str, str], name: str) -> Any:

@@ -7,8 +7,9 @@ the connection stays open, but after frames that cannot be read (too_large: 1009
 connection is its session, the memory begins with it and ends with it.
 
 An observation is a map in RMBench's layout, `{"observation": {CAMERA: {"rgb"}}, "joint_action": {"vector"}}`, or flat:
-`image` (or `observation/image`, `observation/CAMERA/rgb`) uint8 [H, W, 3] and `state` (or `observation/state`,
-`joint_action/vector`) of 14 or 16 numbers.
+`image` (or `observation/image`) or, with the camera's name, `observation/CAMERA/rgb` (or `observation.images.CAMERA`)
+uint8 [H, W, 3], and `state` (or `observation/state`, `observation.state`, `joint_action/vector`) of 14 or 16 numbers.
+Other cameras may stand beside the named one only.
 
 Beyond openpi, all of it optional. Entries of any message:
 
@@ -49,14 +50,15 @@ import numpy as np
 
 from mem0_jax.errors import did_you_mean
 from mem0_jax.inference.session import Options
-from mem0_jax.serve.client import brief, check_image, check_state, kind_of, other_cameras
+from mem0_jax.serve.client import brief, cameras, check_image, check_state, is_image, kind_of, trained_on
 
 TYPES = ("infer", "observe", "reset", "plan", "batch", "close")
 PLANNERS = ("server", "client", "none")
 _ENTRIES = ("type", "session", "env", "prompt", "frames", "after", "reset", "task", "seed", "planner", "options")
 _ENTRIES += ("subtask", "messages")
 _LOOKED_AT = 32  # entries of a stranger's map
-_IMAGE, _STATE = ("image", "observation/image"), ("state", "observation/state", "joint_action/vector")
+_IMAGE = ("image", "observation/image")
+_STATE = ("state", "observation/state", "observation.state", "joint_action/vector")
 
 
 class RequestError(Exception):
@@ -138,7 +140,7 @@ def parse(value: Any, camera: str, limits: Limits) -> Message | list[Any]:
         frames=_frames(value, camera, limits) if kind in ("infer", "observe") else (),
         prompt=prompt,
         after=_whole(value, "after", -1),
-        reset=_reset(value, prompt, limits) if kind == "reset" or begins else None,
+        reset=_reset(value, kind, prompt, limits) if kind == "reset" or begins else None,
         subtask=_required(text_of(value, "subtask", limits.text), "subtask") if kind == "plan" else "",
     )
 
@@ -156,8 +158,9 @@ def _spelt(value: Mapping[str, Any]) -> None:
             raise RequestError("bad_message", f"unknown entry {brief(name)}, did you mean {near[0]!r}?")
 
 
-def _reset(value: Mapping[str, Any], prompt: str | None, limits: Limits) -> Reset:
+def _reset(value: Mapping[str, Any], kind: str, prompt: str | None, limits: Limits) -> Reset:
     task, planner = text_of(value, "task", limits.text), _one_of(value, "planner", PLANNERS)
+    prompted = task is None and (prompt is not None or kind != "reset")
     options = value.get("options")
     known = [field.name for field in dataclasses.fields(Options)]
     options = {} if options is None else options
@@ -170,11 +173,11 @@ def _reset(value: Mapping[str, Any], prompt: str | None, limits: Limits) -> Rese
             what = f"unknown {brief(name)}{hint}"
             raise RequestError("bad_message", f"options must be a map of {', '.join(known)}; {what}")
         wanted = {"action_horizon": (int,), "patience": (int,), "threshold": (float, int)}.get(name, (bool,))
-        if type(number) not in wanted:
+        if type(number) not in wanted or number != number:  # NaN
             must = kind_of(wanted[0]())
             raise RequestError("bad_message", f"option {name} must be {must}, got {brief(number)}")
     return Reset(
-        task=_required(prompt if task is None else task, "task"),
+        task=_required(prompt, "prompt") if prompted else _required(task, "task"),
         seed=_whole(value, "seed", 0) or 0,
         planner=planner,
         options=options,
@@ -183,8 +186,8 @@ def _reset(value: Mapping[str, Any], prompt: str | None, limits: Limits) -> Rese
 
 def _frames(value: Mapping[str, Any], camera: str, limits: Limits) -> tuple[Mapping[str, Any], ...]:
     # Without `frames` the message itself must be an observation: misspelt keys must not act on an older frame.
-    keys = (*_IMAGE, *_STATE, f"observation/{camera}/rgb", "observation", "joint_action")
-    own = any(key in value for key in keys) or "frames" not in value
+    keys = (*_IMAGE, *_STATE, *_named(camera), "observation", "joint_action")
+    own = any(key in value for key in keys) or "frames" not in value or bool(cameras(value))
     frames = []
     for number, frame in enumerate(_listed(value, "frames", "observations", 0, limits.frames - own)):
         try:
@@ -198,10 +201,9 @@ def observation(value: Any, camera: str, limits: Limits) -> dict[str, Any]:
     """An observation in RMBench's layout from one in any layout. Raises RequestError."""
     if not isinstance(value, Mapping):
         raise RequestError("bad_observation", f"an observation must be a map, got {kind_of(value)}")
-    if others := other_cameras(value, camera):
-        raise RequestError("bad_observation", others)
-    image = _entry(value, (f"observation/{camera}/rgb", *_IMAGE), ("observation", camera, "rgb"))
-    state = _entry(value, _STATE, ("joint_action", "vector"))
+    path = ("joint_action", "vector")
+    image, states = _image(value, camera), _given(value, _STATE, path)
+    state = _one(states) if states else _lacking(value, _STATE, path)
     try:
         image, state = check_image(image), check_state(state)
     except ValueError as error:
@@ -212,22 +214,74 @@ def observation(value: Any, camera: str, limits: Limits) -> dict[str, Any]:
     return {"observation": {camera: {"rgb": image}}, "joint_action": {"vector": state}}
 
 
-def _entry(value: Mapping[str, Any], flat: tuple[str, ...], path: tuple[str, ...]) -> Any:
-    for key in flat:
-        if key in value:
-            return value[key]
-    found: Any = value
-    for depth, key in enumerate(path):
+def _image(value: Mapping[str, Any], camera: str) -> Any:
+    """The picture of the policy's camera, or the one that names none, where no camera is named beside it."""
+    path = ("observation", camera, "rgb")
+    named, unnamed = _given(value, _named(camera), path), _given(value, _IMAGE)
+    names = [] if named else cameras(value)
+    why = trained_on(camera, names)
+    beside = [repr(key) for key, picture in unnamed.items() if not isinstance(picture, Mapping)]
+    if names and beside:
+        right = f"name the right picture {_named(camera)[0]!r}, or leave the others out"
+        raise RequestError("bad_observation", f"{why}; {beside[0]} names none of them: {right}")
+    if names and not any(name.split("/")[0] == camera for name in names):
+        if not any(_given(value, _named(name), ("observation", name, "rgb")) for name in names):
+            why = f"the observation lacks {'.'.join(path)}, or flat: {_named(camera)[0]!r}; {why}"
+        raise RequestError("bad_observation", why)
+    return _one(named | unnamed) if named or unnamed else _lacking(value, (*_named(camera), *_IMAGE), path)
+
+
+def _named(camera: str) -> tuple[str, ...]:
+    """Flat keys of a picture that name its camera: RMBench's, and LeRobot's own."""
+    return f"observation/{camera}/rgb", f"observation.images.{camera}", f"observation.image.{camera}", camera
+
+
+def _given(value: Mapping[str, Any], flat: tuple[str, ...], path: tuple[str, ...] = ()) -> dict[str, Any]:
+    """What stands under flat keys and at the end of a path of nested ones."""
+    given, found = {key: value[key] for key in flat if key in value}, value
+    for key in path:
         if not isinstance(found, Mapping) or key not in found:
-            where = ".".join(path[:depth]) or "the observation"
-            names = list(islice(found, _LOOKED_AT)) if isinstance(found, Mapping) else []
-            has = f"has {', '.join(names)[:100] or 'nothing'}" if isinstance(found, Mapping) else f"is {kind_of(found)}"
-            meant = (key,) if depth else (*flat, key)
-            hints = (f"; {name[:40]!r}{hint}" for name in names if (hint := did_you_mean(name[:40], meant)))
-            lacks = f"the observation lacks {'.'.join(path)}, or flat: {flat[-1]!r}"
-            raise RequestError("bad_observation", f"{lacks}; {where} {has}{next(hints, '')}")
+            return given
         found = found[key]
-    return found
+    return given | ({".".join(path): found} if path else {})
+
+
+def _one(given: Mapping[str, Any]) -> Any:
+    """What stands there, the same under every name."""
+    (first, value), *others = given.items()
+    for name, other in others:
+        if not same(value, other):
+            raise RequestError("bad_observation", f"the observation has {first} and {name}, and they differ: give one")
+    return value
+
+
+def same(one: Any, other: Any) -> bool:
+    """Two values of a stranger's that mean one."""
+    try:
+        return bool(np.array_equal(one, other))
+    except (TypeError, ValueError):  # maps of arrays, and what NumPy does not compare
+        return False
+
+
+def _lacking(value: Mapping[str, Any], flat: tuple[str, ...], path: tuple[str, ...]) -> Any:
+    """Raises RequestError: what there is instead, and what of it may be misspelt."""
+    found: Any = value
+    depth = 0
+    while isinstance(found, Mapping) and path[depth] in found:
+        found, depth = found[path[depth]], depth + 1
+    where = ".".join(path[:depth]) or "the observation"
+    names = list(islice(found, _LOOKED_AT)) if isinstance(found, Mapping) else []
+    has = f"has {', '.join(names)[:100] or 'nothing'}" if isinstance(found, Mapping) else f"is {kind_of(found)}"
+    meant = (path[depth],) if depth else (*flat, path[0])
+    hints = (f"; {name[:40]!r}{hint}" for name in names if (hint := _meant(name[:40], meant)))
+    lacks = f"the observation lacks {'.'.join(path)}, or flat: {flat[-1]!r}"
+    raise RequestError("bad_observation", f"{lacks}; {where} {has}{next(hints, '')}")
+
+
+def _meant(name: str, known: tuple[str, ...]) -> str:
+    hint = did_you_mean(name, known)
+    other = any(hint.endswith(f"{image!r}?") for image in _IMAGE) and not is_image(name)  # another camera's, perhaps
+    return "" if other else hint
 
 
 def _one_of(value: Mapping[str, Any], key: str, known: tuple[str, ...]) -> str | None:

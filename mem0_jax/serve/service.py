@@ -212,7 +212,8 @@ class Service:
             )
         reset = reset or Reset(message.prompt or "")
         if not reset.task:
-            raise RequestError("bad_message", "the first message must tell the policy what to do: prompt is missing")
+            what = "missing" if message.prompt is None else "empty"
+            raise RequestError("bad_message", f"the first message must tell the policy what to do: prompt is {what}")
         planner = reset.planner or ("server" if self.planner else "none")
         if planner == "server" and self.planner is None:
             raise RequestError("bad_request", "this server has no planner: start it with --planner, or plan yourself")

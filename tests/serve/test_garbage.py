@@ -1,8 +1,10 @@
 """Bytes that are no request: a sentence for who sent them, one counted line for who serves, nothing for all others."""
 
+import asyncio
 import json
 import logging
 import re
+import selectors
 import socket
 import urllib.request
 from contextlib import ExitStack
@@ -10,10 +12,12 @@ from contextlib import ExitStack
 import pytest
 from garbage import BYTES, FRAMES, HANDSHAKES, KEY, SHAKE, body, get, internal, say
 from live import TASK, address, frame, serving
+from prometheus_client import CollectorRegistry
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from mem0_jax.serve.client import Client, ServerError, pack
+from mem0_jax.serve.garbage import Garbage
 from mem0_jax.serve.protocol import Limits
 from mem0_jax.serve.service import Service
 
@@ -164,3 +168,53 @@ def test_a_message_that_is_too_large_is_told_so_before_the_end(bundle):
         chunks = b"".join(b"%x\r\n" % len(part) + part + b"\r\n" for part in parts)
         form = body(b"/process_frame", chunks, more=b"Transfer-Encoding: chunked\r\n")
         assert f"has more than {2**17} bytes; at most {2**17} are taken" in told(say(small.port, form), 413)
+
+
+class Jumps(selectors.DefaultSelector):
+    """Where a loop would wait, the time has passed."""
+
+    now = 0.0
+
+    def select(self, timeout=None):
+        self.now += timeout or 0.0
+        return super().select(0)
+
+
+class QuickLoop(asyncio.SelectorEventLoop):
+    def __init__(self) -> None:
+        self.jumps = Jumps()
+        super().__init__(self.jumps)
+
+    def time(self) -> float:
+        return self.jumps.now
+
+
+async def drip(garbage: Garbage, peers: list[str], seconds: float) -> None:
+    for peer in peers:
+        garbage("http", peer)
+        await asyncio.sleep(seconds)
+
+
+@pytest.mark.parametrize("seconds", [0.5, 11, 61, 700, 3500])
+def test_a_slow_drip_is_told_as_seldom_as_a_flood(seconds, caplog):
+    garbage, loop = Garbage(CollectorRegistry()), QuickLoop()
+    loop.run_until_complete(drip(garbage, ["robot"] * 1000, seconds))
+    garbage.close()
+    loop.close()
+    counts = [int(re.findall(r"(\d+) so far", line)[0]) for line in quiet(caplog)]
+    assert counts == sorted(set(counts))
+    assert (counts[0], counts[-1]) == (1, 1000)
+    assert len(counts) < 12 + 1000 * seconds / 3600
+
+
+def test_a_name_is_kept_for_whoever_comes_after_a_crowd_of_peers(caplog):
+    garbage, loop = Garbage(CollectorRegistry()), QuickLoop()
+    loop.run_until_complete(drip(garbage, [f"peer {number}" for number in range(5000)], 1))
+    told = quiet(caplog)
+    assert len(told) < 64 + 64 + 20  # an hour later as many others
+    assert "from many others, 1 so far" in told[64]
+    loop.run_until_complete(drip(garbage, ["late"], 9999))
+    loop.run_until_complete(drip(garbage, ["late"], 1))
+    assert [line.partition(" from ")[2] for line in quiet(caplog)[-2:]] == ["late, 1 so far", "late, 2 so far"]
+    garbage.close()
+    loop.close()

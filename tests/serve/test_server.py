@@ -32,7 +32,7 @@ from websockets.sync.client import connect
 from mem0_jax.errors import UserError
 from mem0_jax.inference.session import Session
 from mem0_jax.policies.bundle import save_bundle
-from mem0_jax.serve.client import Client, ServerError, pack
+from mem0_jax.serve.client import Client, ServerError, pack, unpack
 from mem0_jax.serve.server import Settings
 from mem0_jax.serve.service import Service
 
@@ -58,6 +58,7 @@ def holding(at: int, value: float) -> np.ndarray:
     return state
 
 
+PICTURE = np.arange(24 * 32 * 3, dtype=np.uint8).reshape(24, 32, 3)
 MISSPELT = (
     "bad_observation: the observation lacks observation.head_camera.rgb, or flat: 'observation/image'; the observation "
     "has imagee, prompt; 'imagee', did you mean 'image'?"
@@ -84,6 +85,13 @@ MISSPELT = (
         (flat(image=[[[1, 2, np.nan]]]), "bad_observation: image holds NaN at [0, 0, 2], expected whole numbers"),
         (flat(image=[[[2**64 - 1, -1, 3]]]), f"bad_observation: image holds {2**64 - 1} at [0, 0, 0], expected"),
         (flat(image=[]), "bad_observation: image must be uint8 [H, W, 3], RGB, got an empty list"),
+        (flat(image=[[[True, 2, 3]]]), "bad_observation: image holds true at [0, 0, 0], expected whole numbers"),
+        (flat(image=[[[1, 2, 3]], [[4, np.bool_(0), 6]]]), "bad_observation: image holds false at [1, 0, 1], expected"),
+        (
+            flat(image=[np.ones((2, 3), int), np.ones((2, 3), bool)]),
+            "bad_observation: image holds true at [1, 0, 0], e",
+        ),
+        (flat(image={}), "bad_observation: image must be uint8 [H, W, 3], RGB, got an empty map; pack arrays"),
         (flat(image=[[], []]), "bad_observation: image must be uint8 [H, W, 3], RGB, got an empty list"),
         (flat(image=np.full((1, 1, 3), np.inf)), "bad_observation: image holds infinity at [0, 0, 0], beyond 0 to 255"),
         (flat(image=np.array(3)), "bad_observation: image must be uint8 [H, W, 3], RGB, got 3"),
@@ -116,6 +124,21 @@ MISSPELT = (
         (
             flat(type="infr"),
             "bad_message: type must be one of infer, observe, reset, plan, batch, close, got 'infr', did",
+        ),
+        ({**flat(reset=True), "prompt": None}, "bad_message: prompt is missing"),
+        (flat(reset=True, prompt=""), "bad_message: prompt is empty"),
+        (flat(reset=True, task=""), "bad_message: task is empty"),
+        ({"type": "reset"}, "bad_message: task is missing"),
+        ({"type": "reset", "prompt": ""}, "bad_message: prompt is empty"),
+        (flat(prompt=""), "bad_message: the first message must tell the policy what to do: prompt is empty"),
+        (flat(reset=True, options={"threshold": np.nan}), "bad_message: option threshold must be a number, got NaN"),
+        (
+            {**flat(), "observation/state": np.ones(14)},
+            "bad_observation: the observation has state and observation/stat",
+        ),
+        (
+            {**flat(image={"a": PICTURE}), "observation/image": {"a": PICTURE}},
+            "bad_observation: the observation has im",
         ),
         (flat(session="\n"), "bad_message: session must be an id"),
         (flat(session=7), "bad_message: session must be an id of 1 to 128 printable characters, got 7"),
@@ -190,6 +213,86 @@ def test_another_camera_is_refused_with_both_names(bundle):
         kind, body = form({"text": TASK}, [png(image)])
         status, answer = get(server, "/process_frame", kind, body)
         assert (status, len(json.loads(answer)["response"])) == (200, 3)
+
+
+OTHERS = {  # the layouts of RMBench, LeRobot, and openpi's policies for ALOHA, DROID and LIBERO
+    "observation/head_camera": PICTURE,
+    "observation/exterior_image_1_left": PICTURE,
+    "observation/wrist_image_left": PICTURE.astype(np.float32) / 255,
+    "observation.images.top": PICTURE,
+    "observation/images/top": PICTURE,
+    "observation": {"head_camera": {"rgb": PICTURE}},
+    "observation ": {"images": {"top": PICTURE}},
+    "images": {"cam_high": PICTURE.transpose(2, 0, 1), "cam_left": PICTURE.transpose(2, 0, 1)},
+    "image": {"base_0_rgb": PICTURE},
+    "base_0_rgb": PICTURE[None],
+    "wrist_image": PICTURE.tolist(),
+    "front": PICTURE,
+    "image_left": PICTURE,
+    "camera/front": b"\x89PNG...",
+}
+
+
+@pytest.fixture(scope="module")
+def wrist(bundle):
+    """A server of a policy trained on another camera."""
+    inputs = dataclasses.replace(bundle.inputs, camera="observation.images.wrist_left")
+    with serving(lambda: Service(dataclasses.replace(bundle, inputs=inputs), slots=8, rows=8)) as server:
+        yield server
+
+
+def asked(server, **message) -> str | dict:
+    with connect(address(server), max_size=None) as ws:
+        ws.recv()
+        ws.send(pack({"reset": True, "prompt": TASK, "state": np.zeros(14)} | message))
+        answer = ws.recv()
+        return answer if isinstance(answer, str) else unpack(answer)
+
+
+@pytest.mark.parametrize("key", OTHERS)
+def test_no_hint_leads_to_another_camera(wrist, key):
+    """Alone, and beside a picture that names no camera; beside the right one it does no harm."""
+    other = {key.strip(): OTHERS[key]}
+    trained = "the policy was trained on the camera 'wrist_left', the observation has '"
+    for more in ({}, {"frames": [{"image": PICTURE, "state": np.zeros(14)}]}):
+        alone = str(asked(wrist, **other, **more))
+        assert trained in alone
+        assert "did you mean" not in alone
+        assert "'observation/image'" not in alone
+    for unnamed in ("image", "observation/image"):
+        if unnamed not in other:
+            beside = str(asked(wrist, **other, **{unnamed: PICTURE}))
+            assert trained in beside
+            assert f"{unnamed!r} names none of them: name the right picture 'observation/wrist_left/rgb'" in beside
+            assert trained in str(asked(wrist, frames=[{**other, unnamed: PICTURE, "state": np.zeros(14)}]))
+    right = asked(wrist, **other, **{"observation/wrist_left/rgb": PICTURE})
+    assert isinstance(right, dict) or "and they differ" in right
+
+
+@pytest.mark.parametrize(
+    "observation",
+    [
+        {"observation.images.wrist_left": PICTURE, "observation.state": np.zeros(14)},
+        {"observation.image.wrist_left": PICTURE}, {"wrist_left": PICTURE}, {"observation/wrist_left/rgb": PICTURE},
+        {"observation": {"wrist_left": {"rgb": PICTURE, "depth": PICTURE[..., 0]}, "head": {"rgb": PICTURE}}},
+        {"observation": {**{f"c{i}": {"rgb": PICTURE} for i in range(40)}, "wrist_left": {"rgb": PICTURE}}},
+        {"image": PICTURE, "depth": np.zeros((24, 32, 1), np.float32), "history": np.zeros((5, 14, 3))},
+        {"image": PICTURE, "observation/wrist_left/rgb": PICTURE},
+    ],
+)  # fmt: skip
+def test_the_policys_camera_under_the_names_of_others(wrist, observation):
+    answer = asked(wrist, **observation)
+    assert isinstance(answer, dict), answer
+    assert answer["actions"].shape == (3, 14)
+
+
+def test_two_pictures_for_one_are_refused(wrist):
+    for unnamed in ("image", "observation/image"):
+        for name in ("observation/wrist_left/rgb", "observation.images.wrist_left"):
+            answer = asked(wrist, **{name: PICTURE, unnamed: 255 - PICTURE})
+            assert answer == f"bad_observation: the observation has {name} and {unnamed}, and they differ: give one"
+    assert "which" not in str(asked(wrist, images={"wrist_left": PICTURE}))
+    assert "names none of them" in str(asked(wrist, images={"wrist_left": PICTURE}, image=PICTURE))
 
 
 def test_bytes_that_are_no_message(server):
@@ -327,6 +430,9 @@ def claims(width: int, height: int) -> bytes:
     return data + bytes(4) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
 
 
+WHOLE = form({"text": TASK}, [b"a"])[1]
+
+
 def told(server, fields: dict[str, str], image: bytes) -> str:
     headers, data = form(fields, [image])
     return json.loads(get(server, "/process_frame", headers, data)[1])["error"]["message"]
@@ -339,7 +445,12 @@ def told(server, fields: dict[str, str], image: bytes) -> str:
         (claims(2049, 5), "image sides must be 1 to 2048 pixels, got 5 x 2049"),
         (claims(10000, 10001), "image sides must be 1 to 2048 pixels, got 10001 x 10000"),
         (claims(30000, 30000), "image sides must be 1 to 2048 pixels, got far more"),
-        (claims(8, 8), "the file 'image' is no PNG, JPEG, WebP or BMP picture"),
+        (claims(8, 8), "the file 'image' is a PNG picture that is damaged or cut off"),
+        (b"\x89PNG\r\n\x1a\n", "the file 'image' is a PNG picture that is damaged or cut off"),
+        (b"\xff\xd8\xff\xe0" + bytes(50), "the file 'image' is a JPEG picture that is damaged or cut off"),
+        (b"RIFF\x10\0\0\0WEBPVP8 ", "the file 'image' is a WebP picture that is damaged or cut off"),
+        (b"GIF89a" + bytes(50), "the file 'image' is no PNG, JPEG, WebP or BMP picture"),
+        (b"", "the file 'image' is no PNG, JPEG, WebP or BMP picture"),
     ],
 )
 def test_pictures_that_are_not_taken(server, image, words):
@@ -352,6 +463,16 @@ def test_pictures_that_are_not_taken(server, image, words):
         ({"text": "x" * 2001}, "text must be text of at most 2000 characters, got 2001"),
         ({"text": TASK, "temperature": "nonsense"}, "temperature must be JSON, got 'nonsense'"),
         ({"text": TASK, "temperature": "[]"}, "temperature must be a number, got a list"),
+        (
+            {"text": TASK, "state": json.dumps([0] * 14), "states": json.dumps([1] * 14)},
+            "has states and state, and they",
+        ),
+        (
+            {"text": TASK, "reset": "1", "episode_first_frame": "False"},
+            "has episode_first_frame and reset, and they di",
+        ),
+        ({"text": ""}, "the form's field 'text' is empty"),
+        ({}, "the form's field 'text' is missing"),
         ({"_charset_": "x" * 32, "text": TASK}, "or begin with a field _charset_, which is not taken"),
         ({"_charset_": "utf-16", "text": TASK}, "or begin with a field _charset_, which is not taken"),
         ({'text"\r\nContent-Type: text/plain; charset="utf-16': TASK}, "text in UTF-8, the form says 'utf-16'"),
@@ -359,6 +480,23 @@ def test_pictures_that_are_not_taken(server, image, words):
 )
 def test_fields_that_are_wrong(server, fields, words):
     assert words in told(server, fields, png(np.zeros((4, 4, 3), np.uint8)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "words"),
+    [
+        ("", b"--x--\r\n", "name a boundary"), ("; boundary=" + "x" * 71, b"--x--\r\n", "at most 70 characters"),
+        ("; boundary=y", WHOLE, "it ends before"), ("; boundary=x", b"", "it ends before"),
+        *(("; boundary=x", WHOLE[:size], "it ends before") for size in (3, 20, 60, len(WHOLE) - 6)),
+        ("; boundary=x", b"--x\r\nno colon\r\n\r\nabc\r\n--x--\r\n", "none of multipart/form-data, or begin with a f"),
+    ],
+)  # fmt: skip
+def test_a_form_that_is_damaged_is_told_where(server, kind, data, words):
+    answer = get(server, "/process_frame", {"Content-Type": f"multipart/form-data{kind}"}, data)[1]
+    message = json.loads(answer)["error"]["message"]
+    assert message.startswith("the form is damaged: ")
+    assert words in message
+    assert ("_charset_" in message) == ("or begin" in words)
 
 
 def test_a_picture_is_turned_as_it_says(server):
