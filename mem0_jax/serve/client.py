@@ -17,6 +17,7 @@ Axis letters: H, W picture height and width; K actions to execute; E environment
 from __future__ import annotations
 
 import base64
+import difflib
 import hashlib
 import json
 import math
@@ -913,7 +914,7 @@ def _views(value: Mapping[Any, Any], path: tuple[str, ...] = ()) -> Iterator[str
 
 def is_image(name: str) -> bool:
     """It is "image" or a misspelling of it, and names no camera."""
-    return set(re.split("[./]", name)[-1].lower()) <= set("images")
+    return bool(difflib.get_close_matches(re.split("[./]", name)[-1].lower(), ("image", "images"), 1, 0.75))
 
 
 def _is_picture(value: Any, name: str) -> bool:
