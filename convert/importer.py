@@ -194,9 +194,7 @@ def _overridden(settings: Settings, given: Settings) -> list[str]:
     other = [
         f"{name} is {given.values[name]!r}, not {value!r}"
         for name, value in settings.values.items()
-        if name in given.values
-        and given.values[name] != value
-        and ".tokens." not in f".{name}"  # not in its config.json
+        if name in given.values and given.values[name] != value and ".tokens." not in f".{name}"
     ]
     return [f"{given.where} is followed where {settings.where} says otherwise: {'; '.join(other)}"] if other else []
 
