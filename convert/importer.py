@@ -30,6 +30,7 @@ from mem0_jax.stand_in import stand_in
 from mem0_jax.store import LeafSpec, TreeWriter
 
 THREADS = 2  # one reads and transposes while the other writes; each holds one tensor
+LOADED = np.dtype(np.float32)  # the widest that a bundle is loaded in
 TOKENIZER = "tokenizer.json"
 PROCESSOR_FILES = (
     *("tokenizer_config.json", "preprocessor_config.json", "video_preprocessor_config.json", "chat_template.json"),
@@ -93,7 +94,7 @@ def prepare(source: Source, request: Request) -> Job:
     """
     if source.format == "bundle":
         raise ConversionError(f"{source.path} is a bundle already; --to torch and --to safetensors turn it back")
-    processor = request.backbone or (source.path if source.format == "safetensors" else None)
+    processor = request.backbone or source.model_folder
     if processor is not None and processor.is_file():
         processor = processor.parent
     settings = _settings(source, request, processor)
@@ -180,12 +181,22 @@ def _settings(source: Source, request: Request, processor: Path | None) -> Setti
         raise ConversionError(f"{request.backbone}: no config.json, expected the folder of a Qwen3-VL model")
     if request.config is not None:
         given = read_settings(request.config)
-        notes = (*settings.notes, *given.notes)
+        notes = (*settings.notes, *given.notes, *_overridden(settings, given))
         settings = Settings({**settings.values, **given.values}, given.where, given.training, notes)
     weight = source.tensors.get("classifier.pos_weight")  # a buffer there, a setting here
     if weight is not None and not tuple(weight.shape) and is_float(weight):
         settings.values.setdefault("classifier.pos_weight", float(array_of(weight)))
     return settings
+
+
+def _overridden(settings: Settings, given: Settings) -> list[str]:
+    """What --config says otherwise than the model's own folder."""
+    other = [
+        f"{name} is {given.values[name]!r}, not {value!r}"
+        for name, value in settings.values.items()
+        if name in given.values and given.values[name] != value and ".tokens." not in f".{name}"
+    ]
+    return [f"{given.where} is followed where {settings.where} says otherwise: {'; '.join(other)}"] if other else []
 
 
 def _config(source: Source, settings: Settings) -> Config:
@@ -284,7 +295,8 @@ def _write(job: Job, folder: Path, progress: Callable[[int], object]) -> list[st
             for target, value in pieces(entry, {entry.source: values}):
                 writer.write(prefix + target, value, entry.layer)
         progress(values.nbytes)
-        return not_finite(prefix + entry.source, values, None if prefix else job.specs[entry.targets[0]].dtype)
+        dtype = values.dtype if prefix else job.specs[entry.targets[0]].dtype
+        return not_finite(prefix + entry.source, values, dtype if dtype.itemsize <= LOADED.itemsize else LOADED)
 
     with ThreadPoolExecutor(THREADS) as pool:
         try:

@@ -19,20 +19,25 @@ from mem0_jax.convert.mem0 import mem0_rules, qwen3_vl_rules
 from mem0_jax.convert.rules import AnyRule, Constant, ConversionError, Tied, exported, make_plan
 from mem0_jax.convert.stored import StoredTensor, nbytes
 from mem0_jax.convert.torch_pt import open_pt
-from mem0_jax.convert.wrapped import BACKBONE_IN_MEM0, find_weights
+from mem0_jax.convert.wrapped import BACKBONE_IN_MEM0, MODULES, find_weights
 from mem0_jax.policies.bundle import abstract_params, read_description
 from mem0_jax.policies.mem0 import Mem0Config
 from mem0_jax.store import open_tree
 
 Config = Mem0Config | Qwen3VLConfig
 SHARD = re.compile(r".+-\d{5}-of-(?P<count>(?!00001)\d{5})\.\w+")
+PYTORCH_MODEL = "pytorch_model.bin"  # in a folder of Hugging Face: the weights as a .pt file
+SEVERAL_BINS = "has its weights in several .bin files: save it with save_pretrained as safetensors instead"
 # Files in folders of weights that are not read -> what follows the folder's name.
 FOLDERS = {
     "*.distcp": "is a checkpoint of torch.distributed: join it first with "
     "python -m torch.distributed.checkpoint.format_utils dcp_to_torch SRC DST",
     "zero_to_fp32.py": "is a checkpoint of DeepSpeed: join its files first with the zero_to_fp32.py in it",
     "*.safetensors.index.json": "has an index of safetensors and none of them: download them too",
-    "*.bin.index.json": "has its weights in several .bin files: save it with save_pretrained as safetensors instead",
+    "*_optim_states.pt": "is a step of a checkpoint of DeepSpeed: join its files first with the zero_to_fp32.py in "
+    "the folder above",
+    "*.bin.index.json": SEVERAL_BINS,
+    "*-of-?????.bin": SEVERAL_BINS,
     "*.gguf": "has a GGUF file of llama.cpp: convert the model's safetensors instead",
 }
 
@@ -63,6 +68,13 @@ class Source:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of each tensor by its PyTorch name."""
         return {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
+
+    @property
+    def model_folder(self) -> Path | None:
+        """The folder of Hugging Face that the weights lie in, if they do."""
+        folder = self.path.parent if self.path.is_file() else self.path
+        named = self.path in (folder, folder / PYTORCH_MODEL) and (folder / PYTORCH_MODEL).is_file()
+        return folder if named or self.format == "safetensors" else None
 
     @property
     def nbytes(self) -> int:
@@ -112,7 +124,8 @@ def open_source(path: str | Path, weights: str | None = None) -> Source:
         found = find_weights(content, weights)
     except ConversionError as error:
         raise ConversionError(f"{path}: {error}") from None
-    rest = {key: value for key, value in content.items() if key != found.keys[0]} if found.keys else {}
+    taken = found.keys[:1] or MODULES
+    rest = {key: value for key, value in content.items() if key not in taken and not isinstance(value, StoredTensor)}
     model = "mem0" if any(name.startswith(BACKBONE_IN_MEM0) for name in found.tensors) else "qwen3_vl"
     notes = [*found.notes, *_unchecked(found.tensors, kind)]
     return Source(path, kind, model, found.tensors, rest, notes=notes)
@@ -130,6 +143,12 @@ def _read(path: Path) -> tuple[Any, str]:
         for pattern, said in FOLDERS.items():
             if any(path.glob(pattern)):
                 raise ConversionError(f"{path} {said}")
+        path = path / PYTORCH_MODEL if (path / PYTORCH_MODEL).is_file() else path
+    elif path.name.endswith("_optim_states.pt"):
+        raise ConversionError(
+            f"{path} holds the optimizer's state of DeepSpeed: join its checkpoint's files first with the "
+            "zero_to_fp32.py in the folder above"
+        )
     parts = Parts.open(path)
     if parts.name.endswith(".safetensors"):
         return read_safetensors(parts), "safetensors"

@@ -4,6 +4,7 @@ One rule for all: a set of weights is a dict of tensors some of which have the n
 that wrappers add are taken off, wherever they stand; then whatever precedes the model's own names in all of the set.
 """
 
+import functools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from mem0_jax.convert.stored import StoredTensor, is_float, nbytes
 
 BACKBONE_IN_MEM0 = "qwen_model.model."  # before Hugging Face's names, in a Mem-0 checkpoint
 BACKBONE = "model.visual."
+MODULES = ("qwen_model", "memory_bank", "action_model", "classifier")  # of a Mem-0, whose names begin with them
 # DistributedDataParallel and DeepSpeed, torch.compile, FSDP, activation checkpointing, Lightning Fabric.
 WRAPPERS = frozenset(
     ("module", "_orig_mod", "_fsdp_wrapped_module", "_fpw_module", "_checkpoint_wrapped_module", "_forward_module")
@@ -83,11 +85,33 @@ def find_weights(content: Any, chosen: str | None = None) -> Weights:
     found = _one_of(sets, _barred(content, states, sets), chosen)
     if found is None:
         raise ConversionError(_absent(content, states))
-    if chosen is None and not set(found.keys) <= KEYS | AVERAGES:
-        raise ConversionError(
-            f"has weights under {'/'.join(found.keys)!r} alone: take them with --weights {found.name}"
-        )
-    return Weights(found.keys, _unwrapped(found), _notes(found))
+    notes = _notes(found)
+    if not set(found.keys) <= KEYS | AVERAGES:
+        others = _others(found, states)
+        if chosen is None:
+            raise ConversionError(
+                f"has weights under {'/'.join(found.keys)!r} alone{others and f'; {others}'}: take them "
+                f"with --weights {found.name}"
+            )
+        notes += [others] if others else []
+    if _apart(functools.reduce(lambda node, key: node[key], found.keys, content)):
+        notes.append(f"modules saved apart are taken together: {', '.join(MODULES)}")
+    return Weights(found.keys, _unwrapped(found), notes)
+
+
+def _others(found: _Set, states: Mapping[tuple[str, ...], Mapping[str, Any]]) -> str:
+    counts = {
+        "/".join(keys): sum(isinstance(value, StoredTensor) for value in state.values())
+        for keys, state in states.items()
+        if keys != found.keys
+    }
+    listed = ", ".join(map(repr, counts))
+    return f"the {sum(counts.values())} other tensors, under {listed}, are not taken with them" if counts else ""
+
+
+def _apart(node: Mapping[Any, Any]) -> bool:
+    """Whether a dict holds the modules of a Mem-0, each without its own name."""
+    return all(isinstance(node.get(module), dict) for module in MODULES)
 
 
 def _unwrapped(found: _Set) -> dict[str, Any]:
@@ -185,6 +209,11 @@ def _absent(content: Any, states: Mapping[tuple[str, ...], Mapping[str, Any]]) -
                 f"neither a Mem-0 (tensors called {BACKBONE_IN_MEM0}...) nor a Qwen3-VL ({BACKBONE}...); "
                 f"it begins with {', '.join(f'{name!r:.100}' for name in list(state)[:4])}"
             )
+    if isinstance(content, dict) and "ds_version" in content:
+        return (
+            "holds a part of DeepSpeed's checkpoint without the weights: join its files first with the zero_to_fp32.py "
+            "in the folder above"
+        )
     under: list[str] = []
     while isinstance(content, dict) and len(under) <= MAX_DEPTH:
         inner = next((key for key in content if isinstance(key, str) and key in KEYS | AVERAGES), None)
@@ -209,11 +238,23 @@ def _states(node: Any, keys: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...],
     """Every dict of named tensors in the file, and where."""
     if not isinstance(node, dict) or len(keys) > MAX_DEPTH:
         return
-    if any(isinstance(key, str) and isinstance(value, StoredTensor) for key, value in node.items()):
+    apart = _apart(node)
+    if apart:
+        yield keys, {f"{module}.{name}": value for module in MODULES for name, value in _named(node[module])}
+    elif any(isinstance(key, str) and isinstance(value, StoredTensor) for key, value in node.items()):
         yield keys, node
     for key, value in node.items():
-        if isinstance(key, str):
+        if isinstance(key, str) and not (apart and key in MODULES):
             yield from _states(value, (*keys, key))
+
+
+def _named(node: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
+    """Everything in nested dicts, by the keys above it."""
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from ((f"{key}.{name}", inner) for name, inner in _named(value))
+        else:
+            yield str(key), value
 
 
 def _nameless(node: Any, keys: tuple[str, ...]) -> Iterator[tuple[str, ...]]:

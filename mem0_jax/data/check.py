@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from mem0_jax.data import lerobot_meta
+from mem0_jax.data.check_causes import causes, is_cause
 from mem0_jax.data.check_columns import DataReport, Moments, check_data_file
 from mem0_jax.data.check_meta import Metadata, check_meta
 from mem0_jax.data.check_pictures import PictureReport, check_images, check_video_file
@@ -64,6 +65,7 @@ def check_dataset(
     path = dataset_path(root)
     try:
         info = lerobot_meta.read_info(path)
+        lerobot_meta.check_label(path, info)
     except (DatasetError, MissingFile) as error:
         return Report([Finding("error", "info", str(error), file=f"{path}/meta/info.json")], 0, 0, 0)
     meta, found = check_meta(path, info)
@@ -88,12 +90,16 @@ def check_dataset(
     for report in data:
         moments |= report.moments
     found += _check_ids(meta, {episode: number for report in data for episode, number in report.ids.items()})
-    found += check_stats(meta, moments, colors)
+    found += check_stats(meta, moments, colors) if meta.episodes else []
     if all(finding.severity != "error" for finding in found):
         found += check_use(meta)
+    readable = {episode.index for episode in meta.episodes}
     ordered = sorted(
-        once_a_cause(sorted(found, key=lambda f: f.file)),
-        key=lambda f: (f.severity, -1 if f.episode is None else f.episode, f.frames, f.feature, f.message),
+        once_a_cause(causes(sorted(found, key=lambda f: f.file), readable)),
+        key=lambda f: (
+            *(f.severity, not is_cause(f, readable), -1 if f.episode is None else f.episode),
+            *(f.frames, f.feature, f.message),
+        ),
     )
     return Report(ordered, len(meta.episodes), sum(e.length for e in meta.episodes), len(jobs))
 

@@ -17,8 +17,11 @@ from mem0_jax.data import parquet
 from mem0_jax.data.check_meta import Metadata, feature_names, severity
 from mem0_jax.data.files import AnyPath, DatasetError, MissingFile
 from mem0_jax.data.findings import Findings, runs
+from mem0_jax.data.joint_names import VECTORS
 from mem0_jax.data.lerobot_features import AUTOMATIC, COMMON
 from mem0_jax.data.lerobot_meta import Episode
+from mem0_jax.data.needed import NO_FLAG, not_flags
+from mem0_jax.data.normalize import not_numbers
 
 TIME_TOLERANCE = 1e-4  # seconds, LeRobot's
 NULL_TEXT = "null"  # Mem-0 marks frames without a subtask by this text
@@ -37,8 +40,9 @@ class Moments:
     @classmethod
     def of(cls, values: np.ndarray) -> Moments:
         """Measure numbers [N, D]."""
-        mean = values.mean(0)
-        return cls(len(values), values.min(0), values.max(0), mean, ((values - mean) ** 2).sum(0))
+        with np.errstate(over="ignore", invalid="ignore"):  # numbers near the largest, which no statistics fit
+            mean = values.mean(0)
+            return cls(len(values), values.min(0), values.max(0), mean, ((values - mean) ** 2).sum(0))
 
     def join(self, other: Moments) -> Moments:
         """Return the moments of both sets of frames together (Chan et al. 1979)."""
@@ -86,7 +90,8 @@ def check_data_file(meta: Metadata, path: AnyPath, episodes: Sequence[Episode]) 
         if key not in info.features:
             found.warning("extra-column", "the column is not among info.json's features", feature=key)
     rows = _episode_rows(table, episodes, found)
-    values = {key: _numbers(table[key], meta, key, rows, found) for key in info.numbers if key in columns}
+    fit = [key for key in info.numbers if key in columns and info.fits(key)]
+    values = {key: _numbers(table[key], meta, key, rows, found) for key in fit}
     texts = {key: _texts(table[key], key, rows, found) for key in info.texts if key in columns}
     for episode in episodes:
         mine = rows[episode.index]
@@ -108,12 +113,14 @@ def _episode_rows(table: pa.Table, episodes: Sequence[Episode], found: Findings)
         if sum(lengths) == len(table):
             index = np.repeat([episode.index for episode in episodes], lengths)
     rows = {episode.index: where[index == episode.index] for episode in episodes}
+    complete = all(len(rows[episode.index]) == episode.length for episode in episodes)
+    place = np.cumsum(np.isin(index, list(rows))) - 1  # of a row among those that belong here
     for episode in episodes:
         mine = rows[episode.index]
         if len(mine) != episode.length:
             message = f"the episode table says {episode.length} frames, but the file holds {len(mine)}"
             found.error("frame-count", message, episode=episode.index)
-        elif mine[0] != episode.data_row or mine[-1] - mine[0] + 1 != len(mine):
+        elif complete and (place[mine[0]] != episode.data_row or place[mine[-1]] - place[mine[0]] + 1 != len(mine)):
             message = f"rows {mine[0]} to {mine[-1]} of the file hold it; expected rows from {episode.data_row} on"
             found.error("episode-order", message, episode=episode.index)
     for other in sorted(set(index.tolist()) - rows.keys()):
@@ -138,6 +145,7 @@ def _numbers(
         parquet.as_declared(values, dtype, "the column")
     except DatasetError as error:
         severity(found, key)("dtype", str(error), feature=key)
+        return None
     else:
         if values.dtype != dtype:
             severe = (values.dtype.kind in "f") != (dtype.kind in "f")
@@ -202,16 +210,19 @@ def _check_episode(
     texts: dict[str, tuple[np.ndarray, list[str]]],
     report: DataReport,
 ) -> None:
-    found = report.findings
-    for key, values in numbers.items():
-        wrong: Any = ~np.isfinite(values)
+    found, flags = report.findings, numbers.get("subtask_end")
+    for key, values in list(numbers.items()):
+        wrong: Any = not_numbers(values) if key in VECTORS else ~np.isfinite(values)
         if wrong.any():
+            del numbers[key]  # whose other checks would only say it again
+            if values is flags:
+                continue
             names = feature_names(meta.info.features[key])
             dims = ", ".join(names[d] for d in np.flatnonzero(wrong.any(0)))
             frames = runs(wrong.any(axis=1))
-            message = f"NaN or infinity in {dims}"
+            message = f"{'numbers beyond float32' if np.isfinite(values).all() else 'NaN or infinity'} in {dims}"
             severity(found, key)("not-finite", message, episode=episode.index, frames=frames, feature=key)
-        elif key not in AUTOMATIC:
+        elif key not in AUTOMATIC and not (values is flags and not_flags(values).any()):
             report.moments.setdefault(episode.index, {})[key] = Moments.of(values.astype(np.float64))
     _check_counters(meta, episode, numbers, found)
     _check_task(meta, episode, numbers, found)
@@ -221,8 +232,8 @@ def _check_episode(
         if (ids != ids[0]).any():
             message = f"changes within the episode; its first frame has {ids[0]}"
             found.error("episode-id", message, episode=episode.index, frames=runs(ids != ids[0]), feature="episode_id")
-    if "subtask_end" in numbers:
-        _check_subtask_ends(episode, numbers["subtask_end"].ravel(), texts.get("subtask"), found)
+    if flags is not None:
+        _check_subtask_ends(episode, flags.ravel(), texts.get("subtask"), found)
 
 
 def _check_counters(meta: Metadata, episode: Episode, numbers: dict[str, np.ndarray], found: Findings) -> None:
@@ -244,9 +255,13 @@ def _check_counters(meta: Metadata, episode: Episode, numbers: dict[str, np.ndar
         allowed = np.maximum(TIME_TOLERANCE, 2 * np.spacing(expected.astype(np.float32)))
         wrong = np.greater(np.abs(times - expected), allowed)
         if wrong.any():
-            first = int(np.flatnonzero(wrong)[0])
+            where: dict[str, Any] = {"episode": episode.index, "feature": "timestamp"}
+            first, step = int(np.flatnonzero(wrong)[0]), times[-1] / max(1, len(times) - 1)
+            if len(times) > 2 and step > 0 and (np.abs(times - count * step) <= allowed).all():
+                found.error("fps", f"counts {1 / step:.4g} frames a second, the dataset {meta.info.fps:g}", **where)
+                return
             message = f"is {times[first]:.4f} s where {expected[first]:.4f} s was expected at {meta.info.fps:g} fps"
-            found.error("timestamp", message, episode=episode.index, frames=runs(wrong), feature="timestamp")
+            found.error("timestamp", message, frames=runs(wrong), **where)
 
 
 def _check_task(meta: Metadata, episode: Episode, numbers: dict[str, np.ndarray], found: Findings) -> None:
@@ -270,9 +285,9 @@ def _check_subtask_ends(
 ) -> None:
     """A subtask ends with flagged frames: a run of flags closes a segment, and does not reach into the next."""
     where: dict[str, Any] = {"episode": episode.index, "feature": "subtask_end"}
-    strange = (flags != 0) & (flags != 1)
+    strange = not_flags(flags)
     if strange.any():
-        found.error("subtask-end", "is neither 0 nor 1", frames=runs(strange), **where)
+        found.error("subtask-end", NO_FLAG, frames=runs(strange), **where)
         return
     flagged = flags.astype(bool)
     if not flagged.any():

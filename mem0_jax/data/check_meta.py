@@ -15,9 +15,10 @@ from mem0_jax.data.files import AnyPath, DatasetError, MissingFile
 from mem0_jax.data.findings import Findings
 from mem0_jax.data.joint_names import VECTORS, describe, flat_names, foreign_names
 from mem0_jax.data.layout import MODEL_DIM
-from mem0_jax.data.lerobot_features import AUTOMATIC, COMMON, PICTURES, TEXT_KEY, TEXTS, unreadable
+from mem0_jax.data.lerobot_features import AUTOMATIC, COMMON, PICTURES, unfit, unreadable
 from mem0_jax.data.lerobot_meta import Episode, Info
 from mem0_jax.data.lerobot_tasks import read_tasks, tasks_path
+from mem0_jax.data.needed import NO_FEATURE
 
 _GRID = 0.01  # frames; how far a video's from_timestamp may lie beside a frame
 
@@ -39,7 +40,7 @@ def check_meta(root: AnyPath, info: Info) -> tuple[Metadata, Findings]:
     _check_features(info, found)
     tasks = _check_tasks(root, info, found)
     episodes, rows = _read_episodes(root, info, found)
-    if episodes:
+    if episodes and all(finding.kind != "episode-table" for finding in found):
         _check_totals(info, episodes, rows, found)
     if info.version == "v3.0":
         _check_spans(info, episodes, rows, found)
@@ -76,7 +77,7 @@ def _check_needed(info: Info, found: Findings) -> None:
     """Features that commands read: are they there, and of the kind that they are read as?"""
     for key in AUTOMATIC:
         if key not in info.features:
-            found.error("feature", "info.json lacks this feature, which every dataset has", feature=key)
+            found.error("feature", NO_FEATURE, feature=key)
     for key in VECTORS:
         if key not in info.features:
             found.error("feature", "info.json lacks this feature; there is nothing to train on", feature=key)
@@ -84,11 +85,8 @@ def _check_needed(info: Info, found: Findings) -> None:
             message = f"has shape {info.features[key]['shape']}; training and statistics need [{MODEL_DIM}]"
             found.error("robot", f"{message}, two arms of 7 joints and a gripper", feature=key)
     for key in (key for key in COMMON if key in info.features):
-        kind = info.features[key]["dtype"]
-        if key == TEXT_KEY and key in info.numbers:
-            found.error("dtype", f"is declared as {kind}; commands read it as texts, of dtype 'string'", feature=key)
-        if key != TEXT_KEY and kind in (*TEXTS, *PICTURES):
-            found.error("dtype", f"is declared as {kind}; commands read it as numbers", feature=key)
+        if problem := unfit(key, info.features[key]):
+            found.error("feature", problem, feature=key)
 
 
 def _check_features(info: Info, found: Findings) -> None:
@@ -98,9 +96,8 @@ def _check_features(info: Info, found: Findings) -> None:
         except DatasetError as error:
             found.error("shape", str(error), feature=key)
     for key, feature in info.features.items():
-        problem = unreadable(feature)
-        if problem:
-            severity(found, key)("feature", f"cannot be read: {problem}", feature=key)
+        if key not in COMMON and (problem := unreadable(feature)):
+            found.warning("feature", f"cannot be read: {problem}", feature=key)
         names, shape = feature.get("names"), feature.get("shape", ())
         # Names may be those of the numbers or those of the axes.
         if key in info.numbers and isinstance(names, list) and len(names) not in (0, math.prod(shape), len(shape)):
@@ -148,7 +145,10 @@ def _read_episodes(root: AnyPath, info: Info, found: Findings) -> tuple[list[Epi
         try:
             episode = lerobot_meta.make_episode(root, info, row, 0)
         except DatasetError as error:
-            found.error("episode-table", str(error), file=table, episode=_as_index(row))
+            index, said = _as_index(row), str(error)
+            mine = said.startswith(f"episode {index}: ")  # what is said of no episode is one cause for all of them
+            where = {"episode": index} if mine else {}
+            found.error("episode-table", said.removeprefix(f"episode {index}: "), file=table, **where)
             continue
         if episode.index in readable:
             found.error("episode-table", "is listed twice", file=table, episode=episode.index)
@@ -161,7 +161,7 @@ def _read_episodes(root: AnyPath, info: Info, found: Findings) -> tuple[list[Epi
         readable[episode.index], rows[episode.index] = episode, row
     listed = sorted({index for row in raw if (index := _as_index(row)) is not None})
     for before, after in itertools.pairwise([-1, *listed]):
-        if after > before + 1:
+        if after > before + 1 and after in readable:
             gap = "is" if after == before + 2 else f"and all up to {after - 1} are"
             found.error("episode-table", f"{gap} not in the episode table", file=table, episode=before + 1)
     return _with_starts([readable[index] for index in sorted(readable)]), rows

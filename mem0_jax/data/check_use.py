@@ -10,7 +10,8 @@ from mem0_jax.data.findings import Findings
 from mem0_jax.data.joint_names import VECTORS
 from mem0_jax.data.lanes import LaneSource
 from mem0_jax.data.lerobot import LeRobotDataset
-from mem0_jax.data.lerobot_features import COMMON, TEXT_KEY
+from mem0_jax.data.lerobot_features import TEXT_KEY
+from mem0_jax.data.needed import needed
 from mem0_jax.data.normalize import vectors
 
 
@@ -22,11 +23,9 @@ def check_use(meta: Metadata) -> Findings:
         return found
     dataset: LeRobotDataset = opened
     text = TEXT_KEY if TEXT_KEY in dataset.features else "task"
-    for key in (key for key in COMMON if key in dataset.features):
-        _refusal(lambda key=key: (dataset.texts if key == TEXT_KEY else dataset.column)(key), found, key)
+    for key, read in needed(dataset):
+        _refusal((lambda key=key: vectors(dataset, key)) if key in VECTORS else read, found, key)
     _refusal(lambda: dataset.texts("task"), found)
-    for key in VECTORS:
-        _refusal(lambda key=key: vectors(dataset, key), found, key)
     if not found:
         _refusal(lambda: LaneSource(dataset, lanes=1, frames=1, horizon=1, seed=0, image_size=(1, 1), text=text), found)
     return found

@@ -228,7 +228,7 @@ def checked_template(template: Any, where: str) -> str:
     except ValueError as error:
         raise DatasetError(f"{where}: path template {template!r} is malformed ({error})") from error
     for field, spec, conversion in fields:
-        if field not in _FIELDS or conversion or not re.fullmatch(r"(0?[0-9]{1,2}d)?", spec or ""):
+        if field not in _FIELDS or conversion or not re.fullmatch(r"0?[0-9]{0,2}d?", spec or ""):
             raise DatasetError(f"{where}: path template {template!r} has the unexpected field {field!r}:{spec!r}")
     return template
 

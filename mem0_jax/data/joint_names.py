@@ -23,7 +23,8 @@ _SIDES = {"left": "left", "l": "left", "right": "right", "r": "right"}
 _SILENT = {"arm", "joint", "j", "pos", "position", "qpos"}  # words that a joint's name may have besides
 _COUNTED = _SILENT | {"joints", "motor", "motors", "dim", "axis", "dof", "index", "idx", "state", "action", "value"}
 _COUNTED |= {"names", "axes", "values", "observation", "actions", "feature", "channel", "element", "number", "name"}
-_COUNTED |= {"q", "x", "s", "a", "m", "d"}
+_COUNTED |= {"q", "x", "s", "a", "m", "d", "angle", "angles", "positions", "dims", "states", "vector", "robot"}
+_MARKS, _PAIRS = " \t\r'\"", ("[]", "()", "{}")
 
 
 def flat_names(names: Any, count: int) -> list[str]:
@@ -71,11 +72,21 @@ def _nodes(value: Any) -> list[tuple[str | None, Any]]:
             for part, entry in zip(value, entries)
         ]
     else:
-        texts = [] if value is None else [text.strip(" \t\r'\"[](){}") for text in _APART.split(str(value))]
+        whole = "" if value is None else str(value).strip(_MARKS)
+        while whole[:1] + whole[-1:] in _PAIRS:
+            whole = whole[1:-1]
+        texts = [_bare(text) for text in _APART.split(whole)]
         return [(text, None) for text in texts if text]
     if all(place is not None for _, _, place in named):
         named.sort(key=lambda entry: entry[2] or 0)
     return [(key, part) for key, part, _ in named]
+
+
+def _bare(text: str) -> str:
+    """A name without what a list written as text puts around it: quotes, and brackets that are not its own."""
+    text = text.strip(_MARKS)
+    own = all(text.count(begin) == text.count(end) for begin, end in _PAIRS) and text[:1] + text[-1:] not in _PAIRS
+    return text if own else text.strip(_MARKS + "".join(_PAIRS))
 
 
 def _place(value: Any) -> int | None:
@@ -96,11 +107,9 @@ def foreign_names(feature: Mapping[str, Any]) -> list[str]:
     if len(shape) != 1 or shape[0] not in _WIDTHS:
         return []
     names = flat_names(feature.get("names"), shape[0])
-    if len(names) in (0, 1):
-        return []
-    if _only_count(names):  # what they stand under, or what stands below them, may still name something
-        others = [name for depth in _depths(feature.get("names")) if depth != names for name in depth]
-        return list(dict.fromkeys(filter(_means, others)))
+    if len(names) == 1 or _only_count(names):  # one name is the axis's; what stands over or below it may name them, too
+        everywhere = [name for depth in _depths(feature.get("names")) for name in depth]
+        return list(dict.fromkeys(filter(_means, everywhere)))
     found = [_joint(name) for name in names]
     if ("left", 7) in found:  # they count from 1
         found = [joint and (joint[0], joint[1] - (joint[1] > 0)) for joint in found]

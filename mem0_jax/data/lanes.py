@@ -22,8 +22,8 @@ from typing import SupportsIndex
 
 import numpy as np
 
-from mem0_jax.data.joint_names import check_names
 from mem0_jax.data.mixture import Mixture
+from mem0_jax.data.needed import check_needed
 from mem0_jax.data.normalize import Normalizer
 from mem0_jax.data.pictures import DamagedEpisodeError, EpisodeDataset, PictureStore
 from mem0_jax.data.schedule import JITTER, SUBSTITUTE, LaneSchedule, ReferenceSchedule, random
@@ -192,7 +192,7 @@ class LaneSource:
         return [frames for _, frames in kept]
 
     def _load_vectors(self, normalizer: Normalizer | None) -> None:
-        check_names(self.dataset)
+        check_needed(self.dataset, subtasks=False)
         state = self.dataset.column("observation.state").astype(np.float32)
         action = self.dataset.column("action").astype(np.float32)
         self._state = normalizer.state.normalize(state) if normalizer else state

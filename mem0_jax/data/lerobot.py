@@ -20,7 +20,7 @@ from mem0_jax.data import lerobot_meta, parquet
 from mem0_jax.data.camera_shape import is_depth_map, picture_shape
 from mem0_jax.data.files import AnyPath, DatasetError, MissingFile, RemotePath, check_fits, dataset_path
 from mem0_jax.data.images import EpisodeImages
-from mem0_jax.data.lerobot_features import COMMON, unreadable
+from mem0_jax.data.lerobot_features import COMMON, unfit, unreadable
 from mem0_jax.data.lerobot_meta import VERSIONS, Episode, Statistics, VideoSpan
 from mem0_jax.data.lerobot_tasks import read_tasks, task_texts
 from mem0_jax.data.lerobot_values import Numbers, Texts
@@ -66,7 +66,8 @@ class LeRobotDataset:
                 "it was, correct total_episodes and total_frames there"
             )
         known = self._info.numbers + self._info.texts
-        self._columns = self._load([key for key in COMMON if key in known])
+        fit = [key for key in COMMON if key in known and self._info.fits(key)]
+        self._columns = self._load(fit)
 
     def __repr__(self) -> str:
         return f"LeRobotDataset({str(self.root)!r}, {len(self.episodes)} episodes, {self.num_frames} frames)"
@@ -157,6 +158,7 @@ class LeRobotDataset:
 
     def _column(self, key: str) -> Any:
         if key not in self._columns:
+            self._check_fit(key)
             known = self._info.numbers + self._info.texts
             if key not in known:
                 problem = unreadable(self.features[key]) if key in self.features else ""
@@ -167,6 +169,11 @@ class LeRobotDataset:
         if isinstance(value, DatasetError):
             raise value
         return value
+
+    def _check_fit(self, *keys: str) -> None:
+        for key in keys:
+            if key in COMMON and key in self.features and (problem := unfit(key, self.features[key])):
+                raise DatasetError(f"{self.root}: {key}: {problem}")
 
     def _load(self, keys: Sequence[str]) -> dict[str, Any]:
         """Read features from all files: numbers, (ids, texts), or the error that they end in."""
@@ -199,6 +206,7 @@ class LeRobotDataset:
         self, path: AnyPath, episodes: Sequence[Episode], keys: Sequence[str], texts: Sequence[str]
     ) -> pa.Table:
         """Read the rows of `episodes` (in order) from one file and check that they are all there."""
+        self._check_fit("episode_index", "frame_index")
         what = f"data of {_span_name(episodes)}"
         table = parquet.read_table(path, ("episode_index", "frame_index"), what, optional=keys, texts=texts)
         found_episode = parquet.numeric(table["episode_index"], (1,), f"{path}: episode_index")

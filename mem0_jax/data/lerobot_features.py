@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from mem0_jax.data.joint_names import VECTORS
+
 AUTOMATIC = {"timestamp": "float32"} | dict.fromkeys(("frame_index", "episode_index", "index", "task_index"), "int64")
 COMMON = (*AUTOMATIC, "observation.state", "action", "subtask", "subtask_end", "episode_id")  # commands read these
 TEXT_KEY = "subtask"  # the only one of them that is read as texts
@@ -45,6 +47,18 @@ def unreadable(feature: Mapping[str, Any]) -> str:
     if math.prod(shape) > _MAX_VALUES:
         return f"its shape is {shape}; more than {_MAX_VALUES} numbers a frame cannot be meant"
     return ""
+
+
+def unfit(key: str, feature: Mapping[str, Any]) -> str:
+    """Say why an entry that `plain` returned is not what commands read as one of `COMMON`; "" if it is."""
+    kind, shape = feature["dtype"], feature["shape"]
+    if problem := unreadable(feature):
+        return f"cannot be read: {problem}"
+    if key == TEXT_KEY:
+        return "" if kind in TEXTS else f"is declared as {kind}; commands read it as texts, of dtype 'string'"
+    if not is_number(feature):
+        return f"is declared as {kind}; commands read it as numbers"
+    return "" if key in VECTORS or shape == [1] else f"has shape {shape}; expected [1]"
 
 
 def _whole(value: Any) -> Any:

@@ -15,7 +15,7 @@ import numpy as np
 
 from mem0_jax.data import files, parquet
 from mem0_jax.data.files import AnyPath, DatasetError, MissingFile
-from mem0_jax.data.lerobot_features import PICTURES, TEXTS, is_number, plain, unreadable
+from mem0_jax.data.lerobot_features import COMMON, PICTURES, TEXTS, is_number, plain, unfit, unreadable
 
 VERSIONS = ("v2.0", "v2.1", "v3.0")
 MAX_SIDE = 8192  # pixels; of a declared picture
@@ -95,6 +95,10 @@ class Info:
         """Keys of the numeric features."""
         return [key for key, value in self.features.items() if is_number(value) and not unreadable(value)]
 
+    def fits(self, key: str) -> bool:
+        """Whether a feature is declared as what commands read it as, or read by none."""
+        return key not in COMMON or not unfit(key, self.features[key])
+
 
 def read_info(root: AnyPath) -> Info:
     """Read and check meta/info.json.
@@ -141,18 +145,12 @@ def episode_rows(root: AnyPath, info: Info) -> list[dict[str, Any]]:
 
     v2: episode_index, length, tasks. v3.0: those and the columns without statistics, by their names in the file.
     """
+    check_label(root, info)
     if info.version != "v3.0":
-        try:
-            return files.read_json_lines(root / EPISODES_V2)
-        except MissingFile as error:
-            if not _episode_files(root):
-                raise
-            raise _mislabelled(root, info, "v3.0", EPISODES) from error
+        return files.read_json_lines(root / EPISODES_V2)
     required = ["episode_index", "length", "tasks", *(f"data/{key}" for key in _PLACE)]
     rows = []
     if not (found := _episode_files(root)):
-        if (root / EPISODES_V2).is_file():
-            raise _mislabelled(root, info, "v2.1", EPISODES_V2)
         raise MissingFile(f"{root}/{EPISODES} holds no parquet file; a v3.0 dataset needs it")
     for path in found:
         with parquet.opened(path, "episode table") as file:
@@ -251,9 +249,13 @@ def _episode_files(root: AnyPath) -> list[AnyPath]:
     return [path for path in found if not path.name.startswith(".")]
 
 
-def _mislabelled(root: AnyPath, info: Info, found: str, file: str) -> DatasetError:
-    label = info.raw["codebase_version"]
-    return DatasetError(
+def check_label(root: AnyPath, info: Info) -> None:
+    """Raises DatasetError: the only episode table is that of another version than info.json says."""
+    old, new = (root / EPISODES_V2).is_file(), bool(_episode_files(root))
+    if old == new or new == (info.version == "v3.0"):
+        return
+    label, found, file = info.raw["codebase_version"], *(("v3.0", EPISODES) if new else ("v2.1", EPISODES_V2))
+    raise DatasetError(
         f"{root}/meta/info.json says codebase_version {label!r}, but there is {file} as in {found}; set it to "
         f"{found!r} if the other files are named so too, or convert the dataset with lerobot's conversion scripts"
     )

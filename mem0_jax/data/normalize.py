@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mem0_jax.data.files import DatasetError
 from mem0_jax.data.joint_names import check_names
 from mem0_jax.data.layout import GRIPPER_DIMS, JOINT_NAMES, MODEL_DIM, SEVENTH_JOINTS
 from mem0_jax.disk import write_whole
@@ -216,21 +217,36 @@ def span_warnings(stats: NormStats) -> list[str]:
 
 
 def vectors(dataset: LeRobotDataset, key: str) -> np.ndarray:
-    """Return the states or actions of a dataset, [F, D]; ValueError if they are not those of the model layout."""
-    check_names(dataset)
-    x = dataset.column(key)
+    """Return the states or actions of a dataset, [F, D]; DatasetError if they are not those of the model layout."""
+    x = finite_vectors(dataset, key)
     if x.shape[1:] != (MODEL_DIM,):
-        raise ValueError(
+        raise DatasetError(
             f"{dataset.root}: {key} has shape {list(x.shape)}; expected [F, {MODEL_DIM}], the model layout"
         )
-    if not np.isfinite(x).all():
-        row, d = np.argwhere(~np.isfinite(x))[0]
+    return x
+
+
+def finite_vectors(dataset: Any, key: str) -> np.ndarray:
+    """Return the states or actions of a dataset, [F, ...]; DatasetError if they are not finite or not known."""
+    check_names(dataset)
+    x = dataset.column(key)
+    wrong = not_numbers(x)
+    if wrong.any():
+        row, *d = np.argwhere(wrong)[0].tolist()
+        where = JOINT_NAMES[d[0]] if x.shape[1:] == (MODEL_DIM,) else f"number {d}"
         episode = next(episode for episode in dataset.episodes if row < episode.start + episode.length)
-        raise ValueError(
-            f"{dataset.root}: {key} has NaN or infinite values, first in {JOINT_NAMES[d]} of episode {episode.index}, "
-            f"frame {row - episode.start}"
+        what = "values beyond float32" if np.isfinite(x).all() else "NaN or infinite values"
+        raise DatasetError(
+            f"{dataset.root}: {key} has {what}, first in {where} of episode {episode.index}, frame "
+            f"{row - episode.start}"
         )
     return x
+
+
+def not_numbers(x: np.ndarray) -> np.ndarray:
+    """Which values are NaN or infinite in float32, in which they are trained on: bool of the same shape."""
+    with np.errstate(over="ignore"):
+        return ~np.isfinite(x.astype(np.float32))
 
 
 def _measure(parts: Sequence[np.ndarray]) -> dict[str, np.ndarray]:

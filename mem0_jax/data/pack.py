@@ -26,8 +26,8 @@ import numpy as np
 
 from mem0_jax.data import files, lerobot_meta
 from mem0_jax.data import packed_format as form
-from mem0_jax.data.joint_names import check_names
 from mem0_jax.data.lerobot import LeRobotDataset
+from mem0_jax.data.needed import check_needed
 from mem0_jax.data.pack_source import READ_ERRORS, Column, PackError, read_columns, readable_cameras, why_not
 from mem0_jax.data.pictures import open_frames
 from mem0_jax.data.transforms import resize
@@ -81,12 +81,12 @@ def pack(
 
     Raises:
         PackError: no camera can be read; naming every damaged episode; or saying what stands in the way. DatasetError:
-            states or actions of another robot.
+            what training needs is not in order.
         LockedError, DiskError: another process packs into `out`, or the disk refused; finished shards are kept.
     """
     out = behind(Path(out))
     _check_arguments(out, size, quality, shard_mib, workers)
-    check_names(dataset)
+    check_needed(dataset)
     columns = read_columns(dataset)
     cameras, lost = readable_cameras(dataset)
     partial = out.parent / f".{out.name}.partial"
@@ -327,6 +327,11 @@ def _plan(partial: Path, settings: dict[str, Any], dataset: LeRobotDataset) -> l
     path = partial / _WORK / "plan.json"
     if path.is_file():
         plan = json.loads(path.read_text("utf-8"))
+        if any(plan["settings"].get(key) != settings[key] for key in ("source", "cameras")):
+            raise PackError(
+                f"{partial} holds an unfinished packing, and the dataset has changed since, or is another one: remove "
+                "that folder"
+            )
         differing = [f"{key} was {plan['settings'].get(key)}, now {settings[key]}" for key in settings
                      if plan["settings"].get(key) != settings[key]]  # fmt: skip
         if differing:

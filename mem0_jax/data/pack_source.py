@@ -15,7 +15,7 @@ from mem0_jax.data import lerobot_meta
 from mem0_jax.data.camera_shape import is_depth_map
 from mem0_jax.data.files import DatasetError, RemoteError
 from mem0_jax.data.lerobot import LeRobotDataset
-from mem0_jax.data.lerobot_features import COMMON, unreadable
+from mem0_jax.data.lerobot_features import unreadable
 from mem0_jax.data.pictures import open_frames
 from mem0_jax.errors import UserError
 
@@ -64,7 +64,7 @@ def read_columns(dataset: LeRobotDataset) -> list[Column]:
                 ids, texts = dataset.texts(key)
                 columns.append(Column(key, _little_endian(ids.astype(np.int32)), texts))
         except DatasetError:
-            if key in (*COMMON, "task"):
+            if key == "task":
                 raise
     return columns
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -173,9 +174,22 @@ def test_with_a_backbone_folder_and_statistics(tensors, tmp_path, capsys):
     assert "has the special tokens" in capsys.readouterr().err
 
 
+def test_a_setting_that_the_models_folder_has_otherwise_is_noted(bundle, tmp_path, capsys):
+    assert convert(bundle, tmp_path / "hf", "--to", "safetensors") == 0
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    config["text_config"]["rope_theta"] = 1e6
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(config))
+    assert convert(tmp_path / "hf", "--dry-run", *CONFIG) == 0
+    said = capsys.readouterr().out
+    assert re.search(
+        r"note: .*config\.json is followed where .*hf.*config\.json says otherwise: .*rope_theta is 5", said
+    )
+
+
 def test_backbone_there_and_back(bundle, tmp_path, capsys):
     assert convert(bundle, tmp_path / "hf", "--to", "safetensors") == 0
     assert convert(tmp_path / "hf", tmp_path / "backbone", *CONFIG) == 0
+    assert "is followed where" not in capsys.readouterr().out
     backbone = load_backbone(tmp_path / "backbone")
     assert backbone.config == load_bundle(bundle).config.backbone
     assert set(backbone.params) == {"visual", "language_model"}

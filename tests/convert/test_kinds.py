@@ -17,6 +17,7 @@ from pt_files import ASSETS, tensor_pickle, write
 from mem0_jax.cli import main
 from mem0_jax.convert.hf_safetensors import write_safetensors
 from mem0_jax.convert.sources import open_source
+from mem0_jax.convert.torch_pt_write import write_pt
 from mem0_jax.errors import UserError
 
 WHOLE = (ASSETS / "views.pt").read_bytes()
@@ -129,6 +130,8 @@ FOLDERS = {
     "__0_0.distcp": "checkpoint of torch.distributed: join it first with",
     "zero_to_fp32.py": "checkpoint of DeepSpeed: join its files first",
     "pytorch_model.bin.index.json": "weights in several .bin files: save it with save_pretrained as safetensors",
+    "pytorch_model-00001-of-00002.bin": "weights in several .bin files: save it with save_pretrained as safetensors",
+    "zero_pp_rank_0_mp_rank_00_optim_states.pt": "a step of a checkpoint of DeepSpeed: .* in the folder above",
     "model.safetensors.index.json": "index of safetensors and none of them",
     "a.gguf": "GGUF file of llama.cpp",
     "model.pt": r"a directory without parts .*, it holds model\.pt: name a file",
@@ -140,6 +143,24 @@ def test_folders_of_other_kinds(tmp_path, name):
     (tmp_path / name).write_bytes(b"{}")
     with pytest.raises(UserError, match=FOLDERS[name]):
         open_source(tmp_path)
+
+
+def test_an_optimizer_state_of_deepspeed(tmp_path):
+    path = tmp_path / "bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt"
+    path.write_bytes(b"PK")
+    with pytest.raises(UserError, match=r"optimizer's state of DeepSpeed: .* zero_to_fp32\.py in the folder above"):
+        open_source(path)
+
+
+def test_a_folder_of_hugging_face_with_a_torch_file(tmp_path):
+    tensors = {"model.visual.a": np.ones(3, np.float32), "lm_head.weight": np.zeros(2, np.float32)}
+    write_pt(tmp_path / "pytorch_model.bin", tensors)
+    for path in (tmp_path, tmp_path / "pytorch_model.bin"):
+        source = open_source(path)
+        assert (source.format, source.model, source.model_folder) == ("pt", "qwen3_vl", tmp_path)
+        assert source.shapes == {name: tensor.shape for name, tensor in tensors.items()}
+    (tmp_path / "pytorch_model.bin").rename(tmp_path / "model.pt")
+    assert open_source(tmp_path / "model.pt").model_folder is None
 
 
 def test_one_shard_of_several(tmp_path):

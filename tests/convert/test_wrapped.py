@@ -143,6 +143,7 @@ REFUSED = {
     "null": ({"model_state_dict": None}, "found None under 'model_state_dict'"),
     "empty, deeper": ({"model": {"state_dict": {}}}, "found an empty dict under 'model/state_dict'"),
     "number for a set": ({"state_dict": 3}, "found 3 under 'state_dict'"),
+    "zero's optimizer": ({"optimizer_state_dict": {"zero_stage": 2}, "ds_version": "0.14"}, "DeepSpeed.*zero_to_fp32"),
     "no tensors": ({"epoch": 3, "args": {}}, "found the entries 'epoch', 'args'"),
 }
 
@@ -175,3 +176,44 @@ def test_what_has_another_beginning_is_left_to_the_plan(tmp_path):
 def test_keys_that_are_no_names(tmp_path):
     source = opened(tmp_path, {"state_dict": prefixed("model.") | {7: np.ones(1, np.float32)}})
     assert len(source.tensors) == 5
+
+
+PARTS = {
+    "qwen_model": {"model.model.visual.blocks.0.norm1.weight": np.arange(3, dtype=np.float32)},
+    "memory_bank": {"norm1.weight": np.full(1, 8, np.float32)},
+    "action_model": {"model.proj_out_1.bias": np.full(2, 7, np.float32)},
+    "classifier": {"head.weight": np.full((1, 2), 9, np.float32)},
+}
+JOINED = {f"{module}.{name}": value for module, state in PARTS.items() for name, value in state.items()}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        PARTS,
+        PARTS | {"global_step": 3, "optimizer_state_dict": {"state": {}}, "rng": np.zeros(3, np.uint8)},
+        {"state_dict": PARTS},
+        {module: prefixed("module.", state) for module, state in PARTS.items()},
+        PARTS | {"qwen_model": {"model": {"model.visual.blocks.0.norm1.weight": np.arange(3, dtype=np.float32)}}},
+    ],
+)
+def test_modules_saved_apart_are_one_model(tmp_path, content):
+    source = opened(tmp_path, content)
+    assert source.model == "mem0"
+    assert_are(source.tensors, JOINED)
+    assert source.checkpoint.get("global_step") == content.get("global_step")
+    assert any(note.startswith("modules saved apart are taken together: qwen_model, ") for note in source.notes)
+
+
+def test_averages_beside_modules_saved_apart_are_chosen_from(tmp_path):
+    content = PARTS | {"ema": PARTS}
+    refused(tmp_path, content, r"several sets of weights, \. \(4 tensors\), ema \(4 tensors\): choose one")
+    assert_are(opened(tmp_path, content, "ema").tensors, JOINED)
+
+
+@pytest.mark.parametrize("head", ["classifier", "head"])
+def test_what_would_not_be_taken_is_said(tmp_path, head):
+    content = {"qwen_model": PARTS["qwen_model"], head: PARTS["classifier"], "lr": {"decay": np.ones(2, np.float32)}}
+    said = f"the 2 other tensors, under '{head}', 'lr', are not taken with them"
+    refused(tmp_path, content, f"under 'qwen_model' alone; {said}: take them with --weights qwen_model/model")
+    assert said in opened(tmp_path, content, "qwen_model/model").notes

@@ -47,6 +47,8 @@ def foreign(names) -> list[str]:
         ",".join(JOINTS),
         " ".join(JOINTS),
         "joint angles",
+        ["joint_positions"],
+        {"state": 16},
         {"motors": None},
         {f"motor_{i}": None for i in range(16)},
         [None] * 16,
@@ -85,6 +87,11 @@ def test_the_two_arms_and_numbers_without_names_pass(names):
         {"left": [f"motor_{i}" for i in range(8)], "right": [f"motor_{i}" for i in range(8, 16)]},
         {"grippers": ["motor_0", "motor_1"], "arms": [f"motor_{i}" for i in range(2, 16)]},
         {"torques": [f"motor_{i}" for i in range(16)]},
+        ["velocities"],
+        "torque",
+        {"velocity": 16},
+        {"velocities": list(range(16))},
+        {"dim_0": "torque"},
         {f"motor_{i}": [i, name] for i, name in enumerate(FINGERS)},
         {f"motor_{i}": {"id": i, "joint": name} for i, name in enumerate(FINGERS)},
     ],
@@ -121,6 +128,12 @@ def test_other_joints_and_other_orders_do_not(names):
 )
 def test_names_are_found_wherever_they_stand(names):
     assert [name.split("finger_")[-1] for name in foreign(names)] == [str(i) for i in range(16)]
+
+
+@pytest.mark.parametrize("wrap", [str, lambda names: names, ",".join, lambda names: [names]])
+def test_brackets_of_a_name_stay(wrap):
+    names = [f"{side} arm {i} [rad]" for side in ("LEFT", "RIGHT") for i in range(8)]
+    assert foreign(wrap(names)) == names
 
 
 @pytest.mark.parametrize("wrap", [lambda name, place: place, lambda name, place: {"index": place}])
