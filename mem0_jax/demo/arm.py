@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tokenizers import Tokenizer
 
-from mem0_jax.backbones.qwen3_vl.config import TokenIds
-from mem0_jax.backbones.qwen3_vl.processor import Processor, token_ids, word_tokenizer
-from mem0_jax.config import from_dict, to_dict
+from mem0_jax.config import from_dict
 from mem0_jax.data.lanes import LaneSource
 from mem0_jax.data.lerobot import LeRobotDataset
 from mem0_jax.data.normalize import Normalizer, NormStats
@@ -23,9 +22,10 @@ from mem0_jax.demo.settings import ARMS, FAILED, TEST_SEEDS, Demo, load_demo
 from mem0_jax.disk import explained
 from mem0_jax.errors import UserError
 from mem0_jax.eval.rollout import evaluate
+from mem0_jax.family import PolicyFamily, policy_family
 from mem0_jax.inference.compiled import keep_compiled_if_possible
+from mem0_jax.policies.base import Trainable
 from mem0_jax.policies.bundle import Bundle, Inputs, load_bundle, save_bundle
-from mem0_jax.policies.mem0 import Mem0, Mem0Config
 from mem0_jax.train.config import OptimizerConfig, TrainConfig
 from mem0_jax.train.loop import fit
 from mem0_jax.train.prepare import model_inputs
@@ -42,17 +42,19 @@ def train_arm(demo: Demo, arm: str, tell: Tell) -> Path:
         return folder / "bundle"
     dataset, settings = LeRobotDataset(demo.dataset), demo.config["data"]
     stats = NormStats.from_dataset(dataset)
-    tokenizer = word_tokenizer(dataset.texts("subtask")[1])
-    config = policy_config(demo.config, token_ids(tokenizer), tokenizer.get_vocab_size(), ARMS[arm])
+    family = policy_family(demo.config["policy"])
+    tokenizer = family.word_tokenizer(dataset.texts("subtask")[1])
+    config = policy_config(family, demo.config, tokenizer, ARMS[arm])
     inputs = Inputs(tuple(settings["camera_size"]), "bilinear", settings["max_length"], "min_max")
-    processor = Processor(tokenizer, config.backbone, config.image_size, inputs.max_length)
+    policy = family.policy(config)
+    processor = family.processor(tokenizer, config, inputs.max_length)
     jitter = settings["jitter"]
-    train = train_config(demo)
+    train = train_config(demo, policy)
     source = LaneSource(
         dataset,
         lanes=train.lanes,
         frames=1,
-        horizon=config.action.horizon,
+        horizon=policy.spec.horizon,
         seed=demo.seed,
         image_size=inputs.camera_size,
         resample=inputs.resample,
@@ -62,27 +64,24 @@ def train_arm(demo: Demo, arm: str, tell: Tell) -> Path:
         transform=lambda element: model_inputs(element, source.texts, processor),
     )
     with make_loader(source, threads=1, prefetch=4) as loader:
-        result = fit(Mem0(config), lambda: loader, train, folder / "run", tell)
+        result = fit(policy, lambda: loader, train, folder / "run", tell)
     provenance = {"made_by": "mem0-jax demo", "task": demo.task, "seed": demo.seed, "steps": train.steps}
     bundle = Bundle(config, result.state.params, stats, tokenizer, inputs, provenance)
     return save_bundle(bundle, folder / "bundle")
 
 
-def policy_config(config: dict[str, Any], tokens: TokenIds, vocabulary: int, branches: tuple[str, ...]) -> Mem0Config:
-    """The demo's Mem-0 for a tokenizer; `branches` are the memory branches that it reads."""
-
-    model = json.loads(json.dumps(config["model"]))
-    model["backbone"]["tokens"] = to_dict(tokens)
-    model["backbone"]["text"]["vocab_size"] = vocabulary
-    model["memory"]["branches"] = list(branches)
-    return from_dict(Mem0Config, model)
+def policy_config(family: PolicyFamily, config: dict[str, Any], tokenizer: Tokenizer, branches: tuple[str, ...]) -> Any:
+    """The demo's policy for a tokenizer; `branches` are the memory branches that it reads."""
+    model = config["model"] | {"memory": config["model"]["memory"] | {"branches": list(branches)}}
+    plain = from_dict(family.config, model)
+    return family.completed(plain, tokenizer, tokenizer.get_vocab_size(), plain.dtype)
 
 
-def train_config(demo: Demo) -> TrainConfig:
+def train_config(demo: Demo, policy: Trainable) -> TrainConfig:
     """Settings of the trainer."""
 
     train = demo.config["train"]
-    rates = {group: train["learning_rate"] for group, _ in Mem0.learning_rate_groups}
+    rates = {group: train["learning_rate"] for group, _ in policy.learning_rate_groups}
     optimizer = OptimizerConfig(
         learning_rates=rates,
         floors={group: train["floor"] * rate for group, rate in rates.items()},

@@ -27,7 +27,7 @@ from mem0_jax.planner.job import PlannerJob
 from mem0_jax.planner.policy import PlannerPolicy
 from mem0_jax.planner.questions import Question, read_questions
 from mem0_jax.planner.rows import Encoded, Encoder, RowSource, grids_of, word_tokenizer
-from mem0_jax.policies.base import Params, Policy
+from mem0_jax.policies.base import Params, Trainable
 from mem0_jax.policies.bundle import load_backbone, read_description
 from mem0_jax.train.config import TrainConfig
 from mem0_jax.train.job import WORDS
@@ -56,7 +56,7 @@ class PreparedPlanner:
     """
 
     job: PlannerJob
-    policy: Policy
+    policy: Trainable
     config: TrainConfig
     rows: list[Encoded]
     tokenizer: Tokenizer
@@ -106,7 +106,7 @@ def prepare(job: PlannerJob) -> PreparedPlanner:
     return PreparedPlanner(job, policy, config, rows, tokenizer, layout)
 
 
-def make_policy(job: PlannerJob, grids: tuple[Grid, ...] = ()) -> Policy:
+def make_policy(job: PlannerJob, grids: tuple[Grid, ...] = ()) -> Trainable:
     """What a completed job trains, for images of the sizes `grids`."""
     policy = PlannerPolicy(job.model, grids)
     return LoraPolicy(policy, job.lora) if job.lora else policy

@@ -1,7 +1,6 @@
 """A training step compiled ahead of time for a TPU slice, on a machine that has none.
 
-libtpu compiles for a topology without its chips; nothing is allocated and nothing runs. Axis letters: L lanes, T
-consecutive frames, V views, P patches, S tokens, C action horizon.
+libtpu compiles for a topology without its chips; nothing is allocated and nothing runs.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from mem0_jax import tree
 from mem0_jax.distributed.hardware import HARDWARE
@@ -27,10 +25,10 @@ from mem0_jax.distributed.hlo import Collective, collectives
 from mem0_jax.distributed.layout import make_layout, mesh_text
 from mem0_jax.distributed.mesh import make_mesh, parse_mesh
 from mem0_jax.errors import UserError
+from mem0_jax.family import policy_family_of
 from mem0_jax.installed import how_to_install
 from mem0_jax.nn.numbers import same_numbers
-from mem0_jax.policies.base import Policy
-from mem0_jax.policies.mem0 import Mem0, Mem0Config
+from mem0_jax.policies.base import Trainable
 from mem0_jax.train.flops import peak_flops, training_flops
 from mem0_jax.train.job import Job
 from mem0_jax.train.lora import LoraPolicy
@@ -154,24 +152,6 @@ def topology_devices(topology: str) -> tuple[str, list[Any]]:
         raise AotError(f"topology {topology!r}: {first}") from error
 
 
-def abstract_batch(config: Mem0Config, tokens: int, lanes: int, frames: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes [L, T, ...] of a training batch with one view a frame and prompts of S = `tokens`."""
-    vision, action = config.backbone.vision, config.action
-    patches = config.image_size[0] * config.image_size[1] // vision.patch_size**2
-    entries: dict[str, tuple[tuple[int, ...], Any]] = {
-        "patches": ((1, patches, vision.patch_width), jnp.uint8),
-        "input_ids": ((tokens,), jnp.int32),
-        "attention_mask": ((tokens,), jnp.bool_),
-        "position": ((3, tokens), jnp.int32),
-        "image_slot": ((tokens,), jnp.int32),
-        "state": ((action.state_dim,), jnp.float32),
-        "action": ((action.horizon, action.action_dim), jnp.float32),
-        "episode": ((), jnp.int32),
-        "subtask_end": ((), jnp.int32),
-    }
-    return {name: jax.ShapeDtypeStruct((lanes, frames, *shape), dtype) for name, (shape, dtype) in entries.items()}
-
-
 @same_numbers
 def compile_step(job: Job, topology: str, mesh: str = "") -> Compiled:
     """Compiles a job's training step for a slice.
@@ -186,8 +166,8 @@ def compile_step(job: Job, topology: str, mesh: str = "") -> Compiled:
     """
     kind, devices = topology_devices(topology)
     config, model = job.train_config(), dataclasses.replace(job.model, dtype=job.compute_dtype)
-    policy: Policy = Mem0(model)
-    policy = LoraPolicy(policy, job.lora) if job.lora else policy
+    plain = policy_family_of(model).policy(model)
+    policy: Trainable = LoraPolicy(plain, job.lora) if job.lora else plain
     abstract = jax.eval_shape(lambda: create_params(policy, config.seed, config.bfloat16))
     optimizer = make_optimizer(
         config.optimizer, policy.learning_rate_groups, policy.no_gradient, config.freeze, abstract
@@ -199,8 +179,8 @@ def compile_step(job: Job, topology: str, mesh: str = "") -> Compiled:
     state = layout.with_shardings(jax.eval_shape(create, abstract))
     tokens, trained = job.data.max_length, list(tree.flatten(state.opt_state.mu))
     batch = {
-        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout.lanes_sharding)
-        for name, leaf in abstract_batch(model, tokens, job.lanes, job.frames).items()
+        name: jax.ShapeDtypeStruct((job.lanes, job.frames, *shape), dtype, sharding=layout.lanes_sharding)
+        for name, (shape, dtype) in plain.batch(tokens).items()
     }
     began = time.perf_counter()
     step = make_train_step(policy, optimizer, config.accumulate, config.ema_decay)

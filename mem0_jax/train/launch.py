@@ -14,10 +14,10 @@ from mem0_jax.config import to_dict
 from mem0_jax.data.pipeline import make_loader
 from mem0_jax.disk import disk_told, write_whole
 from mem0_jax.distributed.layout import Layout
+from mem0_jax.family import PolicyFamily, family_of, policy_family_of
 from mem0_jax.nn.numbers import same_numbers
 from mem0_jax.policies.base import Params
 from mem0_jax.policies.bundle import load_backbone, load_bundle, read_description, save_bundle
-from mem0_jax.policies.mem0 import Mem0, Mem0Config
 from mem0_jax.train.flops import training_flops
 from mem0_jax.train.from_bundle import load_optimizer
 from mem0_jax.train.job import Job, job_settings
@@ -29,7 +29,6 @@ from mem0_jax.train.sinks import open_sinks
 from mem0_jax.train.validation import Validation
 from mem0_jax.train.workdir import only_run
 
-BACKBONE = "backbone"
 _log = logging.getLogger(__name__)
 
 
@@ -90,12 +89,13 @@ def initial_params(prepared: Prepared, layout: Layout | None = None) -> Callable
 
     def initial(key: jax.Array) -> Params:
         folder = Path(job.init_from).absolute()
-        if isinstance(read_description(folder)[0], Mem0Config):
+        if isinstance(family_of(read_description(folder)[0]), PolicyFamily):
             params = load_bundle(folder, shardings=where).params
         else:
-            heads = jax.jit(lambda key: {k: v for k, v in Mem0(job.model).init(key).items() if k != BACKBONE})
-            inner = where and {path.removeprefix(f"{BACKBONE}/"): sharding for path, sharding in where.items()}
-            params = heads(key) | {BACKBONE: load_backbone(folder, shardings=inner).params}
+            own = policy_family_of(job.model)
+            heads = jax.jit(lambda key: {k: v for k, v in own.init(job.model)(key).items() if k != own.backbone})
+            inner = where and {path.removeprefix(f"{own.backbone}/"): sharding for path, sharding in where.items()}
+            params = heads(key) | {own.backbone: load_backbone(folder, shardings=inner).params}
         return policy.adapt(params, key) if isinstance(policy, LoraPolicy) else params
 
     return initial

@@ -41,7 +41,7 @@ from mem0_jax.train.watch import (
 from mem0_jax.train.workdir import only_run
 
 if TYPE_CHECKING:
-    from mem0_jax.policies.base import Policy
+    from mem0_jax.policies.base import Trainable
 
 # Steps handed to the device before the loop waits for the oldest: enough to keep it busy, while each holds a batch.
 MAX_IN_FLIGHT = 2
@@ -119,7 +119,7 @@ class Extras:
 
 @same_numbers
 def fit(
-    policy: Policy,
+    policy: Trainable,
     loader_factory: Callable[[], BatchIterator],
     config: TrainConfig,
     workdir: str | Path,
@@ -132,7 +132,7 @@ def fit(
     an uninterrupted one: parameters, memory, data position and the log's open window come from the last checkpoint.
 
     Args:
-        policy: see `Policy`; its `init` must be traceable, for a resumed run only asks for its shapes.
+        policy: see `Trainable`; its `init` must be traceable, for a resumed run only asks for its shapes.
         loader_factory: makes the batch iterator, standing at its beginning.
         config: see `TrainConfig`.
         workdir: folder of the run, made if absent: `checkpoints/`, `metrics.jsonl`, `validation.jsonl`; `hang.txt` and
@@ -185,7 +185,7 @@ class _Run:
 
     def __init__(
         self,
-        policy: Policy,
+        policy: Trainable,
         loader: BatchIterator,
         config: TrainConfig,
         workdir: Path,
@@ -220,7 +220,7 @@ class _Run:
         self._first = self.step
         self.before_save: Callable[[], None] = lambda: None
 
-    def _start(self, policy: Policy, workdir: Path, extras: Extras) -> tuple[Restored | None, Any]:
+    def _start(self, policy: Trainable, workdir: Path, extras: Extras) -> tuple[Restored | None, Any]:
         """Make or restore the state; returns what was restored, and the optimizer."""
         config = self._config
         abstract = jax.eval_shape(lambda: create_params(policy, config.seed, config.bfloat16))

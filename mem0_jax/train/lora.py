@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from mem0_jax import tree
-from mem0_jax.policies.base import Batch, Params, Policy, State
+from mem0_jax.policies.base import Batch, Params, State, Trainable
 from mem0_jax.train.config import SettingsError
 
 FACTORS = ("lora_a", "lora_b")
@@ -87,7 +87,7 @@ class LoraPolicy:
     Which parameters are trained is the optimizer's matter, see `TrainConfig.freeze`.
     """
 
-    def __init__(self, policy: Policy, config: LoraConfig):
+    def __init__(self, policy: Trainable, config: LoraConfig):
         self.policy, self.config = policy, config
         self.learning_rate_groups, self.no_gradient = policy.learning_rate_groups, policy.no_gradient
         abstract = jax.eval_shape(policy.init, jax.random.key(0))
@@ -120,18 +120,15 @@ class LoraPolicy:
         return tree.unflatten(flat)
 
     def init_state(self, lanes: int) -> State:
-        """See `Policy`."""
+        """See `Trainable`."""
         return self.policy.init_state(lanes)
 
     def loss(self, params: Params, state: State, batch: Batch, rng: jax.Array, train: bool) -> Any:
-        """See `Policy`."""
-        return self.policy.loss(self._composed(params), state, batch, rng, train)
+        """See `Trainable`."""
+        return self.policy.loss(self.composed(params), state, batch, rng, train)
 
-    def act(self, params: Params, state: State, observation: Batch, rng: jax.Array) -> Any:
-        """See `Policy`."""
-        return self.policy.act(self._composed(params), state, observation, rng)
-
-    def _composed(self, params: Params) -> Params:
+    def composed(self, params: Params) -> Params:
+        """Parameters that the policy itself can compute with, whose kernels have their factors in them."""
         flat = tree.flatten(params)
         for path in self._kernels:
             flat[path] = self._take(flat, path)

@@ -13,7 +13,6 @@ import jax
 import numpy as np
 from tokenizers import Tokenizer
 
-from mem0_jax.backbones.qwen3_vl.processor import Processor, load_tokenizer, token_ids, word_tokenizer
 from mem0_jax.data.joint_names import check_names
 from mem0_jax.data.lanes import LaneSource
 from mem0_jax.data.mixture import Mixture
@@ -26,9 +25,10 @@ from mem0_jax.distributed.hardware import HARDWARE
 from mem0_jax.distributed.layout import Layout, make_layout
 from mem0_jax.distributed.mesh import make_mesh, parse_mesh
 from mem0_jax.errors import UserError
-from mem0_jax.policies.base import Params, Policy
+from mem0_jax.family import family_of, policy_family_of
+from mem0_jax.policies.base import Params, Trainable
 from mem0_jax.policies.bundle import Bundle, Inputs, read_description
-from mem0_jax.policies.mem0 import Mem0, Mem0Config
+from mem0_jax.tokenizer import load_tokenizer
 from mem0_jax.train.config import TrainConfig
 from mem0_jax.train.from_bundle import check_continues
 from mem0_jax.train.job import WORDS, Job
@@ -50,11 +50,11 @@ class Prepared:
     """
 
     job: Job
-    policy: Policy
+    policy: Trainable
     training: EpisodeDataset
     held_out: tuple[EpisodeDataset, ...]
     stats: NormStats
-    processor: Processor
+    processor: Any
 
     @property
     def inputs(self) -> Inputs:
@@ -91,7 +91,8 @@ def prepare(job: Job) -> Prepared:
         mixed = Mixture(training, data.weights or None) if len(training) > 1 else training[0]
         tokenizer = _tokenizer(job, mixed)
         job = dataclasses.replace(job, model=_completed_model(job, tokenizer))
-    policy: Policy = Mem0(job.model)
+    family = policy_family_of(job.model)
+    policy: Trainable = family.policy(job.model)
     policy = LoraPolicy(policy, job.lora) if job.lora else policy
     if job.init_optimizer:
         config = job.train_config()
@@ -100,7 +101,7 @@ def prepare(job: Job) -> Prepared:
             config.optimizer, policy.learning_rate_groups, policy.no_gradient, config.freeze, params
         )
         check_continues(job.init_from, config.optimizer, jax.eval_shape(optimizer.init, params))
-    processor = Processor(tokenizer, job.model.backbone, job.model.image_size, data.max_length)
+    processor = family.processor(tokenizer, job.model, data.max_length)
     return Prepared(job, policy, mixed, tuple(held_out), stats, processor)
 
 
@@ -117,24 +118,23 @@ def told_to_the_user() -> Iterator[None]:
 
 def _tokenizer(job: Job, dataset: EpisodeDataset) -> Tokenizer:
     if job.data.tokenizer == WORDS:
-        return word_tokenizer(dataset.texts(job.data.text)[1])
+        return policy_family_of(job.model).word_tokenizer(dataset.texts(job.data.text)[1])
     return load_tokenizer(job.data.tokenizer or Path(job.init_from) / "tokenizer.json")
 
 
-def _completed_model(job: Job, tokenizer: Tokenizer) -> Mem0Config:
+def _completed_model(job: Job, tokenizer: Tokenizer) -> Any:
     """The model with the tokenizer's ids, the vocabulary that goes with it, and the dtype of the job's precision."""
-    backbone, vocabulary = job.model.backbone, job.model.backbone.text.vocab_size
+    family = policy_family_of(job.model)
+    vocabulary = family.vocabulary(job.model)
     if job.init_from:
         found = read_description(Path(job.init_from).absolute())[0]
-        vocabulary = (found.backbone if isinstance(found, Mem0Config) else found).text.vocab_size
+        vocabulary = family_of(found).vocabulary(found)
     elif job.data.tokenizer == WORDS:
         vocabulary = tokenizer.get_vocab_size()
-    text = dataclasses.replace(backbone.text, vocab_size=vocabulary)
-    backbone = dataclasses.replace(backbone, text=text, tokens=token_ids(tokenizer))
-    return dataclasses.replace(job.model, backbone=backbone, dtype=job.compute_dtype)
+    return family.completed(job.model, tokenizer, vocabulary, job.compute_dtype)
 
 
-def _abstract_params(policy: Policy, config: TrainConfig) -> Params:
+def _abstract_params(policy: Trainable, config: TrainConfig) -> Params:
     return jax.eval_shape(lambda: create_params(policy, config.seed, config.bfloat16))
 
 
@@ -186,7 +186,7 @@ def _source(prepared: Prepared, dataset: EpisodeDataset, **arguments: Any) -> La
     with told_to_the_user():
         source = LaneSource(
             dataset,
-            horizon=prepared.job.model.action.horizon,
+            horizon=policy_family_of(prepared.job.model).policy(prepared.job.model).spec.horizon,
             camera=data.camera,
             image_size=data.camera_size,
             resample=data.resample,
@@ -198,7 +198,7 @@ def _source(prepared: Prepared, dataset: EpisodeDataset, **arguments: Any) -> La
     return source
 
 
-def model_inputs(element: dict[str, np.ndarray], texts: list[str], processor: Processor) -> dict[str, np.ndarray]:
+def model_inputs(element: dict[str, np.ndarray], texts: list[str], processor: Any) -> dict[str, np.ndarray]:
     """One window of a lane as the policy's batch entries, each with a leading T, and `action_is_pad`."""
     prepared = processor.prepare(element["image"], [texts[i] for i in element["text_id"]])
     return prepared | {key: element[key] for key in ("state", "action", "action_is_pad", "episode", "subtask_end")}

@@ -14,7 +14,7 @@ from mem0_jax import tree
 from mem0_jax.train.optim import OptimizerState
 
 if TYPE_CHECKING:
-    from mem0_jax.policies.base import Policy
+    from mem0_jax.policies.base import Trainable
 
 
 @jax.tree_util.register_dataclass
@@ -51,7 +51,7 @@ class TrainState:
 
 
 def create_params(
-    policy: Policy,
+    policy: Trainable,
     seed: int,
     bfloat16: Sequence[str] = (),
     initial: Callable[[jax.Array], dict[str, Any]] | None = None,
@@ -68,7 +68,7 @@ def create_params(
 
 
 def create_state(
-    policy: Policy,
+    policy: Trainable,
     optimizer: optax.GradientTransformation,
     params: dict[str, Any],
     seed: int,

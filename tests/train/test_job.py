@@ -20,8 +20,9 @@ from mem0_jax.errors import UserError
 from mem0_jax.inference.session import Session
 from mem0_jax.policies.bundle import load_bundle, save_bundle
 from mem0_jax.policies.mem0 import Mem0, Mem0Config
+from mem0_jax.policies.mem0.flops import parts
 from mem0_jax.train.config import SettingsError
-from mem0_jax.train.flops import forward_flops, peak_flops, training_flops
+from mem0_jax.train.flops import peak_flops, training_flops
 from mem0_jax.train.job import DataSettings, Job, TrainSettings
 from mem0_jax.train.lora import LoraPolicy
 from mem0_jax.train.prepare import prepare
@@ -161,7 +162,7 @@ def test_settings_that_contradict_each_other_are_refused():
 def test_operations_by_formula():
     """Against products counted by hand: a layer's weights times tokens times two, modules trained or not."""
     config = Mem0Config()
-    forward = forward_flops(config, 128)
+    forward = {name: part.operations for name, part in parts(config, 128).items()}
     # 28 layers of 50.3 M weights and 24 of 12.6 M, twice their tokens; heads and attention come on top.
     assert forward["backbone"] == pytest.approx(2 * 128 * 28 * 50.33e6 + 2 * 256 * 24 * 12.58e6, rel=0.1)
     assert forward["classifier"] == pytest.approx(2 * (2 * 6144 * 2048 + 2048**2 + 2 * 2048 * 512 + 512**2))
