@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -22,6 +22,7 @@ ROOMS = ("mem0_jax.policies", "mem0_jax.backbones")
 PLUGINS = "mem0_jax.families"
 Config = Any  # a frozen dataclass of the family's own
 Rules = tuple[tuple[str, str], ...]
+NO_FACTOR = r"(?!.*/lora_[ab]$)"  # what follows matches no low-rank factor
 
 
 def _float32(path: str, config: Config) -> str:
@@ -39,6 +40,21 @@ class Part:
 
     operations: float
     upstream: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What of a model is trained, by regexes of whole paths.
+
+    Attributes:
+        frozen: parameters that are not.
+        bfloat16: parameters that mixed precision keeps in bfloat16.
+        lora: kernels that get low-rank factors, where a job names no others; empty: this preset trains none.
+    """
+
+    frozen: tuple[str, ...] = ()
+    bfloat16: tuple[str, ...] = ()
+    lora: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -74,8 +90,15 @@ class PolicyFamily(Family):
         backbone: field of the configuration, and subtree of the parameters, that is a model of another family.
         processor: (tokenizer, configuration, tokens of a prompt) -> pictures and instructions to the model's arrays.
         word_tokenizer: texts -> a tokenizer with one token a word, for models trained from scratch.
-        completed: (configuration, tokenizer, vocabulary, dtype) -> the configuration that is trained.
+        completed: (configuration, tokenizer, vocabulary, dtype) -> the configuration that is trained; without a
+            tokenizer, None, one of the same sizes.
         parts: (configuration, tokens of a prompt) -> operations by part, see `train.flops`.
+        learning_rates, floors: of a job that names none, by the policy's learning-rate groups.
+        presets: by name; the first is that of a job that names none.
+        reference: parameters that precision "reference" keeps in bfloat16, as path regexes; empty: there is none such.
+        free: fields of the configuration that change nothing but how it is computed; a run may change them.
+        recomputes: configuration -> the backward pass computes the forward pass a second time.
+        unnamed: it is what jobs without `policy` train; of one family alone.
     """
 
     policy: Callable[[Config], Any]
@@ -84,6 +107,13 @@ class PolicyFamily(Family):
     word_tokenizer: Callable[[Iterable[str]], Any]
     completed: Callable[[Config, Any, int, str], Config]
     parts: Callable[[Config, int], Mapping[str, Part]]
+    learning_rates: Mapping[str, float] = field(default_factory=dict)
+    floors: Mapping[str, float] = field(default_factory=dict)
+    presets: Mapping[str, Preset] = field(default_factory=lambda: {"full": Preset()})
+    reference: tuple[str, ...] = ()
+    free: tuple[str, ...] = ()
+    recomputes: Callable[[Config], bool] = lambda config: False
+    unnamed: bool = False
 
 
 @cache
@@ -100,11 +130,18 @@ def family(name: str) -> Family:
 
 
 def policy_family(name: str) -> PolicyFamily:
-    """The same, of a policy. Raises UserError: there is none, or it is a backbone alone."""
-    found = family(name)
+    """The same, of a policy; "" is that of jobs which name none. Raises UserError: there is none, or it is a backbone
+    alone."""
+    found = family(name or _unnamed())
     if not isinstance(found, PolicyFamily):
         raise UserError(f"{name!r} is a backbone alone, no policy")
     return found
+
+
+@cache
+def _unnamed() -> str:
+    everyone = map(family, names())
+    return next(one.name for one in everyone if isinstance(one, PolicyFamily) and one.unnamed)
 
 
 def family_of(config: Config) -> Family:

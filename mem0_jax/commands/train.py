@@ -3,6 +3,7 @@
 import runpy
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from mem0_jax.progress import duration
 
 SUMMARY = (
     "Trains a policy on LeRobot datasets or packed shards, as a configuration file says, and writes a bundle. Every "
-    "field of the file can be set as a flag, such as --config.train.steps=2000. The same command continues a run that "
+    "field of the file can be set as a flag, such as --config.train.steps=2000; --config.policy=NAME takes another "
+    "policy, with its own model and learning rates. The same command continues a run that "
     "was stopped or killed, exactly where its last checkpoint was. In the folder: metrics.jsonl, validation.jsonl, "
     "checkpoints/, bundle/."
 )
@@ -47,13 +49,13 @@ def parser() -> CommandParser:
 def main(argv: Sequence[str]) -> int:
     """Trains."""
     flags, overrides = parser().parse_known_args(argv)
-    config = read_config(flags.config, overrides)
     from mem0_jax.config import from_dict
     from mem0_jax.distributed.startup import start
+    from mem0_jax.train.job import Job
 
+    config = read_config(flags.config, overrides, Job)
     start()
     from mem0_jax.inference.compiled import keep_compiled_if_possible
-    from mem0_jax.train.job import Job
     from mem0_jax.train.launch import train
     from mem0_jax.train.loop import TrainingInterrupted
     from mem0_jax.train.terminal import number, told
@@ -74,8 +76,11 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def read_config(file: str, overrides: Sequence[str]) -> dict[str, Any]:
+def read_config(file: str, overrides: Sequence[str], kind: type | None = None) -> dict[str, Any]:
     """The settings of a configuration file with overrides `--config.path=value`.
+
+    Where one sets a field of the class `kind` that decides others, such as `--config.policy=NAME`, these are the
+    class's own, not the file's, before further overrides.
 
     Raises:
         FlagError: no such file, an unknown field (with the closest known one), or a value of another type.
@@ -84,6 +89,8 @@ def read_config(file: str, overrides: Sequence[str]) -> dict[str, Any]:
     from ml_collections import config_flags
 
     config = _load(_find(file))
+    if kind is not None:
+        config = _decide(kind, config, overrides)
     for word in overrides:
         _check_field(word.partition("=")[0], config)
     values = absl_flags.FlagValues()
@@ -117,6 +124,19 @@ def _load(path: Path) -> Any:
     if "get_config" not in settings:
         raise FlagError(f"{path} is no configuration: it defines no get_config()")
     return settings["get_config"]()
+
+
+def _decide(kind: type, config: Any, overrides: Sequence[str]) -> Any:
+    from ml_collections import ConfigDict
+
+    from mem0_jax.config import DECIDES, decided
+
+    given = dict(word.removeprefix("--config.").split("=", 1) for word in overrides if "=" in word)
+    for field in fields(kind):
+        value = given.get(field.name, config.get(field.name))
+        if DECIDES in field.metadata and value != config.get(field.name):
+            config = ConfigDict(decided(kind, config.to_dict(), field.name, value))
+    return config
 
 
 def _check_field(name: str, config: Any) -> None:

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from mem0_jax.backbones.qwen3_vl.config import Qwen3VLConfig
 from mem0_jax.backbones.qwen3_vl.positions import Grid
-from mem0_jax.backbones.qwen3_vl.processor import load_tokenizer, token_ids
+from mem0_jax.backbones.qwen3_vl.processor import token_ids
 from mem0_jax.config import to_dict
 from mem0_jax.data.pipeline import make_loader
 from mem0_jax.disk import write_whole
@@ -29,6 +29,7 @@ from mem0_jax.planner.questions import Question, read_questions
 from mem0_jax.planner.rows import Encoded, Encoder, RowSource, grids_of, word_tokenizer
 from mem0_jax.policies.base import Params, Trainable
 from mem0_jax.policies.bundle import load_backbone, read_description
+from mem0_jax.tokenizer import load_tokenizer
 from mem0_jax.train.config import TrainConfig
 from mem0_jax.train.job import WORDS
 from mem0_jax.train.log import Sink

@@ -25,7 +25,6 @@ from mem0_jax.distributed.hlo import Collective, collectives
 from mem0_jax.distributed.layout import make_layout, mesh_text
 from mem0_jax.distributed.mesh import make_mesh, parse_mesh
 from mem0_jax.errors import UserError
-from mem0_jax.family import policy_family_of
 from mem0_jax.installed import how_to_install
 from mem0_jax.nn.numbers import same_numbers
 from mem0_jax.policies.base import Trainable
@@ -165,8 +164,9 @@ def compile_step(job: Job, topology: str, mesh: str = "") -> Compiled:
         MeshError: the mesh does not fit the slice or the lanes.
     """
     kind, devices = topology_devices(topology)
-    config, model = job.train_config(), dataclasses.replace(job.model, dtype=job.compute_dtype)
-    plain = policy_family_of(model).policy(model)
+    config, family = job.train_config(), job.family
+    model = family.completed(job.model, None, family.vocabulary(job.model), job.compute_dtype)
+    plain = family.policy(model)
     policy: Trainable = LoraPolicy(plain, job.lora) if job.lora else plain
     abstract = jax.eval_shape(lambda: create_params(policy, config.seed, config.bfloat16))
     optimizer = make_optimizer(
@@ -208,7 +208,7 @@ def compile_step(job: Job, topology: str, mesh: str = "") -> Compiled:
         collectives=collectives(program),
         compile_seconds=seconds,
         flops=flops,
-        recomputed=flops + (forward if model.recompute == "nothing" else 0.0),
+        recomputed=flops + (forward if family.recomputes(model) else 0.0),
         peak=peak,
         link=chip.link,
     )

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -194,7 +193,7 @@ class _Run:
         extras: Extras,
     ) -> None:
         self._loader, self._config, self._checkpoints, self._progress = loader, config, checkpoints, progress
-        self._validate, self._settings = extras.validate, _as_json(config) | dict(extras.settings)
+        self._validate, self._settings = extras.validate, config.settings() | dict(extras.settings)
         self._layout = extras.layout
         began = time.perf_counter()
         self._plan: dict[str, int] = {}
@@ -398,10 +397,6 @@ def _check_params(params: dict[str, Any], abstract: dict[str, Any]) -> None:
 
 def _millions(parameters: Any) -> str:
     return f"{sum(leaf.size for leaf in jax.tree.leaves(parameters)) / 1e6:.4g} M"
-
-
-def _as_json(config: TrainConfig) -> dict[str, Any]:
-    return json.loads(json.dumps(asdict(config)))
 
 
 def _check_settings(workdir: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:

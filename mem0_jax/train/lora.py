@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -15,31 +14,9 @@ import jax.numpy as jnp
 
 from mem0_jax import tree
 from mem0_jax.policies.base import Batch, Params, State, Trainable
-from mem0_jax.train.config import SettingsError
+from mem0_jax.train.config import LoraConfig, SettingsError
 
 FACTORS = ("lora_a", "lora_b")
-
-
-@dataclass(frozen=True)
-class LoraConfig:
-    """Which kernels are adapted, and how.
-
-    Attributes:
-        rank: R.
-        alpha: the product of the factors counts alpha / rank.
-        kernels: regexes of whole paths of kernels [..., I, O].
-    """
-
-    rank: int = 16
-    alpha: float = 32.0
-    kernels: tuple[str, ...] = (r"backbone/language_model/layers/.*_proj/kernel",)
-
-    def __post_init__(self) -> None:
-        if self.rank < 1 or not self.alpha > 0 or not self.kernels:
-            raise SettingsError(
-                f"lora: expected rank >= 1, alpha > 0 and at least one pattern of kernels, got {self.rank}, "
-                f"{self.alpha} and {self.kernels}"
-            )
 
 
 @jax.tree_util.register_pytree_node_class
@@ -141,6 +118,8 @@ class LoraPolicy:
 
 def _kernels(abstract: Params, config: LoraConfig) -> list[str]:
     flat = tree.flatten(abstract)
+    if not config.kernels:
+        raise SettingsError("lora.kernels: name at least one pattern of kernels")
     chosen = sorted(tree.select(config.kernels, flat, "lora.kernels"))
     wrong = [path for path in chosen if not path.endswith("/kernel") or len(flat[path].shape) < 2]
     if wrong:
