@@ -5,12 +5,15 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mem0_jax.cli import CommandParser
 from mem0_jax.disk import write_json
 from mem0_jax.errors import UserError, did_you_mean
 from mem0_jax.progress import duration
+
+if TYPE_CHECKING:
+    from mem0_jax.train.loop import FitResult
 
 SUMMARY = (
     "Trains a policy on LeRobot datasets or packed shards, as a configuration file says, and writes a bundle. Every "
@@ -27,7 +30,7 @@ class FlagError(UserError):
 
 def parser() -> CommandParser:
     """The flags besides the overrides."""
-    flags = CommandParser(
+    return parser_of_runs(
         "train",
         SUMMARY,
         [
@@ -36,6 +39,11 @@ def parser() -> CommandParser:
             "mem0-jax train --config=m1_mix --workdir=runs/m1 --config.hardware=v5e-16 --config.train.batch_size=512",
         ],
     )
+
+
+def parser_of_runs(name: str, summary: str, examples: Sequence[str]) -> CommandParser:
+    """The flags of a command that trains."""
+    flags = CommandParser(name, summary, examples)
     flags.add_argument(
         "--config", required=True, metavar="FILE", help="a file of configs/, or the name of one that is installed"
     )
@@ -49,31 +57,46 @@ def parser() -> CommandParser:
 def main(argv: Sequence[str]) -> int:
     """Trains."""
     flags, overrides = parser().parse_known_args(argv)
+    from mem0_jax.train.job import Job
+    from mem0_jax.train.terminal import number
+
+    result = trained("train", flags, overrides, Job)
+    if result is None:
+        return 130
+    last, bundle = result.rows[-1] if result.rows else {}, flags.workdir / "bundle"
+    loss = number(last.get("loss"))
+    print(f"{bundle}: {int(result.state.step)} steps, loss {loss}, {duration(result.seconds)}")
+    tell(flags.json, result, bundle=str(bundle))
+    return 0
+
+
+def trained(name: str, flags: Any, overrides: Sequence[str], kind: Any, *read: Any) -> "FitResult | None":
+    """The run of a job of the class `kind`, whose lessons `read` makes; None: it was stopped, which was said."""
     from mem0_jax.config import from_dict
     from mem0_jax.distributed.startup import start
-    from mem0_jax.train.job import Job
 
-    config = read_config(flags.config, overrides, Job)
+    config = read_config(flags.config, overrides, kind)
     start()
     from mem0_jax.inference.compiled import keep_compiled_if_possible
-    from mem0_jax.train.launch import train
     from mem0_jax.train.loop import TrainingInterrupted
-    from mem0_jax.train.terminal import number, told
+    from mem0_jax.train.run import run
+    from mem0_jax.train.terminal import told
 
-    job = from_dict(Job, config)
+    job = from_dict(kind, config)
     keep_compiled_if_possible()
     try:
         with told(job.train.steps) as progress:
-            result, bundle = train(job, flags.workdir, progress)
+            return run(job, flags.workdir, progress, *read)
     except TrainingInterrupted as stopped:
-        print(f"mem0-jax train: {stopped}", file=sys.stderr)
-        return 130
-    last = result.rows[-1] if result.rows else {}
-    print(f"{bundle}: {int(result.state.step)} steps, loss {number(last.get('loss'))}, {duration(result.seconds)}")
-    if flags.json:
-        figures = {"bundle": str(bundle), "steps": int(result.state.step), "seconds": result.seconds, "last_row": last}
-        write_json(flags.json, figures)
-    return 0
+        print(f"mem0-jax {name}: {stopped}", file=sys.stderr)
+        return None
+
+
+def tell(path: Path | None, result: "FitResult", **more: Any) -> None:
+    """Writes what came out, where it was asked for."""
+    if path:
+        last = result.rows[-1] if result.rows else {}
+        write_json(path, {**more, "steps": int(result.state.step), "seconds": result.seconds, "last_row": last})
 
 
 def read_config(file: str, overrides: Sequence[str], kind: type | None = None) -> dict[str, Any]:

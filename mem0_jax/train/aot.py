@@ -13,7 +13,6 @@ import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +26,10 @@ from mem0_jax.distributed.mesh import make_mesh, parse_mesh
 from mem0_jax.errors import UserError
 from mem0_jax.installed import how_to_install
 from mem0_jax.nn.numbers import same_numbers
-from mem0_jax.policies.base import Trainable
 from mem0_jax.train.flops import peak_flops, training_flops
 from mem0_jax.train.job import Job
-from mem0_jax.train.lora import LoraPolicy
-from mem0_jax.train.optim import make_optimizer
-from mem0_jax.train.state import create_params, create_state
+from mem0_jax.train.lora import adapted
+from mem0_jax.train.state import blueprint
 from mem0_jax.train.step import make_train_step
 from mem0_jax.train.watch import tree_bytes
 
@@ -167,16 +164,12 @@ def compile_step(job: Job, topology: str, mesh: str = "") -> Compiled:
     config, family = job.train_config(), job.family
     model = family.completed(job.model, None, family.vocabulary(job.model), job.compute_dtype)
     plain = family.policy(model)
-    policy: Trainable = LoraPolicy(plain, job.lora) if job.lora else plain
-    abstract = jax.eval_shape(lambda: create_params(policy, config.seed, config.bfloat16))
-    optimizer = make_optimizer(
-        config.optimizer, policy.learning_rate_groups, policy.no_gradient, config.freeze, abstract
-    )
-    create = partial(create_state, policy, optimizer, seed=config.seed, lanes=job.lanes, ema=config.ema_decay > 0)
+    policy = adapted(plain, job.lora)
+    abstract, optimizer, _, template = blueprint(policy, config)
     layout = make_layout(
         abstract, policy.logical_axes, make_mesh(parse_mesh(mesh or HARDWARE[job.hardware]["mesh"]), devices)
     )
-    state = layout.with_shardings(jax.eval_shape(create, abstract))
+    state = layout.with_shardings(template)
     tokens, trained = job.data.max_length, list(tree.flatten(state.opt_state.mu))
     batch = {
         name: jax.ShapeDtypeStruct((job.lanes, job.frames, *shape), dtype, sharding=layout.lanes_sharding)

@@ -25,8 +25,8 @@ from mem0_jax.nn.numbers import same_numbers
 from mem0_jax.train.checkpoint import CheckpointError, Checkpoints, Restored
 from mem0_jax.train.config import OptimizerConfig, SettingsError, TrainConfig
 from mem0_jax.train.log import MetricsLog, Sink, read_rows
-from mem0_jax.train.optim import OptimizerState, make_optimizer
-from mem0_jax.train.state import TrainState, create_params, create_state
+from mem0_jax.train.optim import OptimizerState
+from mem0_jax.train.state import TrainState, blueprint, create_params
 from mem0_jax.train.step import make_train_step
 from mem0_jax.train.watch import (
     Profiler,
@@ -222,15 +222,7 @@ class _Run:
     def _start(self, policy: Trainable, workdir: Path, extras: Extras) -> tuple[Restored | None, Any]:
         """Make or restore the state; returns what was restored, and the optimizer."""
         config = self._config
-        abstract = jax.eval_shape(lambda: create_params(policy, config.seed, config.bfloat16))
-        optimizer = make_optimizer(
-            config.optimizer, policy.learning_rate_groups, policy.no_gradient, config.freeze, abstract
-        )
-
-        def state(params: dict[str, Any]) -> TrainState:
-            return create_state(policy, optimizer, params, config.seed, config.lanes, config.ema_decay > 0)
-
-        template = jax.eval_shape(state, abstract)
+        abstract, optimizer, state, template = blueprint(policy, config)
         if self._layout is not None:
             template = self._layout.with_shardings(template)
         self._plan = memory_plan(template, {})

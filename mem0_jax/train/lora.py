@@ -116,6 +116,11 @@ class LoraPolicy:
         return LowRank(flat[path], a, b, self.config.alpha / self.config.rank)
 
 
+def adapted(policy: Trainable, config: LoraConfig | None) -> Trainable:
+    """A policy with low-rank factors, where there is a configuration of them."""
+    return policy if config is None else LoraPolicy(policy, config)
+
+
 def _kernels(abstract: Params, config: LoraConfig) -> list[str]:
     flat = tree.flatten(abstract)
     if not config.kernels:

@@ -9,7 +9,7 @@ import math
 from collections import Counter
 from contextlib import nullcontext
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -19,12 +19,14 @@ from mem0_jax.data.lanes import LaneSource
 from mem0_jax.data.pipeline import make_loader
 from mem0_jax.distributed.layout import Layout
 from mem0_jax.distributed.mesh import lane_shards
-from mem0_jax.family import policy_family_of
 from mem0_jax.heads.classifier import confusion
 from mem0_jax.train.lora import LoraPolicy
 from mem0_jax.train.metrics import classifier_metrics
-from mem0_jax.train.prepare import Prepared, held_out_sources
 from mem0_jax.train.state import TrainState
+
+if TYPE_CHECKING:
+    from mem0_jax.policies.base import Trainable
+    from mem0_jax.train.episodes import Episodes
 
 FRAMES = 8  # of a lane that are shown at once
 
@@ -40,16 +42,16 @@ class Validation:
     rounding those of one device, if the mesh divides the lanes, which are as many as held-out episodes at most.
     """
 
-    def __init__(self, prepared: Prepared, layout: Layout | None = None) -> None:
-        job = prepared.job
+    def __init__(self, lessons: Episodes, trained: Trainable, layout: Layout | None = None) -> None:
+        job = lessons.job
         parts = 1 if layout is None else lane_shards(dict(layout.mesh.shape))
         # More lanes than episodes, where the mesh asks for them, play some again, which is not counted.
         self._lanes = math.ceil(min(job.lanes, job.data.held_out) / parts) * parts
         first, count = (0, self._lanes) if layout is None else layout.local_lanes(self._lanes)
-        self._sources = held_out_sources(prepared, self._lanes, FRAMES, first, count)
-        self._policy = policy_family_of(job.model).policy(job.model)
+        self._sources = lessons.held_out_sources(self._lanes, FRAMES, first, count)
+        self._policy = lessons.policy()
         self._observed = self._policy.batch(job.data.max_length).keys() - set(self._policy.labels)
-        self._plain = prepared.policy.composed if isinstance(prepared.policy, LoraPolicy) else lambda params: params
+        self._plain = trained.composed if isinstance(trained, LoraPolicy) else lambda params: params
         self._threads = None if job.data.threads < 0 else job.data.threads
         self._layout = layout
         start = partial(self._policy.init_state, self._lanes)

@@ -25,7 +25,7 @@ from mem0_jax.train.config import SettingsError
 from mem0_jax.train.flops import peak_flops, training_flops
 from mem0_jax.train.job import DataSettings, Job, TrainSettings
 from mem0_jax.train.lora import LoraPolicy
-from mem0_jax.train.prepare import prepare
+from mem0_jax.train.run import prepare
 
 INSTALLED = ("m1_mix", "m1_task", "mn_task", "lora_24gb", "small")
 
@@ -135,7 +135,7 @@ def test_a_policy_knows_the_camera_it_is_trained_on(tmp_path):
     wrist = "observation.images.wrist"
     config = write_config(tmp_path, write_dataset(tmp_path / "dataset", camera=wrist))
     prepared = prepare(job(str(config), f"--config.data.camera={wrist}"))
-    folder = save_bundle(prepared.bundle(prepared.policy.init(jax.random.key(0)), {}), tmp_path / "bundle")
+    folder = save_bundle(prepared.lessons.bundle(prepared.policy.init(jax.random.key(0))), tmp_path / "bundle")
     bundle = load_bundle(folder)
     assert (bundle.inputs.camera, bundle.transform.camera) == (wrist, "wrist")
     with pytest.raises(UserError, match=r"'observation.wrist', the camera the policy was trained on.*head_camera"):

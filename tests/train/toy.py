@@ -95,8 +95,15 @@ def make_loader(batches: int = 10**6, delay: float = 0.0) -> grain.DatasetIterat
 
 
 def make_config(steps: int, **changes: Any) -> TrainConfig:
-    rates = {"learning_rates": {"memory": 1e-2, "base": 3e-2}, "floors": {"memory": 1e-3, "base": 1e-3}}
-    own = {"steps": steps, "lanes": LANES, "total_steps": 200, "log_every": 5, "seed": 0, "metrics_window": 10}
+    rates: dict[str, Any] = {"learning_rates": {"memory": 1e-2, "base": 3e-2}, "floors": {"memory": 1e-3, "base": 1e-3}}
+    own: dict[str, Any] = {
+        "steps": steps,
+        "lanes": LANES,
+        "total_steps": 200,
+        "log_every": 5,
+        "seed": 0,
+        "metrics_window": 10,
+    }
     return TrainConfig(**rates | own | changes)
 
 
