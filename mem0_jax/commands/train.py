@@ -156,8 +156,8 @@ def _decide(kind: type, config: Any, overrides: Sequence[str]) -> Any:
 
     given = dict(word.removeprefix("--config.").split("=", 1) for word in overrides if "=" in word)
     for field in fields(kind):
-        value = given.get(field.name, config.get(field.name))
-        if DECIDES in field.metadata and value != config.get(field.name):
+        value = given.get(field.name) if DECIDES in field.metadata else None
+        if value is not None and value != config.get(field.name):
             config = ConfigDict(decided(kind, config.to_dict(), field.name, value))
     return config
 

@@ -163,7 +163,8 @@ class TrainConfig(OptimizerConfig):
     @property
     def optimizer(self) -> OptimizerConfig:
         """The optimizer's part alone."""
-        return OptimizerConfig(**_part(self, OptimizerConfig) | {"total_steps": self.total_steps or self.steps})
+        own = _part(self, OptimizerConfig)
+        return OptimizerConfig(**{**own, "total_steps": self.total_steps or self.steps})
 
     def settings(self) -> dict[str, Any]:
         """What checkpoints keep of it, in JSON values."""

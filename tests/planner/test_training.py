@@ -91,7 +91,7 @@ def by_hand(prepared, params, rows) -> float:
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_loss_is_the_mean_cross_entropy_of_answer_tokens(questions, tied):
     prepared = prepare(lessons.job(questions, tied))
-    policy, source = prepared.policy, prepared.source()
+    policy, source = prepared.policy, prepared.lessons.source(0, 4)
     params = policy.init(jax.random.key(0))
     batch = {name: np.stack([source[i][name] for i in CHOSEN]) for name in source[0]}
     rows = [prepared.lessons.rows[source._row(i)] for i in CHOSEN]
