@@ -12,6 +12,7 @@ def get_config() -> ConfigDict:
     return ConfigDict(
         {
             "data": {"episodes": 400, "camera_size": (64, 64), "max_length": 18, "jitter": 0.08},
+            "policy": "mem0",
             "model": {
                 "backbone": {
                     "text": {

@@ -15,7 +15,8 @@ from mem0_jax.train.job import DataSettings, Job
 def get_config() -> ConfigDict:
     """50 000 steps, 8 lanes of 56 consecutive frames."""
     data = DataSettings(datasets=("data/m1_mix",), held_out=5)
-    config = ConfigDict(asdict(Job(data, init_from="checkpoints/qwen3_vl_2b", hardware="gpu8")))
+    job = Job(data, init_from="checkpoints/qwen3_vl_2b", hardware="gpu8", policy="mem0")
+    config = ConfigDict(asdict(job))
     config.model.remat = True
     config.train.steps = 50000
     config.train.ema_decay = 0.0

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from mem0_jax.config import from_dict
 from mem0_jax.configs import demo
-from mem0_jax.policies.mem0 import Mem0Config
+from mem0_jax.family import policy_family
 from mem0_jax.train.job import DataSettings, Job
 
 
@@ -28,7 +28,8 @@ def get_config() -> ConfigDict:
         threads=1,
         prefetch=4,
     )
-    config = ConfigDict(asdict(Job(data, model=from_dict(Mem0Config, settings.model.to_dict()))))
+    model = from_dict(policy_family(settings.policy).config, settings.model.to_dict())
+    config = ConfigDict(asdict(Job(data, model, policy=settings.policy)))
     train, rate = config.train, settings.train.learning_rate
     for group in train.learning_rates:
         train.learning_rates[group], train.floors[group] = rate, rate * settings.train.floor

@@ -23,6 +23,30 @@ RELEASED_STEPS = 50_000
 MOMENTS = {"mu": "exp_avg", "nu": "exp_avg_sq"}
 
 
+def optimizer_config(
+    given: Mapping[str, Any], rates: Mapping[str, float], weight_decay: float, **adam: float
+) -> OptimizerConfig:
+    """The reference's settings under our names.
+
+    Args:
+        given: entries of its section `trainer`; what it leaves out is as released.
+        rates: learning rate of each of its groups.
+        weight_decay: of all of them.
+        adam: b1, b2, eps, where they are not torch's.
+    """
+    floors = given.get("min_lr")
+    return OptimizerConfig(
+        learning_rates={ours: float(rates[theirs]) for theirs, ours in GROUPS.items()},
+        floors={ours: float(floors[theirs]) for theirs, ours in GROUPS.items()} if floors else RELEASED_FLOORS,
+        total_steps=int(given.get("total_steps", given.get("train_steps", RELEASED_STEPS))),
+        warmup_ratio=float(given.get("warmup_ratio", 0.05)),
+        schedule=given.get("scheduler", "cosine"),
+        weight_decay=float(weight_decay),
+        clip_norm=float(given.get("grad_clip_norm", 2.5)),
+        **{name: float(value) for name, value in adam.items()},
+    )
+
+
 @dataclass(frozen=True)
 class Training:
     """A run to be continued.
@@ -119,10 +143,15 @@ def _check_complete(config: Mem0Config, plan: Plan, found: Mapping[str, Any]) ->
 
 def _settings(source: Source, groups: Sequence[Mapping[str, Any]], settings: Settings, count: int) -> OptimizerConfig:
     first = groups[0]
-    rates = {GROUPS[g.get("name", title)]: float(g["initial_lr"]) for g, title in zip(groups, GROUPS)}
-    saved = {"learning_rates": rates, "weight_decay": float(first["weight_decay"]), "eps": float(first["eps"])}
-    saved |= {name: float(beta) for name, beta in zip(("b1", "b2"), first["betas"])}
-    config = _optimizer(source, settings, saved)
+    rates = {group.get("name", title): group["initial_lr"] for group, title in zip(groups, GROUPS)}
+    (b1, b2), eps = first["betas"], first["eps"]
+    try:
+        config = optimizer_config(settings.training, rates, first["weight_decay"], b1=b1, b2=b2, eps=eps)
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
+        raise ConversionError(
+            f"{source.path}: the optimizer cannot go on with the run's settings in {settings.where} "
+            f"({type(error).__name__}: {error})"
+        ) from None
     expected = learning_rates(config, count)
     for group, title in zip(groups, GROUPS):
         name = GROUPS[group.get("name", title)]
@@ -133,22 +162,3 @@ def _settings(source: Source, groups: Sequence[Mapping[str, Any]], settings: Set
                 "run's own settings with --config FILE (its YAML with the section 'trainer')"
             )
     return config
-
-
-def _optimizer(source: Source, settings: Settings, saved: Mapping[str, Any]) -> OptimizerConfig:
-    """The optimizer as the file holds it, `saved`, with what the settings say of the run."""
-    given, floors = settings.training, settings.training.get("min_lr")
-    try:
-        return OptimizerConfig(
-            floors={GROUPS[name]: float(rate) for name, rate in floors.items()} if floors else RELEASED_FLOORS,
-            total_steps=int(given.get("total_steps", given.get("train_steps", RELEASED_STEPS))),
-            warmup_ratio=float(given.get("warmup_ratio", 0.05)),
-            schedule=given.get("scheduler", "cosine"),
-            clip_norm=float(given.get("grad_clip_norm", 2.5)),
-            **saved,
-        )
-    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
-        raise ConversionError(
-            f"{source.path}: the optimizer cannot go on with the run's settings in {settings.where} "
-            f"({type(error).__name__}: {error})"
-        ) from None

@@ -1,7 +1,8 @@
 """Frozen dataclasses to JSON-ready dicts and back, strictly: what is written reads back equal, the rest is refused.
 
-A field may be bool, int, float, str, a ``Literal`` of these, another dataclass, ``tuple[T, ...]``, ``tuple[A, B]``, or
-any of them ``| None``. Nothing is guessed: an unknown field, a missing one or a value of another type is an error.
+A field may be bool, int, float, str, a ``Literal`` of these, another dataclass, ``tuple[T, ...]``, ``tuple[A, B]``,
+``Mapping[str, T]``, or any of them ``| None``; and one field may decide of which class another is, see ``deciding``.
+Nothing is guessed: an unknown field, a missing one or a value of another type is an error.
 """
 
 import dataclasses
@@ -9,16 +10,43 @@ import difflib
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeVar, Union
 
 from mem0_jax.errors import UserError
 
 T = TypeVar("T")
+DECIDES = "decides"  # in the metadata of a field
 
 
 class ConfigError(UserError):
     """A configuration that does not fit its dataclass; the message lists everything that is wrong with it."""
+
+
+def deciding(default: str, classes: Mapping[str, Callable[[str], type]], reset: tuple[str, ...] = ()) -> Any:
+    """A field whose value decides what others are.
+
+    Args:
+      default: of the field.
+      classes: name of a field beside it -> its class, by this one's value.
+      reset: further fields, by dotted path, that mean nothing once this one's value is another.
+    """
+    return dataclasses.field(default=default, metadata={DECIDES: (classes, reset)})
+
+
+def decided(cls: type, data: Mapping[str, Any], field: str, value: str) -> dict[str, Any]:
+    """The fields of a dataclass, as ``to_dict`` gives them, once a deciding field has another value: those that depend
+    on it are what the class makes of it."""
+    classes, reset = next(f for f in dataclasses.fields(cls) if f.name == field).metadata[DECIDES]
+    fresh = {**data, field: value}
+    for path in (*classes, *reset):
+        *above, last = path.split(".")
+        node = fresh
+        for name in above:
+            node[name] = dict(node[name])
+            node = node[name]
+        node.pop(last, None)
+    return dataclasses.asdict(from_dict(cls, fresh))
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -87,6 +115,8 @@ def _dump(value: Any, path: str, problems: list[str]) -> Any:
         return {name: _dump(getattr(value, name), f"{path}.{name}", problems) for name in names}
     if isinstance(value, tuple):
         return [_dump(item, f"{path}[{i}]", problems) for i, item in enumerate(value)]
+    if isinstance(value, Mapping):
+        return {name: _dump(item, f"{path}.{name}", problems) for name, item in value.items()}
     plain = value is None or type(value) in (bool, int, str) or (type(value) is float and math.isfinite(value))
     if not plain:
         problems.append(f"{path}: {value!r:.60} has no JSON form")
@@ -96,6 +126,8 @@ def _dump(value: Any, path: str, problems: list[str]) -> Any:
 def _load(kind: Any, value: Any, path: str, problems: list[str]) -> Any:
     """The value as ``kind``; what is wrong is added to ``problems`` and the result is then meaningless."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:  # of a class that could not be decided, which was said
+        return value
     if origin in (Union, types.UnionType):
         inner = [arg for arg in args if arg is not type(None)]
         if len(inner) != 1 or len(args) != 2:
@@ -107,6 +139,11 @@ def _load(kind: Any, value: Any, path: str, problems: list[str]) -> Any:
         return value
     if origin is tuple:
         return _load_tuple(args, value, path, problems)
+    if origin is Mapping:
+        if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+            problems.append(f"{path}: expected values by name, got {value!r:.60} ({type(value).__name__})")
+            return value
+        return {name: _load(args[1], item, f"{path}.{name}", problems) for name, item in value.items()}
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         return _load_dataclass(kind, value, path, problems)
     if kind not in (bool, int, float, str):
@@ -137,8 +174,8 @@ def _load_dataclass(cls: type, data: Any, path: str, problems: list[str]) -> Any
         problems.append(f"{path}: expected a dict of fields, got {data!r:.60} ({type(data).__name__})")
         return data
     before = len(problems)
-    hints = typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
+    hints = typing.get_type_hints(cls) | _decided_classes(fields, data, path, problems)
     for name in data:
         if name not in fields:
             close = difflib.get_close_matches(str(name), fields, n=1)
@@ -158,3 +195,17 @@ def _load_dataclass(cls: type, data: Any, path: str, problems: list[str]) -> Any
     except (ValueError, UserError) as error:  # the class's own checks, in __post_init__
         problems.append(f"{path}: {error}")
         return data
+
+
+def _decided_classes(fields: Mapping[str, Any], data: Mapping[str, Any], path: str, problems: list[str]) -> dict:
+    """The classes of the fields that others decide."""
+    found = {}
+    for name, field in fields.items():
+        value = data.get(name, field.default)
+        for other, class_of in field.metadata.get(DECIDES, ({},))[0].items():
+            try:
+                found[other] = class_of(value) if isinstance(value, str) else Any
+            except UserError as error:
+                problems.append(f"{path}.{name}: {error}")
+                found[other] = Any
+    return found

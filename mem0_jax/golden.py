@@ -8,7 +8,7 @@ with dropout off. Axis letters: B samples, P patches of all images, I images, C 
 import json
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +16,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mem0_jax.backbones.qwen3_vl.config import Qwen3VLConfig, TextConfig, TokenIds, VisionConfig
 from mem0_jax.backbones.qwen3_vl.positions import layout, views_of_samples
 from mem0_jax.convert.mem0 import mem0_rules
+from mem0_jax.convert.optimizer import GROUPS, optimizer_config
 from mem0_jax.convert.rules import Plan, export, load, make_plan
+from mem0_jax.convert.settings import mem0_config, read_settings
 from mem0_jax.convert.torch_pt import read_pt
 from mem0_jax.errors import UserError
-from mem0_jax.heads.classifier import ClassifierConfig
-from mem0_jax.heads.dit import DiTConfig
-from mem0_jax.heads.flow import FlowConfig
 from mem0_jax.memory import bank
-from mem0_jax.memory.bank import MemoryConfig
 from mem0_jax.nn.numbers import same_numbers
 from mem0_jax.policies.bundle import Bundle
-from mem0_jax.policies.mem0 import TABLES, Mem0, Mem0Config
+from mem0_jax.policies.mem0 import Mem0, Mem0Config
+from mem0_jax.policies.mem0.policy import TABLES
 from mem0_jax.progress import Progress
 from mem0_jax.train.metrics import classifier_metrics
-from mem0_jax.train.optim import OptimizerConfig, learning_rates, make_optimizer
+from mem0_jax.train.optim import learning_rates, make_optimizer
 
-GROUPS = {"qwen_model": "backbone", "action_model": "action", "classifier": "classifier", "base": "memory"}
 REFERENCE_NAMES = {"classifier_f1": "classifier_f1_score", "classifier_positive_rate": "classifier_prate"}
 ROUNDING = 1e-6  # a gradient norm below this part of the global norm is rounding noise of a zero (a key bias, say)
 MAX_BYTES = 4 * 2**30  # of the unpacked arrays: far more than a golden needs, less than a machine has
@@ -104,6 +101,14 @@ class Entries(dict):
         return Entries(self.file, own, f"{self.prefix}{prefix}/")
 
 
+def read_entries(path: Path) -> Entries:
+    """All entries of a JSON file. Raises UserError."""
+    try:
+        return Entries(path, json.loads(path.read_text("utf-8")))
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{path}: {error}") from error
+
+
 def read_arrays(path: Path) -> Entries:
     """All arrays of an npz file. Raises UserError for a damaged or oversized file."""
     try:
@@ -117,74 +122,6 @@ def read_arrays(path: Path) -> Entries:
         raise UserError(f"{path}: not a readable npz file ({error})") from error
 
 
-def read_config(path: Path) -> tuple[Mem0Config, Entries]:
-    """Our configuration (float32, no dropout) and the entries of a golden `config.json`, or UserError."""
-    try:
-        raw = json.loads(path.read_text("utf-8"))
-        if not isinstance(raw, dict):
-            raise TypeError("expected an object")
-        return _config(raw := Entries(path, raw)), raw
-    except (TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{path}: {error}") from error
-
-
-def _config(raw: Entries) -> Mem0Config:
-    if raw["memory_bank"].get("initial_anchor_size", 1) != 1:
-        raise UserError(f"{raw.file}: memory_bank.initial_anchor_size: only 1 is supported")
-    backbone, action = raw["backbone"], raw["action_model"]
-    return Mem0Config(
-        backbone=Qwen3VLConfig(
-            _pick(TextConfig, backbone["text"]),
-            _pick(VisionConfig, backbone["vision"]),
-            _pick(TokenIds, backbone["tokens"]),
-        ),
-        memory=_pick(MemoryConfig, raw["memory_bank"], dropout=0.0),
-        flow=_pick(
-            FlowConfig,
-            action,
-            draws=action["repeated_diffusion_steps"],
-            solver_steps=action["num_inference_timesteps"],
-            buckets=action["num_timestep_buckets"],
-        ),
-        action=_pick(
-            DiTConfig,
-            action,
-            num_heads=action["num_attention_heads"],
-            context_width=action["cross_attention_dim"],
-            horizon=action["action_horizon"],
-            max_positions=action["max_seq_len"],
-            dropout=0.0,
-        ),
-        classifier=_pick(ClassifierConfig, raw["classifier"], dropout=0.0),
-        lambda_action=raw["loss_weights"]["lambda_action"],
-        lambda_classifier=raw["loss_weights"]["lambda_classifier"],
-        dtype="float32",
-    )
-
-
-OURS = {FlowConfig: ("time_beta", "time_scale"), MemoryConfig: ("branches",)}  # fields with no entry in the reference
-
-
-def _pick(cls: type, data: Entries, **renamed: Any) -> Any:
-    """A configuration from the entries of `data` that are its fields, plus `renamed`; lists become tuples."""
-    names = [f.name for f in fields(cls) if f.name not in renamed and f.name not in OURS.get(cls, ())]
-    known = {name: data[name] for name in names} | renamed
-    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in known.items()})
-
-
-def optimizer_config(training: Entries) -> OptimizerConfig:
-    """The reference's optimizer settings under our group names."""
-    return OptimizerConfig(
-        learning_rates={ours: training["learning_rate"][theirs] for theirs, ours in GROUPS.items()},
-        floors={ours: training["min_lr"][theirs] for theirs, ours in GROUPS.items()},
-        total_steps=training["total_steps"],
-        warmup_ratio=training["warmup_ratio"],
-        schedule=training["scheduler"],
-        weight_decay=training["weight_decay"],
-        clip_norm=training["grad_clip_norm"],
-    )
-
-
 class Golden:
     """A golden folder, opened: configuration, policy, parameters and arrays."""
 
@@ -195,13 +132,16 @@ class Golden:
                 raise UserError(
                     f"{folder / name} is missing: a golden folder holds config.json, initial.pt, golden.npz"
                 )
-        self.config, self.raw = read_config(folder / "config.json")
-        self.policy = policy(self.config)
-        self.optimizer = optimizer_config(self.raw["training"])
+        settings, self.raw = read_settings(folder / "config.json"), read_entries(folder / "config.json")
         source = read_pt(folder / "initial.pt")
         state = source.get("model_state_dict", source)
+        shapes = {name: tensor.shape for name, tensor in state.items()}
+        self.config = replace(mem0_config(shapes, settings), dtype="float32")
+        self.policy = policy(self.config)
+        training = self.raw["training"]
+        self.optimizer = optimizer_config(training, training["learning_rate"], training["weight_decay"])
         abstract = jax.eval_shape(self.policy.init, jax.random.key(0))
-        self.plan: Plan = make_plan(mem0_rules(self.config), {k: v.shape for k, v in state.items()}, abstract)
+        self.plan: Plan = make_plan(mem0_rules(self.config), shapes, abstract)
         self.params = jax.tree.map(jnp.asarray, load(self.plan, state))
         self.arrays = read_arrays(folder / "golden.npz")
 

@@ -25,7 +25,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mem0_jax.backbones.qwen3_vl.processor import token_ids, word_tokenizer
+from mem0_jax.backbones.qwen3_vl.processor import word_tokenizer
 from mem0_jax.configs.demo import get_config
 from mem0_jax.data.normalize import NormStats
 from mem0_jax.demo.arm import policy_config
@@ -33,6 +33,7 @@ from mem0_jax.envs import make
 from mem0_jax.eval.clients import play_on_server
 from mem0_jax.eval.episode import Outcome
 from mem0_jax.eval.lockstep import play
+from mem0_jax.family import policy_family_of
 from mem0_jax.inference.session import Options
 from mem0_jax.policies.bundle import Bundle, Inputs, load_bundle, save_bundle
 from mem0_jax.policies.mem0 import Mem0
@@ -45,7 +46,8 @@ def untrained(task: str, folder: Path) -> Path:
     env = make(task, render=False)
     tokenizer = word_tokenizer([env.instruction, *env.subtasks])
     settings = get_config().to_dict()
-    config = policy_config(settings, token_ids(tokenizer), tokenizer.get_vocab_size(), ("window", "anchor"))
+    plain = policy_config(settings, ("window", "anchor"))
+    config = policy_family_of(plain).completed(plain, tokenizer, tokenizer.get_vocab_size(), plain.dtype)
     span = {"min": np.full(16, -1.5), "max": np.full(16, 1.5)}
     data = settings["data"]
     inputs = Inputs(tuple(data["camera_size"]), "bilinear", data["max_length"], "min_max")

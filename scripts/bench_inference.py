@@ -29,7 +29,8 @@ from mem0_jax.backbones.qwen3_vl.processor import token_ids, word_tokenizer
 from mem0_jax.heads.dit import DiTConfig
 from mem0_jax.inference.engine import Engine, Request
 from mem0_jax.policies.bundle import Bundle, Inputs
-from mem0_jax.policies.mem0 import Mem0, Mem0Config, serving_dtype
+from mem0_jax.policies.mem0 import Mem0, Mem0Config
+from mem0_jax.policies.mem0.policy import serving_dtype
 from mem0_jax.tree import flatten, unflatten
 
 TEXT = " ".join(["move the red block"] * 10)  # 40 words, as long as the released instructions

@@ -43,10 +43,11 @@ def parser() -> CommandParser:
 def main(argv: Sequence[str]) -> int:
     """Compiles."""
     flags, overrides = parser().parse_known_args(argv)
-    config = read_config(flags.config, overrides)
     from mem0_jax.config import from_dict
     from mem0_jax.train.aot import compile_step
     from mem0_jax.train.job import Job
+
+    config = read_config(flags.config, overrides, Job)
 
     with Progress(f"compiling the step for {flags.topology}"):
         compiled = compile_step(from_dict(Job, config), flags.topology, flags.mesh)

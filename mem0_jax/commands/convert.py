@@ -146,16 +146,14 @@ def _shards(mesh: str | None) -> "Callable[[Config, Any], Mapping[str, tuple[int
     """Pieces of every axis of every leaf on a mesh such as "fsdp=8,tensor=2"."""
     if mesh is None:
         return None
-    from mem0_jax.backbones.qwen3_vl import axes
     from mem0_jax.distributed.mesh import full_sizes, parse_mesh
     from mem0_jax.distributed.sharding import STANDARD, placements
-    from mem0_jax.policies.mem0 import Mem0, Mem0Config
+    from mem0_jax.family import family_of
 
     sizes = full_sizes(parse_mesh(mesh))
 
     def pieces(config: "Config", abstract: Any) -> dict[str, tuple[int, ...]]:
-        rules = Mem0(config).logical_axes if isinstance(config, Mem0Config) else axes.logical_axes(config)
-        placed = placements(abstract, rules, STANDARD, sizes)
+        placed = placements(abstract, family_of(config).logical_axes(config), STANDARD, sizes)
         return {
             path: tuple(sizes[axis] if axis else 1 for axis, _ in zip_longest(leaf.spec, leaf.shape))
             for path, leaf in placed.items()

@@ -93,7 +93,7 @@ def main(argv: Sequence[str]) -> int:
             "parallel": flags.parallel,
         }
         found = replay(bundle, dataset, episodes, **options, progress=progress.advance)
-    threshold = bundle.config.classifier.threshold if flags.threshold is None else flags.threshold
+    threshold = bundle.policy.spec.end_threshold if flags.threshold is None else flags.threshold
     result = {
         "dataset": str(flags.dataset),
         "policy": {"bundle": str(flags.bundle), "sha256": bundle_digest(flags.bundle), "provenance": bundle.provenance},
@@ -101,7 +101,7 @@ def main(argv: Sequence[str]) -> int:
             "every": flags.every,
             "seed": flags.seed,
             "threshold": threshold,
-            "flow_steps": bundle.config.flow.solver_steps,
+            "flow_steps": bundle.flow_steps,
             "camera": camera,
             "trained_camera": trained,
             "text": text,

@@ -6,98 +6,89 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mem0_jax.backbones.qwen3_vl.config import TokenIds
-from mem0_jax.backbones.qwen3_vl.processor import Processor, token_ids, word_tokenizer
-from mem0_jax.config import from_dict, to_dict
-from mem0_jax.data.lanes import LaneSource
-from mem0_jax.data.lerobot import LeRobotDataset
-from mem0_jax.data.normalize import Normalizer, NormStats
-from mem0_jax.data.pipeline import make_loader
-from mem0_jax.data.transforms import ColorJitter
+from mem0_jax.config import from_dict
 from mem0_jax.demo.settings import ARMS, FAILED, TEST_SEEDS, Demo, load_demo
 from mem0_jax.disk import explained
+from mem0_jax.distributed.hardware import FIRST
 from mem0_jax.errors import UserError
 from mem0_jax.eval.rollout import evaluate
+from mem0_jax.family import policy_family
 from mem0_jax.inference.compiled import keep_compiled_if_possible
-from mem0_jax.policies.bundle import Bundle, Inputs, load_bundle, save_bundle
-from mem0_jax.policies.mem0 import Mem0, Mem0Config
-from mem0_jax.train.config import OptimizerConfig, TrainConfig
-from mem0_jax.train.loop import fit
-from mem0_jax.train.prepare import model_inputs
+from mem0_jax.policies.bundle import load_bundle
+from mem0_jax.train.config import TrainSettings
+from mem0_jax.train.episodes import Episodes
+from mem0_jax.train.job import WORDS, DataSettings, Job
+from mem0_jax.train.run import run
 
 LOG_EVERY = 50
 Tell = Callable[[dict[str, Any]], None]
 
 
+class Recorded(Episodes):
+    """The demo's own: what a run is, its `settings.json` holds, and the bundle lies beside the run's folder."""
+
+    def settings(self) -> dict[str, Any]:
+        return {}
+
+    def folder(self, workdir: Path) -> Path:
+        return workdir.parent / "bundle"
+
+
 def train_arm(demo: Demo, arm: str, tell: Tell) -> Path:
     """Trains one arm and writes its bundle; does nothing if it is there. Returns the bundle's folder."""
-
     folder = demo.out / arm
-    if (folder / "bundle").exists():
-        return folder / "bundle"
-    dataset, settings = LeRobotDataset(demo.dataset), demo.config["data"]
-    stats = NormStats.from_dataset(dataset)
-    tokenizer = word_tokenizer(dataset.texts("subtask")[1])
-    config = policy_config(demo.config, token_ids(tokenizer), tokenizer.get_vocab_size(), ARMS[arm])
-    inputs = Inputs(tuple(settings["camera_size"]), "bilinear", settings["max_length"], "min_max")
-    processor = Processor(tokenizer, config.backbone, config.image_size, inputs.max_length)
-    jitter = settings["jitter"]
-    train = train_config(demo)
-    source = LaneSource(
-        dataset,
-        lanes=train.lanes,
-        frames=1,
-        horizon=config.action.horizon,
-        seed=demo.seed,
-        image_size=inputs.camera_size,
-        resample=inputs.resample,
-        cache_frames=True,
-        jitter=ColorJitter(jitter, jitter, jitter),
-        normalizer=Normalizer(stats, inputs.normalization),
-        transform=lambda element: model_inputs(element, source.texts, processor),
+    if not (folder / "bundle").exists():
+        made = {"made_by": "mem0-jax demo", "task": demo.task, "seed": demo.seed}
+        run(arm_job(demo, arm), folder / "run", tell, lambda job: replace(Recorded.read(job), made=made))
+    return folder / "bundle"
+
+
+def arm_job(demo: Demo, arm: str) -> Job:
+    """How one arm is trained."""
+    data, train = demo.config["data"], demo.config["train"]
+    family, model = policy_family(demo.config["policy"]), policy_config(demo.config, ARMS[arm])
+    rates = {group: train["learning_rate"] for group, _ in family.policy(model).learning_rate_groups}
+    return Job(
+        DataSettings(
+            datasets=(str(demo.dataset),),
+            camera_size=tuple(data["camera_size"]),
+            deploy_resample="bilinear",
+            jitter=data["jitter"],
+            tokenizer=WORDS,
+            max_length=data["max_length"],
+            cache_gib=4.0,
+            threads=1,
+            prefetch=4,
+            seed=demo.seed,
+        ),
+        model,
+        TrainSettings(
+            steps=train["steps"],
+            batch_size=train["lanes"],
+            lanes=train["lanes"],
+            precision="float32",
+            learning_rates=rates,
+            floors={group: train["floor"] * rate for group, rate in rates.items()},
+            warmup_ratio=train["warmup_steps"] / train["steps"],
+            b2=train["b2"],
+            seed=demo.seed,
+            log_every=LOG_EVERY,
+            save_every=max(train["steps"] // 8, 1),
+        ),
+        hardware=FIRST,
     )
-    with make_loader(source, threads=1, prefetch=4) as loader:
-        result = fit(Mem0(config), lambda: loader, train, folder / "run", tell)
-    provenance = {"made_by": "mem0-jax demo", "task": demo.task, "seed": demo.seed, "steps": train.steps}
-    bundle = Bundle(config, result.state.params, stats, tokenizer, inputs, provenance)
-    return save_bundle(bundle, folder / "bundle")
 
 
-def policy_config(config: dict[str, Any], tokens: TokenIds, vocabulary: int, branches: tuple[str, ...]) -> Mem0Config:
-    """The demo's Mem-0 for a tokenizer; `branches` are the memory branches that it reads."""
-
-    model = json.loads(json.dumps(config["model"]))
-    model["backbone"]["tokens"] = to_dict(tokens)
-    model["backbone"]["text"]["vocab_size"] = vocabulary
-    model["memory"]["branches"] = list(branches)
-    return from_dict(Mem0Config, model)
-
-
-def train_config(demo: Demo) -> TrainConfig:
-    """Settings of the trainer."""
-
-    train = demo.config["train"]
-    rates = {group: train["learning_rate"] for group, _ in Mem0.learning_rate_groups}
-    optimizer = OptimizerConfig(
-        learning_rates=rates,
-        floors={group: train["floor"] * rate for group, rate in rates.items()},
-        total_steps=train["steps"],
-        warmup_ratio=train["warmup_steps"] / train["steps"],
-        b2=train["b2"],
-    )
-    return TrainConfig(
-        steps=train["steps"],
-        lanes=train["lanes"],
-        optimizer=optimizer,
-        seed=demo.seed,
-        log_every=LOG_EVERY,
-        save_every=max(train["steps"] // 8, 1),
-    )
+def policy_config(config: dict[str, Any], branches: tuple[str, ...]) -> Any:
+    """The demo's policy, without a tokenizer yet; `branches` are the memory branches that it reads."""
+    model = config["model"] | {"memory": config["model"]["memory"] | {"branches": list(branches)}}
+    return from_dict(policy_family(config["policy"]).config, model)
 
 
 def evaluate_arm(demo: Demo, arm: str, tell: Tell) -> None:

@@ -11,7 +11,9 @@ def _hardware(devices: int, mesh: str, lanes: int) -> dict[str, Any]:
     return {"devices": devices, "mesh": mesh, "lanes": lanes}
 
 
+FIRST = "first"  # device, whatever others there are
 HARDWARE: dict[str, dict[str, Any]] = {
+    FIRST: _hardware(1, "data=1", 16),
     "cpu": _hardware(1, "data=1", 16),
     "cpu2": _hardware(2, "data=2", 16),  # two processes of one machine, to try a mesh
     "gpu1": _hardware(1, "data=1", 8),

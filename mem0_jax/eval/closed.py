@@ -106,7 +106,7 @@ class LocalPlayer:
         staged = make(task, render=False).staged
         return {
             **dataclasses.asdict(variant.options.completed(self.bundle, staged and planner is not None)),
-            "flow_steps": self.bundle.config.flow.solver_steps,
+            "flow_steps": self.bundle.flow_steps,
             "memory": list(self._branches(variant)),
             "planner": name if staged else None,
             "rows": self._rows,

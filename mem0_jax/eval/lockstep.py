@@ -123,7 +123,7 @@ class _Table:
             pilot = self._pilots[slot]
             if episode.outcome.recording is not None:
                 assert pilot.reply is not None
-                episode.record(pilot.reply.attention)
+                episode.record(pilot.reply.info["attention"])
             episode.step(pilot.actions()[0])
             episode.outcome.stages = pilot.stage
         self._turns += 1

@@ -189,7 +189,7 @@ def _show(
     engine: Engine, bundle: Bundle, lanes: dict[int, _Lane], tables: _Tables, every: int, seed: int, found: Replay
 ) -> None:
     """The next frame of every lane."""
-    action, normalizer = bundle.config.action, bundle.transform.normalizer
+    spec, normalizer = bundle.policy.spec, bundle.transform.normalizer
     requests = []
     for slot, lane in lanes.items():
         row, decide = lane.rows[lane.frame], lane.shown % every == 0
@@ -202,7 +202,7 @@ def _show(
                 tables.texts[tables.text[row]],
                 bool(lane.begins[lane.shown]),
                 normalizer.state.normalize(tables.state[row]) if decide else None,
-                rng.standard_normal((action.horizon, action.action_dim), np.float32) if decide else None,
+                spec.draw(rng) if decide else None,
             )
         )
     for lane, reply in zip(lanes.values(), engine.step(requests)):
@@ -211,7 +211,7 @@ def _show(
         if tables.end is not None:
             found.label.append(int(tables.end[row] > 0))
         if reply.chunk is not None:
-            recorded, is_pad = action_chunk(tables.action[lane.rows], lane.frame, action.horizon)
+            recorded, is_pad = action_chunk(tables.action[lane.rows], lane.frame, spec.horizon)
             found.predicted.append(normalizer.action.denormalize(reply.chunk))
             found.recorded.append(recorded)
             found.is_pad.append(is_pad)

@@ -87,12 +87,16 @@ def focal_loss(logits: Array, labels: Array, config: ClassifierConfig) -> Array:
 
 def counts(logits: Array, labels: Array, threshold: float) -> dict[str, Array]:
     """Confusion counts of a batch, to be summed over a window of log events."""
-    predicted, positive = jax.nn.sigmoid(logits) >= threshold, labels > 0.5
+    return confusion(jax.nn.sigmoid(logits) >= threshold, labels > 0.5, jnp.ones(labels.shape, bool))
+
+
+def confusion(predicted: Array, positive: Array, counted: Array) -> dict[str, Array]:
+    """Counts, by the names of `train.metrics`, of predictions, labels and which of them count; all bool."""
     return {
-        "cls_tp": jnp.sum(predicted & positive),
-        "cls_fp": jnp.sum(predicted & ~positive),
-        "cls_fn": jnp.sum(~predicted & positive),
-        "cls_correct": jnp.sum(predicted == positive),
-        "cls_total": jnp.asarray(labels.size),
-        "cls_positive": jnp.sum(positive),
+        "cls_tp": jnp.sum(predicted & positive & counted),
+        "cls_fp": jnp.sum(predicted & ~positive & counted),
+        "cls_fn": jnp.sum(~predicted & positive & counted),
+        "cls_correct": jnp.sum((predicted == positive) & counted),
+        "cls_total": jnp.sum(counted),
+        "cls_positive": jnp.sum(positive & counted),
     }

@@ -5,13 +5,13 @@ brought forward and put back, in place. A last row that belongs to nobody takes 
 sizes, so that only so many programs are ever compiled.
 
 Axis letters: N frames of a request, B requests of a batch, F frames of a batch, S prompt tokens, h and w camera height
-and width, C action chunk length, D model action width, H backbone width, W memory window.
+and width, C action chunk length, D model action width.
 """
 
 import copy
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -22,15 +22,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from mem0_jax.backbones.qwen3_vl.processor import patchify
 from mem0_jax.errors import UserError
-from mem0_jax.memory import bank
-from mem0_jax.memory.bank import MemoryState
+from mem0_jax.family import Config, policy_family_of
 from mem0_jax.nn.numbers import same_numbers
 from mem0_jax.nn.sizes import bucket, padded, sizes_up_to
-from mem0_jax.policies.base import Params
+from mem0_jax.policies.base import Params, Policy, State
 from mem0_jax.policies.bundle import Bundle
-from mem0_jax.policies.mem0 import Mem0, Mem0Config
 from mem0_jax.progress import Progress
 
 Array = jax.Array
@@ -62,12 +59,15 @@ class Request:
 
 @dataclass(frozen=True)
 class Reply:
-    """Of the last frame: the end-of-subtask probability, the memory's attention [W] over its window by rank (0 newest)
-    and, where wanted, the normalised action chunk [C, D]."""
+    """Of the last frame: what the policy tells of it by name, and where wanted the normalised action chunk [C, D]."""
 
-    end_probability: float
-    attention: np.ndarray
+    info: Mapping[str, np.ndarray]
     chunk: np.ndarray | None
+
+    @property
+    def end_probability(self) -> float:
+        """That the subtask ends; 0 from a policy that sees no ends."""
+        return float(self.info.get("end_probability", 0.0))
 
 
 class LostMemoryError(UserError):
@@ -76,60 +76,66 @@ class LostMemoryError(UserError):
 
 @struct.dataclass
 class Slots:
-    """What is kept of every session, one row each: its memory, and what its last frame gave: context tokens
-    float32 [B, 3, H], end-of-subtask probability [B], attention [B, W]."""
+    """What is kept of every session, one row each: its memory, and what its last frame gave: what the policy decides
+    by, and what it tells."""
 
-    memory: MemoryState
-    context: Array
-    end_probability: Array
-    attention: Array
+    memory: State
+    context: Any
+    info: dict[str, Array]
 
 
 class Programs:
-    """The three compiled steps of a policy."""
+    """The compiled steps of a policy."""
 
-    def __init__(self, config: Mem0Config):
-        self.policy = Mem0(config)
-        self.solver_constants = jax.jit(self.policy.solver_constants)
+    def __init__(self, config: Config):
+        self.policy: Policy = policy_family_of(config).policy(config)
+        self.constants = jax.jit(self.policy.constants)
         self.remember = jax.jit(self._remember, donate_argnums=1)
         self.look = jax.jit(self._look, donate_argnums=1)
         self.decide = jax.jit(self._decide)
 
-    def empty(self, rows: int) -> Slots:
-        """Slots with nothing in them."""
-        text, window = self.policy.config.backbone.text, self.policy.config.memory.window_size
-        zeros = partial(jnp.zeros, dtype=jnp.float32)
-        context, attention = zeros((rows, 3, text.hidden_size)), zeros((rows, window))
-        memory = jax.tree.map(
-            jnp.copy, self.policy.init_state(rows)
-        )  # some leaves are one array: it cannot be given away twice
-        return Slots(memory, context, zeros((rows,)), attention)
+    def seen(self, params: Params, images: np.ndarray, prompts: dict[str, np.ndarray]) -> tuple[Any, dict[str, Any]]:
+        """Shapes of the context and the info that frames give."""
 
-    def _prepared(self, images: Array, prompts: dict[str, Any]) -> dict[str, Any]:
-        return prompts | {"patches": patchify(images[:, None], self.policy.config.backbone.vision)}
+        def look(params: Params, images: Array, prompts: dict[str, Array]) -> Any:
+            return self.policy.observe(params, self.policy.init_state(1), self.policy.inputs(images, prompts))[:2]
+
+        return jax.eval_shape(look, params, images, prompts)
+
+    def empty(self, rows: int, seen: tuple[Any, dict[str, Any]]) -> Slots:
+        """Slots with nothing in them."""
+        context, info = jax.tree.map(lambda leaf: jnp.zeros((rows, *leaf.shape[1:]), leaf.dtype), seen)
+        # Some leaves are one array: it cannot be given away twice.
+        return Slots(jax.tree.map(jnp.copy, self.policy.init_state(rows)), context, info)
 
     def _remember(
         self, params: Params, slots: Slots, rows: Array, fresh: Array, images: Array, prompts: dict[str, Array],
         index: Array, count: Array,
     ) -> Slots:  # fmt: skip
         """Writes frames uint8 [F, height, width, 3] to the memories of `rows` [F]: `count` frames each, at `index`."""
-        memory = bank.reset(jax.tree.map(lambda x: x[rows], slots.memory), fresh)
-        memory = self.policy.remember(params, memory, self._prepared(images, prompts), index, count)
-        return dataclasses.replace(slots, memory=jax.tree.map(lambda x, new: x.at[rows].set(new), slots.memory, memory))
+        memory = self.policy.reset(_take(slots.memory, rows), fresh)
+        memory = self.policy.remember(params, memory, self.policy.inputs(images, prompts), index, count)
+        return dataclasses.replace(slots, memory=_put(slots.memory, rows, memory))
 
     def _look(
         self, params: Params, slots: Slots, rows: Array, fresh: Array, images: Array, prompts: dict[str, Array]
     ) -> Slots:
         """Takes the present frame uint8 [B, height, width, 3] of `rows` [B]."""
-        memory = bank.reset(jax.tree.map(lambda x: x[rows], slots.memory), fresh)
-        observation = self._prepared(images, prompts) | {"episode": memory.episode}  # none ends without `fresh`
-        context, info, memory = self.policy.observe(params, memory, observation)
-        new = Slots(memory, context, info["end_probability"], info["attention"].astype(jnp.float32))
-        return jax.tree.map(lambda x, new: x.at[rows].set(new), slots, new)
+        memory = self.policy.reset(_take(slots.memory, rows), fresh)
+        context, info, memory = self.policy.observe(params, memory, self.policy.inputs(images, prompts))
+        return _put(slots, rows, Slots(memory, context, info))
 
     def _decide(self, params: Params, constants: Any, slots: Slots, rows: Array, state: Array, noise: Array) -> Array:
         """Action chunks [B, C, D] of `rows` [B]."""
-        return self.policy.decide(params, slots.context[rows], state, noise, constants)
+        return self.policy.decide(params, _take(slots.context, rows), state, noise, constants)
+
+
+def _take(tree: Any, rows: Array) -> Any:
+    return jax.tree.map(lambda leaf: leaf[rows], tree)
+
+
+def _put(tree: Any, rows: Array, new: Any) -> Any:
+    return jax.tree.map(lambda leaf, row: leaf.at[rows].set(row), tree, new)
 
 
 programs = lru_cache(maxsize=8)(Programs)  # engines of one configuration share what is compiled
@@ -156,17 +162,21 @@ class Engine:
         """
         self.bundle, self.slots, self._even = bundle, slots, rows is not None
         self._programs = programs(bundle.config)
-        self._constants = self._programs.solver_constants(bundle.params)
-        (self._device,) = jax.tree.leaves(self._constants)[0].devices()
+        self._constants = self._programs.constants(bundle.params)
+        arrays = [leaf for leaf in jax.tree.leaves((self._constants, bundle.params)) if isinstance(leaf, jax.Array)]
+        (self._device,) = arrays[0].devices() if arrays else jax.local_devices()[:1]
         self._sizes = [rows] if rows else sizes_up_to(slots, growth)
         # For a growth of 4: 2, 8, 32, 64. The frames between two chunks of 30 must not be padded to 64.
         self._frame_sizes = [rows] if rows else sizes_up_to(FRAMES_AT_ONCE, growth, max(growth // 2, 1))
+        image = self._images([np.zeros((1, *bundle.inputs.camera_size, 3), np.uint8)], 1)
+        prompt = {name: value[None] for name, value in bundle.processor.prompt("").items()}
+        self._seen = self._programs.seen(bundle.params, image, prompt)
         self._compiled = False
         self._empty()
 
     def _empty(self) -> None:
         # Committed to the device, as what a step gives: JAX compiles again for arguments that are not.
-        self._slots = jax.device_put(self._programs.empty(self.slots + 1), self._device)
+        self._slots = jax.device_put(self._programs.empty(self.slots + 1, self._seen), self._device)
         self._begun = np.zeros(self.slots, bool)
 
     def warm_up(self, sessions: int | None = None, frames: int = FRAMES_AT_ONCE, length: int | None = None) -> None:
@@ -174,9 +184,9 @@ class Engine:
         prompts of so many tokens (None: any) can need: several programs at a time. Tells its progress on stderr.
         """
         size, longest = self.bundle.inputs.camera_size, self.bundle.inputs.max_length
-        nobody, action = self.slots, self.bundle.config.action
+        nobody, spec = self.slots, self._programs.policy.spec
         image = np.zeros((1, *size, 3), np.uint8)
-        state, noise = np.zeros(action.state_dim, np.float32), np.zeros((action.horizon, action.action_dim), np.float32)
+        state, noise = np.zeros(spec.state_dim, np.float32), np.zeros((spec.horizon, spec.action_dim), np.float32)
         request = Request(nobody, image, "", True, state, noise)
         shortest = token_bucket(int(self.bundle.processor.prompt("")["attention_mask"].sum()), longest)
         lengths = {token_bucket(n, longest) for n in range(shortest, longest + 1)} if length is None else {length}
@@ -222,7 +232,7 @@ class Engine:
 
     def _check(self, request: Request, others: list[int]) -> None:
         """Raises UserError where a request cannot be served."""
-        images, action = request.images, self.bundle.config.action
+        images, spec = request.images, self._programs.policy.spec
         if not 0 <= request.slot < self.slots:
             raise UserError(f"there are {self.slots} slots, from 0")
         if request.slot in others:
@@ -239,7 +249,7 @@ class Engine:
             self.bundle.processor.prompt(request.instruction)
         if (request.state is None) != (request.noise is None):
             raise UserError("state and noise must both be given, or neither")
-        wanted = {"state": (action.state_dim,), "noise": (action.horizon, action.action_dim)}
+        wanted = {"state": (spec.state_dim,), "noise": (spec.horizon, spec.action_dim)}
         for name, shape in wanted.items():
             value = getattr(request, name)
             if value is not None and np.shape(value) != shape:
@@ -255,10 +265,10 @@ class Engine:
         deciding = [request for request in requests if request.noise is not None]
         parts = [deciding[start : start + self._sizes[-1]] for start in range(0, len(deciding), self._sizes[-1])]
         made = [self._decide(part) for part in parts]
-        probability, attention, made = jax.device_get((self._slots.end_probability, self._slots.attention, made))
+        info, made = jax.device_get((self._slots.info, made))
         self._begun[[request.slot for request in seen]] = True
         chunk = {request.slot: row for part, rows in zip(parts, made) for request, row in zip(part, rows)}
-        return [Reply(float(probability[r.slot]), attention[r.slot], chunk.get(r.slot)) for r in requests]
+        return [Reply({name: of[r.slot] for name, of in info.items()}, chunk.get(r.slot)) for r in requests]
 
     def _remember(self, batch: list[tuple[int, bool, np.ndarray]]) -> None:
         """Writes frames uint8 [N, h, w, 3] of slots, emptied before where the flag says so, to their memories."""

@@ -53,12 +53,16 @@ class Options:
 
     def completed(self, bundle: Bundle, staged: bool) -> "Options":
         """These options with the policy's own in place of None. Raises UserError where a value cannot be."""
-        horizon = bundle.config.action.horizon
+        spec = bundle.policy.spec
+        horizon = spec.horizon
         execute = horizon if self.action_horizon is None else self.action_horizon
-        threshold = bundle.config.classifier.threshold if self.threshold is None else self.threshold
+        threshold = spec.end_threshold if self.threshold is None else self.threshold
         if not 1 <= execute <= horizon:
             raise UserError(f"action_horizon must lie between 1 and the policy's horizon {horizon}, got {execute}")
-        if not 0 < threshold < 1:
+        if threshold is None:
+            if staged or self.classify:
+                raise UserError("this policy sees no ends of subtasks: a planner's stages cannot be followed")
+        elif not 0 < threshold < 1:
             raise UserError(f"threshold must lie between 0 and 1, got {threshold}")
         if self.patience < 1:
             raise UserError(f"patience must be at least 1, got {self.patience}")
@@ -135,7 +139,7 @@ class Pilot:
 
     def _forget(self) -> None:
         """Drops pending frames that the memory will not hold at the next step: all but the first and the window's."""
-        kept = self.bundle.config.memory.window_size + 1
+        kept = self.bundle.policy.spec.history + 1
         if not self.options.classify and len(self._pending) > kept + self._fresh:
             del self._pending[int(self._fresh)]
 
@@ -178,9 +182,7 @@ class Pilot:
         )
 
     def _noise(self) -> np.ndarray:
-        action = self.bundle.config.action
-        rng = np.random.default_rng([self.seed, self.time, self.stage])
-        return rng.standard_normal((action.horizon, action.action_dim), np.float32)
+        return self.bundle.policy.spec.draw(np.random.default_rng([self.seed, self.time, self.stage]))
 
     def receive(self, reply: Reply) -> None:
         """The engine's reply to the last `request`."""
@@ -194,7 +196,8 @@ class Pilot:
             self._remember(reply.chunk)
 
     def _judge(self, probability: float, frame: _Frame) -> None:
-        assert self.options.threshold is not None
+        if self.options.threshold is None:
+            return
         time = self.time - len(self._pending)  # of this frame
         positive = probability >= self.options.threshold
         self._armed |= not positive

@@ -8,13 +8,17 @@ from typing import Any, Literal
 from mem0_jax.backbones.qwen3_vl.images import PixelBounds
 from mem0_jax.config import to_dict
 from mem0_jax.distributed.hardware import HARDWARE
+from mem0_jax.family import NO_FACTOR, Preset
 from mem0_jax.planner.policy import GROUP, PlannerConfig
 from mem0_jax.planner.prompt import MAX_PIXELS
-from mem0_jax.train.config import OptimizerConfig, SettingsError, TrainConfig
-from mem0_jax.train.job import FACTORS
-from mem0_jax.train.lora import LoraConfig
+from mem0_jax.train.config import LoraConfig, SettingsError, TrainConfig, TrainSettings
 
-VISION = r"visual/.*"
+_ADAPTED, _VISION = (rf"{NO_FACTOR}.*",), (r"visual/.*",)
+PRESETS = {
+    "lora": Preset(_ADAPTED, _ADAPTED, (r"language_model/layers/.*_proj/kernel",)),
+    "full": Preset(_VISION, _VISION),
+}
+NOT_A_PLANNERS = ("batch_size", "lanes", "learning_rates", "floors", "total_steps", "validate_every", "keep_best")
 
 
 @dataclass(frozen=True)
@@ -51,56 +55,39 @@ class PlannerData:
             raise SettingsError(f"images.max_pixels: planners are shown no image of more than {MAX_PIXELS} pixels")
 
 
-@dataclass(frozen=True)
-class PlannerTraining:
-    """How it is trained; fields not named here are those of `TrainConfig` and `OptimizerConfig`.
+@dataclass(frozen=True, kw_only=True)
+class PlannerTraining(TrainSettings):
+    """How it is trained; what is not named here is as in `TrainSettings`, but for what `NOT_A_PLANNERS` says.
 
     Attributes:
         epochs: passes through the rows; steps: batches in place of them, where it is not 0.
         per_device: rows of a step on each device.
-        preset: "lora" trains low-rank factors of the kernels that `lora` names, "full" everything.
+        preset: "lora" trains low-rank factors, "full" everything.
         train_vision: with "full", the vision tower and its mergers too.
-        precision: "mixed" computes in bfloat16 on float32 weights (bfloat16 where they are frozen); "float32".
-        log_to: "tensorboard", "wandb", besides the log's own files.
-        project: of Weights & Biases.
+        learning_rate, floor: of all that is trained.
     """
 
     epochs: float = 25.0
     steps: int = 0
+    batch_size: int = 0
     per_device: int = 16
-    accumulate: int = 1
-    preset: Literal["lora", "full"] = "lora"
-    train_vision: bool = False
+    preset: str = "lora"
     precision: Literal["mixed", "float32"] = "mixed"
-    lora: LoraConfig = field(default_factory=lambda: LoraConfig(8, 16.0, (r"language_model/layers/.*_proj/kernel",)))
+    train_vision: bool = False
+    lora: LoraConfig = field(default_factory=lambda: LoraConfig(8, 16.0))
     learning_rate: float = 1e-4
     floor: float = 0.0
-    schedule: str = "cosine"
     warmup_ratio: float = 0.1
     weight_decay: float = 0.0
     clip_norm: float = 1.0
-    b1: float = 0.9
-    b2: float = 0.999
-    eps: float = 1e-8
-    ema_decay: float = 0.0
-    seed: int = 42
-    log_every: int = 10
     save_every: int = 500
-    keep: int = 2
-    metrics_window: int = 20
-    watchdog_seconds: float = 600.0
-    profile_at: int = 0
-    profile_steps: int = 0
-    log_to: tuple[Literal["tensorboard", "wandb"], ...] = ()
-    project: str = "mem0_jax"
 
-
-# Fields of `PlannerTraining` that `TrainConfig` and `OptimizerConfig` have under the same name.
-_TRAIN = (
-    *("accumulate", "ema_decay", "seed", "log_every", "save_every", "keep", "metrics_window", "watchdog_seconds"),
-    *("profile_at", "profile_steps"),
-)
-_OPTIMIZER = ("schedule", "warmup_ratio", "weight_decay", "clip_norm", "b1", "b2", "eps")
+    def __post_init__(self) -> None:
+        if beyond := [name for name in NOT_A_PLANNERS if getattr(self, name)]:
+            raise SettingsError(f"train.{beyond[0]}: a planner's training has none; its batches are `per_device` rows")
+        if self.steps < 0 or self.epochs <= 0:
+            raise SettingsError("train.steps must be at least 0 and train.epochs more than 0")
+        self.chosen(PRESETS)
 
 
 @dataclass(frozen=True)
@@ -132,8 +119,6 @@ class PlannerJob:
             raise SettingsError(
                 f"train.per_device: {self.rows} rows of a step cannot be cut into {self.train.accumulate} equal parts"
             )
-        if self.train.steps < 0 or self.train.epochs <= 0:
-            raise SettingsError("train.steps must be at least 0 and train.epochs more than 0")
 
     @property
     def rows(self) -> int:
@@ -143,7 +128,7 @@ class PlannerJob:
     @property
     def lora(self) -> LoraConfig | None:
         """The adaptation, if there is one."""
-        return self.train.lora if self.train.preset == "lora" else None
+        return self.train.adaptation(PRESETS)
 
     @property
     def compute_dtype(self) -> str:
@@ -156,22 +141,16 @@ class PlannerJob:
 
     def train_config(self, rows: int) -> TrainConfig:
         """The trainer's settings for so many rows."""
-        train, steps = self.train, self.steps(rows)
-        optimizer = OptimizerConfig(
+        train, preset = self.train, self.train.chosen(PRESETS)
+        if train.train_vision and not self.lora:
+            preset = Preset()
+        return train.config(
             learning_rates={GROUP: train.learning_rate},
             floors={GROUP: train.floor},
-            total_steps=steps,
-            **{name: getattr(train, name) for name in _OPTIMIZER},
-        )
-        untrained = () if train.train_vision else (VISION,)
-        frozen = (rf"{FACTORS}.*",) if self.lora else untrained
-        return TrainConfig(
-            steps=steps,
+            steps=self.steps(rows),
             lanes=self.rows // train.accumulate,
-            optimizer=optimizer,
-            freeze=frozen,
-            bfloat16=frozen if train.precision == "mixed" else (),
-            **{name: getattr(train, name) for name in _TRAIN},
+            freeze=(*preset.frozen, *train.freeze),
+            bfloat16=(*(preset.bfloat16 if train.precision == "mixed" else ()), *train.bfloat16),
         )
 
     def settings(self) -> dict[str, Any]:

@@ -24,8 +24,7 @@ from mem0_jax.policies.base import Params
 from mem0_jax.policies.bundle import new_folder, save_params, write_description
 from mem0_jax.train.checkpoint import Checkpoints
 from mem0_jax.train.lora import LoraPolicy
-from mem0_jax.train.optim import make_optimizer
-from mem0_jax.train.state import TrainState, create_params, create_state
+from mem0_jax.train.state import TrainState, blueprint
 
 # Of tokenizers that come as tokenizer.json alone: without a class, transformers would read them as Qwen's byte pairs.
 TOKENIZER_CONFIG = {
@@ -81,12 +80,8 @@ def _read_job(run: Path) -> tuple[PlannerJob, int]:
 
 def _restore(run: Path, job: PlannerJob, rows: int) -> TrainState:
     """The newest checkpoint, on one device."""
-    policy, config = make_policy(job), job.train_config(rows)
-    params = jax.eval_shape(lambda: create_params(policy, config.seed, config.bfloat16))
-    optimizer = make_optimizer(config.optimizer, policy.learning_rate_groups, (), config.freeze, params)
-    template = jax.eval_shape(
-        lambda params: create_state(policy, optimizer, params, config.seed, config.lanes, config.ema_decay > 0), params
-    )
+    config = job.train_config(rows)
+    template = blueprint(make_policy(job), config).template
     folder = run / "checkpoints"
     if folder.is_dir():
         with Checkpoints(folder, config.keep, read_only=True) as checkpoints:

@@ -8,7 +8,7 @@ the longest).
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -105,7 +105,3 @@ class PlannerPolicy:
         right = (jnp.argmax(logits, -1) == target) | ~mask
         accuracy = {"token_accuracy": jnp.sum(right & mask) / count, "answer_accuracy": jnp.mean(right.all(-1))}
         return loss, {"loss": loss, **accuracy}, state
-
-    def act(self, params: Params, state: Any, observation: Batch, rng: Array) -> Any:
-        """A planner answers in words, see `planner.local`; it has no action chunk."""
-        raise NotImplementedError("a planner gives no action chunks")

@@ -23,22 +23,19 @@ import orbax.checkpoint as ocp
 from tokenizers import Tokenizer
 
 from mem0_jax import __version__
-from mem0_jax.backbones.qwen3_vl.config import Qwen3VLConfig
-from mem0_jax.backbones.qwen3_vl.model import Qwen3VL
-from mem0_jax.backbones.qwen3_vl.processor import Processor, load_tokenizer
 from mem0_jax.config import from_dict, to_dict
 from mem0_jax.data.cameras import HEAD_CAMERA, camera_name
 from mem0_jax.data.normalize import Normalizer, NormStats
 from mem0_jax.data.transforms import ObservationTransform
 from mem0_jax.disk import behind, disk_told
 from mem0_jax.errors import UserError
+from mem0_jax.family import Config, Family, PolicyFamily, family, family_of, names, policy_family_of
 from mem0_jax.lock import hold_output
-from mem0_jax.nn import module
 from mem0_jax.nn.numbers import same_numbers
 from mem0_jax.policies.base import Params
-from mem0_jax.policies.mem0 import Mem0, Mem0Config, serving_dtype
 from mem0_jax.stand_in import stand_in
 from mem0_jax.store import check_folder, first_line, open_tree
+from mem0_jax.tokenizer import load_tokenizer
 from mem0_jax.tree import flatten, unflatten
 
 FORMAT_VERSION = 1
@@ -72,7 +69,7 @@ class Inputs:
 class Bundle:
     """A policy with everything it needs; without statistics or tokenizer it can be looked into and trained on only."""
 
-    config: Mem0Config
+    config: Config
     params: Params
     stats: NormStats | None
     tokenizer: Tokenizer | None
@@ -80,18 +77,23 @@ class Bundle:
     provenance: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
-    def policy(self) -> Mem0:
-        """The policy of this configuration."""
-        return Mem0(self.config)
+    def family(self) -> PolicyFamily:
+        """What kind of policy it is."""
+        return policy_family_of(self.config)
 
     @cached_property
-    def processor(self) -> Processor:
-        """Images and instructions to backbone arrays."""
+    def policy(self) -> Any:
+        """The policy of this configuration."""
+        return self.family.policy(self.config)
+
+    @cached_property
+    def processor(self) -> Any:
+        """Images and instructions to the policy's arrays."""
         if self.tokenizer is None:
             raise BundleError(
                 "this bundle has no tokenizer.json: convert it again with --backbone DIR, a Qwen3-VL folder"
             )
-        return Processor(self.tokenizer, self.config.backbone, self.config.image_size, self.inputs.max_length)
+        return self.family.processor(self.tokenizer, self.config, self.inputs.max_length)
 
     @cached_property
     def transform(self) -> ObservationTransform:
@@ -101,6 +103,11 @@ class Bundle:
         normalizer = Normalizer(self.stats, self.inputs.normalization)
         inputs = self.inputs
         return ObservationTransform(normalizer, inputs.camera_size, inputs.resample, camera_name(inputs.camera))
+
+    @property
+    def flow_steps(self) -> int:
+        """Euler steps of the flow."""
+        return self.config.flow.solver_steps
 
     def with_flow_steps(self, steps: int | None) -> "Bundle":
         """The same policy with so many Euler steps of the flow; None: its own. Raises UserError: fewer than one."""
@@ -114,21 +121,16 @@ class Bundle:
 
 @dataclass(frozen=True)
 class Backbone:
-    """A Qwen3-VL alone: to start training from, or to plan with."""
+    """A backbone alone: to start training from, or to plan with."""
 
-    config: Qwen3VLConfig
+    config: Config
     params: Params
     tokenizer: Tokenizer | None
 
 
-CONFIGS = {"mem0": Mem0Config, "qwen3_vl": Qwen3VLConfig}
-
-
-def abstract_params(config: Mem0Config | Qwen3VLConfig) -> Params:
+def abstract_params(config: Config) -> Params:
     """The parameter tree of a policy or a backbone as `jax.ShapeDtypeStruct`, float32."""
-    if isinstance(config, Mem0Config):
-        return jax.eval_shape(Mem0(config).init, jax.random.key(0))
-    return jax.eval_shape(lambda key: module.init(lambda rngs: Qwen3VL(config, rngs), key), jax.random.key(0))
+    return jax.eval_shape(family_of(config).init(config), jax.random.key(0))
 
 
 @contextmanager
@@ -168,11 +170,15 @@ def _replaceable(folder: Path) -> bool:
     return folder.is_dir() and not any(folder.iterdir())
 
 
-def write_description(folder: Path, config: Mem0Config | Qwen3VLConfig, **entries: Any) -> None:
+def write_description(folder: Path, config: Config, **entries: Any) -> None:
     """Writes config.json; `entries` are `inputs`, `provenance`, `training`."""
-    policy = next(name for name, cls in CONFIGS.items() if isinstance(config, cls))
     entries["provenance"] = {"mem0_jax": __version__, "jax": jax.__version__, **entries.get("provenance", {})}
-    description = {"format_version": FORMAT_VERSION, "policy": policy, "config": to_dict(config), **entries}
+    description = {
+        "format_version": FORMAT_VERSION,
+        "policy": family_of(config).name,
+        "config": to_dict(config),
+        **entries,
+    }
     (folder / "config.json").write_text(json.dumps(description, indent=1))
 
 
@@ -196,7 +202,7 @@ def save_params(folder: Path, params: Params) -> None:
         checkpointer.save(check_folder(folder, joined=True) / "params", params)
 
 
-def read_description(folder: Path) -> tuple[Mem0Config | Qwen3VLConfig, dict[str, Any]]:
+def read_description(folder: Path) -> tuple[Config, dict[str, Any]]:
     """The configuration of a bundle and all of its config.json. Raises BundleError."""
     path = folder / "config.json"
     if not path.is_file():
@@ -207,14 +213,15 @@ def read_description(folder: Path) -> tuple[Mem0Config | Qwen3VLConfig, dict[str
         description = json.loads(path.read_text())
     except ValueError as error:
         raise BundleError(f"{path} is not JSON: {error}") from None
-    known = isinstance(description, dict) and description.get("format_version") == FORMAT_VERSION
-    if not known or description.get("policy") not in CONFIGS or not isinstance(description.get("config"), dict):
-        version = description.get("format_version") if isinstance(description, dict) else None
+    entries = description if isinstance(description, dict) else {}
+    version, policy, config = (entries.get(name) for name in ("format_version", "policy", "config"))
+    known = isinstance(policy, str) and policy in names()
+    if version != FORMAT_VERSION or not known or not isinstance(config, dict):
         raise BundleError(
-            f"{path}: expected {' or '.join(map(repr, CONFIGS))} of format version {FORMAT_VERSION}, got "
-            f"{description.get('policy') if isinstance(description, dict) else None!r} of version {version!r}"
+            f"{path}: expected {' or '.join(map(repr, names()))} of format version {FORMAT_VERSION}, got {policy!r} "
+            f"of version {version!r}"
         )
-    return from_dict(CONFIGS[description["policy"]], description["config"]), description
+    return from_dict(family(policy).config, config), entries
 
 
 Shardings = Mapping[str, jax.sharding.Sharding]
@@ -232,7 +239,7 @@ def load_bundle(folder: str | Path, dtype: Any = jnp.float32, shardings: Shardin
     """
     folder = Path(folder).absolute()
     config, description = read_description(folder)
-    if not isinstance(config, Mem0Config):
+    if not isinstance(family_of(config), PolicyFamily):
         raise BundleError(f"{folder} holds a backbone alone, not a policy: train one from it, or name another bundle")
     stats = folder / "norm_stats.json"
     return Bundle(
@@ -251,8 +258,8 @@ def load_backbone(folder: str | Path, dtype: Any = jnp.float32, shardings: Shard
     folder = Path(folder).absolute()
     config, _ = read_description(folder)
     params = _load_params(folder, config, dtype, shardings)
-    if isinstance(config, Mem0Config):
-        return Backbone(config.backbone, params["backbone"], _tokenizer(folder))
+    if isinstance(found := family_of(config), PolicyFamily):
+        config, params = getattr(config, found.backbone), params[found.backbone]
     return Backbone(config, params, _tokenizer(folder))
 
 
@@ -261,7 +268,7 @@ def _tokenizer(folder: Path) -> Tokenizer | None:
     return load_tokenizer(path) if path.is_file() else None
 
 
-def _load_params(folder: Path, config: Mem0Config | Qwen3VLConfig, dtype: Any, shardings: Shardings | None) -> Params:
+def _load_params(folder: Path, config: Config, dtype: Any, shardings: Shardings | None) -> Params:
     abstract, found = flatten(abstract_params(config)), open_tree(folder / "params")
     problems = [f"{path} is missing" for path in abstract if path not in found]
     problems += [f"{path} is unknown to this configuration" for path in found if path not in abstract]
@@ -274,10 +281,11 @@ def _load_params(folder: Path, config: Mem0Config | Qwen3VLConfig, dtype: Any, s
         raise BundleError(f"{folder}: parameters and config.json do not fit:\n  " + "\n  ".join(problems))
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     where = dict.fromkeys(abstract, device) if shardings is None else shardings
+    kind: Family = family_of(config)
 
     def kept(path: str) -> Any:
         if dtype == "serving":
-            return serving_dtype(path, config) if isinstance(config, Mem0Config) else jnp.float32
+            return kind.serving_dtype(path, config)
         return found[path].dtype if dtype is None else dtype
 
     target = {

@@ -84,16 +84,15 @@ class Service:
 
     def metadata(self) -> dict[str, Any]:
         """What a client is told first."""
-        action = self.bundle.config.action
         options = {name: getattr(self.options, name) for name in self.options.__dataclass_fields__}
         more = {"tokens": self.bundle.inputs.max_length, "items": MAX_ITEMS, "depth": MAX_DEPTH}
         return {
             "server": f"mem0-jax {__version__}",
-            "policy": "mem0",
+            "policy": self.bundle.family.name,
             "provenance": dict(self.bundle.provenance),
             "camera": self.camera,
-            "horizon": action.horizon,
-            "flow_steps": self.bundle.config.flow.solver_steps,
+            "horizon": self.bundle.policy.spec.horizon,
+            "flow_steps": self.bundle.flow_steps,
             "options": options,
             "planner": "server" if self.planner else "none",
             "sessions": self.sessions.slots,
@@ -313,7 +312,7 @@ def _status(session: Session, stage: int) -> dict[str, Any]:
         "classify": pilot.options.classify,
     }
     if pilot.reply is not None:
-        answer |= {"end_probability": pilot.reply.end_probability, "attention": np.asarray(pilot.reply.attention)}
+        answer |= {name: told if np.ndim(told) else float(told) for name, told in pilot.reply.info.items()}
     return answer
 
 

@@ -1,7 +1,6 @@
 """A training step compiled ahead of time for a TPU slice, on a machine that has none.
 
-libtpu compiles for a topology without its chips; nothing is allocated and nothing runs. Axis letters: L lanes, T
-consecutive frames, V views, P patches, S tokens, C action horizon.
+libtpu compiles for a topology without its chips; nothing is allocated and nothing runs.
 """
 
 from __future__ import annotations
@@ -14,12 +13,10 @@ import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from mem0_jax import tree
 from mem0_jax.distributed.hardware import HARDWARE
@@ -29,13 +26,10 @@ from mem0_jax.distributed.mesh import make_mesh, parse_mesh
 from mem0_jax.errors import UserError
 from mem0_jax.installed import how_to_install
 from mem0_jax.nn.numbers import same_numbers
-from mem0_jax.policies.base import Policy
-from mem0_jax.policies.mem0 import Mem0, Mem0Config
 from mem0_jax.train.flops import peak_flops, training_flops
 from mem0_jax.train.job import Job
-from mem0_jax.train.lora import LoraPolicy
-from mem0_jax.train.optim import make_optimizer
-from mem0_jax.train.state import create_params, create_state
+from mem0_jax.train.lora import adapted
+from mem0_jax.train.state import blueprint
 from mem0_jax.train.step import make_train_step
 from mem0_jax.train.watch import tree_bytes
 
@@ -154,24 +148,6 @@ def topology_devices(topology: str) -> tuple[str, list[Any]]:
         raise AotError(f"topology {topology!r}: {first}") from error
 
 
-def abstract_batch(config: Mem0Config, tokens: int, lanes: int, frames: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes [L, T, ...] of a training batch with one view a frame and prompts of S = `tokens`."""
-    vision, action = config.backbone.vision, config.action
-    patches = config.image_size[0] * config.image_size[1] // vision.patch_size**2
-    entries: dict[str, tuple[tuple[int, ...], Any]] = {
-        "patches": ((1, patches, vision.patch_width), jnp.uint8),
-        "input_ids": ((tokens,), jnp.int32),
-        "attention_mask": ((tokens,), jnp.bool_),
-        "position": ((3, tokens), jnp.int32),
-        "image_slot": ((tokens,), jnp.int32),
-        "state": ((action.state_dim,), jnp.float32),
-        "action": ((action.horizon, action.action_dim), jnp.float32),
-        "episode": ((), jnp.int32),
-        "subtask_end": ((), jnp.int32),
-    }
-    return {name: jax.ShapeDtypeStruct((lanes, frames, *shape), dtype) for name, (shape, dtype) in entries.items()}
-
-
 @same_numbers
 def compile_step(job: Job, topology: str, mesh: str = "") -> Compiled:
     """Compiles a job's training step for a slice.
@@ -185,22 +161,19 @@ def compile_step(job: Job, topology: str, mesh: str = "") -> Compiled:
         MeshError: the mesh does not fit the slice or the lanes.
     """
     kind, devices = topology_devices(topology)
-    config, model = job.train_config(), dataclasses.replace(job.model, dtype=job.compute_dtype)
-    policy: Policy = Mem0(model)
-    policy = LoraPolicy(policy, job.lora) if job.lora else policy
-    abstract = jax.eval_shape(lambda: create_params(policy, config.seed, config.bfloat16))
-    optimizer = make_optimizer(
-        config.optimizer, policy.learning_rate_groups, policy.no_gradient, config.freeze, abstract
-    )
-    create = partial(create_state, policy, optimizer, seed=config.seed, lanes=job.lanes, ema=config.ema_decay > 0)
+    config, family = job.train_config(), job.family
+    model = family.completed(job.model, None, family.vocabulary(job.model), job.compute_dtype)
+    plain = family.policy(model)
+    policy = adapted(plain, job.lora)
+    abstract, optimizer, _, template = blueprint(policy, config)
     layout = make_layout(
         abstract, policy.logical_axes, make_mesh(parse_mesh(mesh or HARDWARE[job.hardware]["mesh"]), devices)
     )
-    state = layout.with_shardings(jax.eval_shape(create, abstract))
+    state = layout.with_shardings(template)
     tokens, trained = job.data.max_length, list(tree.flatten(state.opt_state.mu))
     batch = {
-        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout.lanes_sharding)
-        for name, leaf in abstract_batch(model, tokens, job.lanes, job.frames).items()
+        name: jax.ShapeDtypeStruct((job.lanes, job.frames, *shape), dtype, sharding=layout.lanes_sharding)
+        for name, (shape, dtype) in plain.batch(tokens).items()
     }
     began = time.perf_counter()
     step = make_train_step(policy, optimizer, config.accumulate, config.ema_decay)
@@ -228,7 +201,7 @@ def compile_step(job: Job, topology: str, mesh: str = "") -> Compiled:
         collectives=collectives(program),
         compile_seconds=seconds,
         flops=flops,
-        recomputed=flops + (forward if model.recompute == "nothing" else 0.0),
+        recomputed=flops + (forward if family.recomputes(model) else 0.0),
         peak=peak,
         link=chip.link,
     )

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from mem0_jax.config import to_dict
+from mem0_jax.config import deciding, to_dict
 from mem0_jax.data.normalize import MODES
 from mem0_jax.distributed.hardware import HARDWARE
-from mem0_jax.policies.mem0 import Mem0Config
-from mem0_jax.train.config import OptimizerConfig, SettingsError, TrainConfig
-from mem0_jax.train.lora import LoraConfig
+from mem0_jax.family import PolicyFamily, family_of, policy_family
+from mem0_jax.train.config import LoraConfig, SettingsError, TrainConfig, TrainSettings, check_groups
 
 WORDS = "words"  # the tokenizer that is made from the dataset's own texts
-FACTORS = r"(?!.*/lora_[ab]$)"  # what follows matches no low-rank factor
 
 
 @dataclass(frozen=True)
@@ -70,63 +68,9 @@ class DataSettings:
             raise SettingsError("camera_size and max_length must be at least 1, held_out and cache_gib at least 0")
 
 
-@dataclass(frozen=True)
-class Rates:
-    """One number for each of Mem-0's learning-rate groups."""
-
-    backbone: float
-    action: float
-    classifier: float
-    memory: float
-
-
-@dataclass(frozen=True)
-class TrainSettings:
-    """How it is trained; fields not named here are those of `TrainConfig` and `OptimizerConfig`.
-
-    Attributes:
-        batch_size: frames of a step over all devices: lanes x consecutive frames of each.
-        lanes: episodes side by side; 0 takes the hardware's lanes a device times its devices.
-        preset: what is trained: "full" everything, "action_expert_only" the action head, "lora" low-rank factors of the
-            backbone's kernels that `lora` names, with everything that is not the backbone.
-        precision: "mixed" computes backbone and memory in bfloat16 on float32 weights (bfloat16 where they are frozen);
-            "reference" keeps their weights in bfloat16, as the reference; "float32" does everything in float32.
-        lora: see `LoraConfig`.
-        freeze: further parameters not to train.
-        log_to: "tensorboard", "wandb", besides the log's own files.
-        project: of Weights & Biases.
-    """
-
-    steps: int = 30000
-    batch_size: int = 448
-    lanes: int = 0
-    accumulate: int = 1
-    preset: Literal["full", "action_expert_only", "lora"] = "full"
-    precision: Literal["mixed", "reference", "float32"] = "mixed"
-    lora: LoraConfig = field(default_factory=LoraConfig)
-    learning_rates: Rates = Rates(1e-5, 1e-4, 1e-4, 1e-5)
-    floors: Rates = Rates(1e-6, 5e-6, 5e-6, 1e-6)
-    schedule: str = "cosine"
-    warmup_ratio: float = 0.05
-    weight_decay: float = 0.005
-    clip_norm: float = 2.5
-    b1: float = 0.9
-    b2: float = 0.999
-    eps: float = 1e-8
-    freeze: tuple[str, ...] = ()
-    ema_decay: float = 0.0
-    seed: int = 42
-    log_every: int = 10
-    save_every: int = 1000
-    keep: int = 2
-    validate_every: int = 0
-    keep_best: int = 0
-    metrics_window: int = 20
-    watchdog_seconds: float = 600.0
-    profile_at: int = 0
-    profile_steps: int = 0
-    log_to: tuple[Literal["tensorboard", "wandb"], ...] = ()
-    project: str = "mem0_jax"
+def Rates(*rates: float, **by_group: float) -> dict[str, float]:  # noqa: N802
+    """How job files wrote `learning_rates` and `floors` before they were mappings."""
+    return dict(zip(policy_family("").learning_rates, rates)) | by_group
 
 
 @dataclass(frozen=True)
@@ -134,20 +78,26 @@ class Job:
     """One training job.
 
     Attributes:
+        model: a configuration of the policy; None: that of its family's defaults.
         init_from: a bundle to start from, of a policy or of a backbone alone; "" starts from random weights.
         init_optimizer: take over that bundle's optimizer as well, and its place in the schedule, whose whole length is
             `train.steps`: training goes on where the run that was converted stopped.
         hardware: a name of `mem0_jax/distributed/hardware.py`: the mesh, and lanes a device.
+        policy: name of its family; "": that of `model`, or, without one, the family that is `unnamed`.
     """
 
     data: DataSettings
-    model: Mem0Config = field(default_factory=Mem0Config)
+    model: Any = None
     train: TrainSettings = field(default_factory=TrainSettings)
     init_from: str = ""
     init_optimizer: bool = False
     hardware: str = "cpu"
+    policy: str = deciding(
+        "", {"model": lambda name: policy_family(name).config}, ("train.learning_rates", "train.floors")
+    )
 
     def __post_init__(self) -> None:
+        self._complete()
         if self.hardware not in HARDWARE:
             raise SettingsError(f"hardware: expected one of {', '.join(HARDWARE)}, got {self.hardware!r}")
         if not self.data.tokenizer and not self.init_from:
@@ -165,6 +115,27 @@ class Job:
                 f"{self.train.accumulate} equal parts; choose a multiple of {self.lanes * self.train.accumulate}"
             )
 
+    def _complete(self) -> None:
+        """Names the family, takes what the job leaves to it, and asks whether the rest is the family's."""
+        policy = self.policy or ("" if self.model is None else family_of(self.model).name)
+        family, train = policy_family(policy), self.train
+        model = family.config() if self.model is None else self.model
+        if not isinstance(model, family.config):
+            raise SettingsError(f"model: a {type(model).__name__} is no configuration of {family.name!r}")
+        rates, floors = train.learning_rates or family.learning_rates, train.floors or family.floors
+        check_groups(rates, (group for group, _ in family.policy(model).learning_rate_groups))
+        train = replace(train, learning_rates=rates, floors=floors)
+        train.chosen(family.presets)
+        if train.precision == "reference" and not family.reference:
+            raise SettingsError(f"train.precision: {family.name!r} has no 'reference', choose 'mixed' or 'float32'")
+        for name, value in {"policy": family.name, "model": model, "train": train}.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def family(self) -> PolicyFamily:
+        """What kind of policy it trains."""
+        return policy_family(self.policy)
+
     @property
     def lanes(self) -> int:
         """Lanes over all devices."""
@@ -177,60 +148,24 @@ class Job:
 
     @property
     def compute_dtype(self) -> str:
-        """Of the backbone and the memory."""
+        """Of all but what the policy always computes in float32."""
         return "float32" if self.train.precision == "float32" else "bfloat16"
 
     @property
     def lora(self) -> LoraConfig | None:
         """The adaptation, if there is one."""
-        return self.train.lora if self.train.preset == "lora" else None
+        return self.train.adaptation(self.family.presets)
 
     def train_config(self) -> TrainConfig:
-        """The trainer's settings."""
-        train = self.train
-        optimizer = OptimizerConfig(
-            learning_rates=asdict(train.learning_rates),
-            floors=asdict(train.floors),
-            total_steps=train.steps,
-            warmup_ratio=train.warmup_ratio,
-            schedule=train.schedule,
-            weight_decay=train.weight_decay,
-            clip_norm=train.clip_norm,
-            b1=train.b1,
-            b2=train.b2,
-            eps=train.eps,
-        )
-        frozen, stored = self._frozen_and_stored()
-        return TrainConfig(
-            steps=train.steps,
+        """The trainer's settings: lanes in numbers, preset and precision in patterns."""
+        preset = self.train.chosen(self.family.presets)
+        frozen = (*preset.frozen, *(self.lora.kernels if self.lora else ()))
+        stored = {"mixed": preset.bfloat16, "float32": (), "reference": self.family.reference}[self.train.precision]
+        return self.train.config(
             lanes=self.lanes,
-            optimizer=optimizer,
-            accumulate=train.accumulate,
-            freeze=(*frozen, *train.freeze),
-            bfloat16=stored,
-            ema_decay=train.ema_decay,
-            seed=train.seed,
-            log_every=train.log_every,
-            save_every=train.save_every,
-            keep=train.keep,
-            validate_every=train.validate_every,
-            keep_best=train.keep_best,
-            metrics_window=train.metrics_window,
-            watchdog_seconds=train.watchdog_seconds,
-            profile_at=train.profile_at,
-            profile_steps=train.profile_steps,
+            freeze=(*frozen, *self.train.freeze),
+            bfloat16=(*stored, *self.train.bfloat16),
         )
-
-    def _frozen_and_stored(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Patterns of the parameters that the preset freezes, and of those kept in bfloat16."""
-        adapted = rf"{FACTORS}backbone/.*"
-        frozen, stored = {
-            "full": ((), ()),
-            "action_expert_only": ((r"(?!action/).*",), (r"(backbone|memory)/.*",)),
-            "lora": ((adapted, *self.train.lora.kernels), (adapted,)),
-        }[self.train.preset]
-        by_precision = {"mixed": stored, "float32": (), "reference": (rf"{FACTORS}(backbone|memory)/.*",)}
-        return frozen, by_precision[self.train.precision]
 
 
 def job_settings(job: Job) -> dict[str, Any]:
@@ -239,6 +174,9 @@ def job_settings(job: Job) -> dict[str, Any]:
     # Moved folders and other machines are welcome: what the data is, the loader's own state tells.
     for free in ("datasets", "norm_stats", "tokenizer", "cache_gib", "threads", "prefetch", "strict"):
         del data[free]
-    del model["remat"], model["remat_keep"]
+    for free in job.family.free:
+        del model[free]
     lora = {"lora": to_dict(job.lora)} if job.lora else {}
-    return {"model": model, "data": data, "batch_size": job.train.batch_size} | lora
+    # Runs whose jobs could name no policy have no such entry.
+    named = {} if job.family.unnamed else {"policy": job.policy}
+    return named | {"model": model, "data": data, "batch_size": job.train.batch_size} | lora

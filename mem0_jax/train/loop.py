@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -26,8 +25,8 @@ from mem0_jax.nn.numbers import same_numbers
 from mem0_jax.train.checkpoint import CheckpointError, Checkpoints, Restored
 from mem0_jax.train.config import OptimizerConfig, SettingsError, TrainConfig
 from mem0_jax.train.log import MetricsLog, Sink, Trouble, read_rows
-from mem0_jax.train.optim import OptimizerState, make_optimizer
-from mem0_jax.train.state import TrainState, create_params, create_state
+from mem0_jax.train.optim import OptimizerState
+from mem0_jax.train.state import TrainState, blueprint, create_params
 from mem0_jax.train.step import make_train_step
 from mem0_jax.train.watch import (
     Profiler,
@@ -41,7 +40,7 @@ from mem0_jax.train.watch import (
 from mem0_jax.train.workdir import only_run
 
 if TYPE_CHECKING:
-    from mem0_jax.policies.base import Policy
+    from mem0_jax.policies.base import Trainable
 
 # Steps handed to the device before the loop waits for the oldest: enough to keep it busy, while each holds a batch.
 MAX_IN_FLIGHT = 2
@@ -119,7 +118,7 @@ class Extras:
 
 @same_numbers
 def fit(
-    policy: Policy,
+    policy: Trainable,
     loader_factory: Callable[[], BatchIterator],
     config: TrainConfig,
     workdir: str | Path,
@@ -132,7 +131,7 @@ def fit(
     an uninterrupted one: parameters, memory, data position and the log's open window come from the last checkpoint.
 
     Args:
-        policy: see `Policy`; its `init` must be traceable, for a resumed run only asks for its shapes.
+        policy: see `Trainable`; its `init` must be traceable, for a resumed run only asks for its shapes.
         loader_factory: makes the batch iterator, standing at its beginning.
         config: see `TrainConfig`.
         workdir: folder of the run, made if absent: `checkpoints/`, `metrics.jsonl`, `validation.jsonl`; `hang.txt` and
@@ -185,7 +184,7 @@ class _Run:
 
     def __init__(
         self,
-        policy: Policy,
+        policy: Trainable,
         loader: BatchIterator,
         config: TrainConfig,
         workdir: Path,
@@ -194,7 +193,7 @@ class _Run:
         extras: Extras,
     ) -> None:
         self._loader, self._config, self._checkpoints, self._progress = loader, config, checkpoints, progress
-        self._validate, self._settings = extras.validate, _as_json(config) | dict(extras.settings)
+        self._validate, self._settings = extras.validate, config.settings() | dict(extras.settings)
         self._layout = extras.layout
         began = time.perf_counter()
         self._plan: dict[str, int] = {}
@@ -221,18 +220,10 @@ class _Run:
         self._first = self.step
         self.before_save: Callable[[], None] = lambda: None
 
-    def _start(self, policy: Policy, workdir: Path, extras: Extras) -> tuple[Restored | None, Any]:
+    def _start(self, policy: Trainable, workdir: Path, extras: Extras) -> tuple[Restored | None, Any]:
         """Make or restore the state; returns what was restored, and the optimizer."""
         config = self._config
-        abstract = jax.eval_shape(lambda: create_params(policy, config.seed, config.bfloat16))
-        optimizer = make_optimizer(
-            config.optimizer, policy.learning_rate_groups, policy.no_gradient, config.freeze, abstract
-        )
-
-        def state(params: dict[str, Any]) -> TrainState:
-            return create_state(policy, optimizer, params, config.seed, config.lanes, config.ema_decay > 0)
-
-        template = jax.eval_shape(state, abstract)
+        abstract, optimizer, state, template = blueprint(policy, config)
         if self._layout is not None:
             template = self._layout.with_shardings(template)
         self._plan = memory_plan(template, {})
@@ -393,10 +384,6 @@ def _check_params(params: dict[str, Any], abstract: dict[str, Any]) -> None:
 
 def _millions(parameters: Any) -> str:
     return f"{sum(leaf.size for leaf in jax.tree.leaves(parameters)) / 1e6:.4g} M"
-
-
-def _as_json(config: TrainConfig) -> dict[str, Any]:
-    return json.loads(json.dumps(asdict(config)))
 
 
 def _check_settings(workdir: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:

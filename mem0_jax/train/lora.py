@@ -7,39 +7,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from mem0_jax import tree
-from mem0_jax.policies.base import Batch, Params, Policy, State
-from mem0_jax.train.config import SettingsError
+from mem0_jax.policies.base import Batch, Params, State, Trainable
+from mem0_jax.train.config import LoraConfig, SettingsError
 
 FACTORS = ("lora_a", "lora_b")
-
-
-@dataclass(frozen=True)
-class LoraConfig:
-    """Which kernels are adapted, and how.
-
-    Attributes:
-        rank: R.
-        alpha: the product of the factors counts alpha / rank.
-        kernels: regexes of whole paths of kernels [..., I, O].
-    """
-
-    rank: int = 16
-    alpha: float = 32.0
-    kernels: tuple[str, ...] = (r"backbone/language_model/layers/.*_proj/kernel",)
-
-    def __post_init__(self) -> None:
-        if self.rank < 1 or not self.alpha > 0 or not self.kernels:
-            raise SettingsError(
-                f"lora: expected rank >= 1, alpha > 0 and at least one pattern of kernels, got {self.rank}, "
-                f"{self.alpha} and {self.kernels}"
-            )
 
 
 @jax.tree_util.register_pytree_node_class
@@ -87,7 +64,7 @@ class LoraPolicy:
     Which parameters are trained is the optimizer's matter, see `TrainConfig.freeze`.
     """
 
-    def __init__(self, policy: Policy, config: LoraConfig):
+    def __init__(self, policy: Trainable, config: LoraConfig):
         self.policy, self.config = policy, config
         self.learning_rate_groups, self.no_gradient = policy.learning_rate_groups, policy.no_gradient
         abstract = jax.eval_shape(policy.init, jax.random.key(0))
@@ -120,18 +97,15 @@ class LoraPolicy:
         return tree.unflatten(flat)
 
     def init_state(self, lanes: int) -> State:
-        """See `Policy`."""
+        """See `Trainable`."""
         return self.policy.init_state(lanes)
 
     def loss(self, params: Params, state: State, batch: Batch, rng: jax.Array, train: bool) -> Any:
-        """See `Policy`."""
-        return self.policy.loss(self._composed(params), state, batch, rng, train)
+        """See `Trainable`."""
+        return self.policy.loss(self.composed(params), state, batch, rng, train)
 
-    def act(self, params: Params, state: State, observation: Batch, rng: jax.Array) -> Any:
-        """See `Policy`."""
-        return self.policy.act(self._composed(params), state, observation, rng)
-
-    def _composed(self, params: Params) -> Params:
+    def composed(self, params: Params) -> Params:
+        """Parameters that the policy itself can compute with, whose kernels have their factors in them."""
         flat = tree.flatten(params)
         for path in self._kernels:
             flat[path] = self._take(flat, path)
@@ -142,8 +116,15 @@ class LoraPolicy:
         return LowRank(flat[path], a, b, self.config.alpha / self.config.rank)
 
 
+def adapted(policy: Trainable, config: LoraConfig | None) -> Trainable:
+    """A policy with low-rank factors, where there is a configuration of them."""
+    return policy if config is None else LoraPolicy(policy, config)
+
+
 def _kernels(abstract: Params, config: LoraConfig) -> list[str]:
     flat = tree.flatten(abstract)
+    if not config.kernels:
+        raise SettingsError("lora.kernels: name at least one pattern of kernels")
     chosen = sorted(tree.select(config.kernels, flat, "lora.kernels"))
     wrong = [path for path in chosen if not path.endswith("/kernel") or len(flat[path].shape) < 2]
     if wrong:

@@ -17,7 +17,7 @@ import numpy as np
 import optax
 
 from mem0_jax import tree
-from mem0_jax.train.config import OptimizerConfig, SettingsError
+from mem0_jax.train.config import OptimizerConfig, SettingsError, check_groups
 
 __all__ = ["OptimizerConfig", "OptimizerState", "learning_rates", "make_optimizer"]
 
@@ -100,7 +100,7 @@ def make_optimizer(
     """
     paths = list(tree.flatten(params))
     groups = tree.match_rules(policy_groups, paths)
-    _check_groups(config, set(groups.values()))
+    check_groups(config.learning_rates, groups.values())
     untrained = tree.select(no_gradient, paths, "no_gradient") | tree.select(freeze, paths, "freeze")
     # Sorted, so that the norm's sum, and its rounding, do not depend on the order of the dict's keys.
     trained = sorted(set(paths) - untrained)
@@ -164,14 +164,6 @@ def _update(
         nu=tree.unflatten(nu),
     )
     return tree.unflatten(deltas), new_state
-
-
-def _check_groups(config: OptimizerConfig, groups: set[str]) -> None:
-    if set(config.learning_rates) != groups:
-        raise SettingsError(
-            f"learning_rates names the groups {sorted(config.learning_rates)}, the policy has {sorted(groups)}: "
-            "give each of the policy's groups a learning rate, and no other"
-        )
 
 
 def _as_dict(params: Any) -> dict[str, Any]:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from mem0_jax import tree
-from mem0_jax.train.optim import OptimizerState
+from mem0_jax.train.config import TrainConfig
+from mem0_jax.train.optim import OptimizerState, make_optimizer
 
 if TYPE_CHECKING:
-    from mem0_jax.policies.base import Policy
+    from mem0_jax.policies.base import Trainable
 
 
 @jax.tree_util.register_dataclass
@@ -51,7 +52,7 @@ class TrainState:
 
 
 def create_params(
-    policy: Policy,
+    policy: Trainable,
     seed: int,
     bfloat16: Sequence[str] = (),
     initial: Callable[[jax.Array], dict[str, Any]] | None = None,
@@ -68,7 +69,7 @@ def create_params(
 
 
 def create_state(
-    policy: Policy,
+    policy: Trainable,
     optimizer: optax.GradientTransformation,
     params: dict[str, Any],
     seed: int,
@@ -89,3 +90,30 @@ def create_state(
     )
     # A buffer that appears twice, or that the policy keeps, must not be donated.
     return jax.tree.map(lambda leaf: jnp.array(leaf, dtype=leaf.dtype, copy=True), state)
+
+
+class Blueprint(NamedTuple):
+    """What a run will hold, before anything of it is there.
+
+    Attributes:
+        params: shapes and dtypes of its parameters.
+        optimizer: of these.
+        state: parameters -> the state before the first step.
+        template: shapes and dtypes of that.
+    """
+
+    params: dict[str, Any]
+    optimizer: optax.GradientTransformation
+    state: Callable[[dict[str, Any]], TrainState]
+    template: TrainState
+
+
+def blueprint(policy: Trainable, config: TrainConfig) -> Blueprint:
+    """The blueprint of a run. Raises SettingsError: settings and policy do not fit together."""
+    params = jax.eval_shape(lambda: create_params(policy, config.seed, config.bfloat16))
+    optimizer = make_optimizer(config.optimizer, policy.learning_rate_groups, policy.no_gradient, config.freeze, params)
+
+    def state(params: dict[str, Any]) -> TrainState:
+        return create_state(policy, optimizer, params, config.seed, config.lanes, config.ema_decay > 0)
+
+    return Blueprint(params, optimizer, state, jax.eval_shape(state, params))

@@ -18,14 +18,14 @@ from mem0_jax.train.optim import OptimizerState
 from mem0_jax.train.state import TrainState
 
 if TYPE_CHECKING:
-    from mem0_jax.policies.base import Policy
+    from mem0_jax.policies.base import Trainable
 
 TrainStep = Callable[[TrainState, dict[str, Any]], tuple[TrainState, dict[str, jax.Array]]]
 Variables = dict[str, jax.Array]  # trained parameters by path
 
 
 def make_train_step(
-    policy: Policy, optimizer: optax.GradientTransformation, accumulate: int = 1, ema_decay: float = 0.0
+    policy: Trainable, optimizer: optax.GradientTransformation, accumulate: int = 1, ema_decay: float = 0.0
 ) -> TrainStep:
     """Build `train_step(state, batch) -> (state, metrics)`; jit it with `donate_argnums=0`.
 

@@ -9,7 +9,7 @@ import math
 from collections import Counter
 from contextlib import nullcontext
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -19,12 +19,16 @@ from mem0_jax.data.lanes import LaneSource
 from mem0_jax.data.pipeline import make_loader
 from mem0_jax.distributed.layout import Layout
 from mem0_jax.distributed.mesh import lane_shards
+from mem0_jax.heads.classifier import confusion
+from mem0_jax.train.lora import LoraPolicy
 from mem0_jax.train.metrics import classifier_metrics
-from mem0_jax.train.prepare import Prepared, held_out_sources
 from mem0_jax.train.state import TrainState
 
+if TYPE_CHECKING:
+    from mem0_jax.policies.base import Trainable
+    from mem0_jax.train.episodes import Episodes
+
 FRAMES = 8  # of a lane that are shown at once
-OBSERVED = ("patches", "input_ids", "attention_mask", "position", "image_slot", "state", "episode")
 
 
 class Validation:
@@ -38,14 +42,16 @@ class Validation:
     rounding those of one device, if the mesh divides the lanes, which are as many as held-out episodes at most.
     """
 
-    def __init__(self, prepared: Prepared, layout: Layout | None = None) -> None:
-        job = prepared.job
+    def __init__(self, lessons: Episodes, trained: Trainable, layout: Layout | None = None) -> None:
+        job = lessons.job
         parts = 1 if layout is None else lane_shards(dict(layout.mesh.shape))
         # More lanes than episodes, where the mesh asks for them, play some again, which is not counted.
         self._lanes = math.ceil(min(job.lanes, job.data.held_out) / parts) * parts
         first, count = (0, self._lanes) if layout is None else layout.local_lanes(self._lanes)
-        self._sources = held_out_sources(prepared, self._lanes, FRAMES, first, count)
-        self._policy, self._threshold = prepared.policy, job.model.classifier.threshold
+        self._sources = lessons.held_out_sources(self._lanes, FRAMES, first, count)
+        self._policy = lessons.policy()
+        self._observed = self._policy.batch(job.data.max_length).keys() - set(self._policy.labels)
+        self._plain = trained.composed if isinstance(trained, LoraPolicy) else lambda params: params
         self._threads = None if job.data.threads < 0 else job.data.threads
         self._layout = layout
         start = partial(self._policy.init_state, self._lanes)
@@ -63,7 +69,8 @@ class Validation:
                 sums.update(self._play_all(params, source))
         frames = sums.pop("frames")
         means = {name: sums.pop(name) / frames for name in ("action_error", "first_action_error")}
-        return means | classifier_metrics(sums) | {"frames": int(frames), "score": means["action_error"]}
+        ends = classifier_metrics(sums) if self._policy.spec.end_threshold else {}
+        return means | ends | {"frames": int(frames), "score": means["action_error"]}
 
     def _play_all(self, params: Any, source: LaneSource) -> Counter:
         """Sums over the frames of a dataset's first pass through its episodes."""
@@ -86,28 +93,29 @@ class Validation:
     ) -> tuple[Any, dict[str, jax.Array]]:
         """Plays window `number`, [L, T] frames; gives the memory after them and sums over frames of `episodes`."""
 
+        policy, params, spec = self._policy, self._plain(params), self._policy.spec
+        constants = policy.constants(params)
+
         def frame(memory: Any, now: tuple[Any, jax.Array]) -> tuple[Any, dict[str, jax.Array]]:
             observed, key = now
-            chunk, info, memory = self._policy.act(params, memory, {k: observed[k] for k in OBSERVED}, key)
+            context, info, memory = policy.observe(params, memory, {name: observed[name] for name in self._observed})
+            noise = spec.draws(key, len(observed["state"]))
+            chunk = policy.decide(params, context, observed["state"], noise, constants)
             error = jnp.abs(chunk - observed["action"]).mean(-1)  # [L, C]
             real = ~observed["action_is_pad"]
             mean = jnp.sum(error * real, -1) / jnp.maximum(real.sum(-1), 1)
-            return memory, {"mean": mean, "first": error[:, 0], "end": info["end_probability"]}
+            ends = {"end": info["end_probability"]} if spec.end_threshold else {}
+            return memory, {"mean": mean, "first": error[:, 0], **ends}
 
         by_time = jax.tree.map(lambda value: jnp.moveaxis(value, 1, 0), batch)
         keys = jax.random.split(jax.random.fold_in(jax.random.key(0), number), FRAMES)
         memory, found = jax.lax.scan(frame, memory, (by_time, keys))  # [T, L] each
-        counted, ends = by_time["episode"] < episodes, by_time["subtask_end"] > 0
-        guess = found["end"] >= self._threshold
+        counted = by_time["episode"] < episodes
         sums = {
             "frames": counted,
             "action_error": jnp.where(counted, found["mean"], 0.0),
             "first_action_error": jnp.where(counted, found["first"], 0.0),
-            "cls_tp": guess & ends & counted,
-            "cls_fp": guess & ~ends & counted,
-            "cls_fn": ~guess & ends & counted,
-            "cls_correct": (guess == ends) & counted,
-            "cls_total": counted,
-            "cls_positive": ends & counted,
         }
+        if spec.end_threshold:
+            sums |= confusion(found["end"] >= spec.end_threshold, by_time["subtask_end"] > 0, counted)
         return memory, {name: value.sum() for name, value in sums.items()}

@@ -45,7 +45,7 @@ class Model:
             options, flow_steps = {**about["options"], **own}, about["flow_steps"]
             options["classify"] |= self.settings.staged  # staged sessions judge every frame
         else:
-            options, flow_steps = asdict(self.policy.pilot.options), self.policy.pilot.bundle.config.flow.solver_steps
+            options, flow_steps = asdict(self.policy.pilot.options), self.policy.pilot.bundle.flow_steps
         return {**options, "flow_steps": flow_steps}
 
     def reset(self) -> None:

@@ -96,7 +96,9 @@ def test_a_run_goes_on_with_torch_s_updates(bundle, tmp_path):
     gradients = jax.tree.map(lambda *g: jnp.stack(g), *(load(plan, gradients_of_torch(source, s)) for s in (3, 4)))
     policy = cast(Policy, GivenGradients(loaded.config, gradients))
     extras = Extras(initial=lambda key: load_bundle(bundle).params, optimizer=partial(load_optimizer, bundle))
-    result = fit(policy, TwoSteps, TrainConfig(5, 1, optimizer, log_every=1), tmp_path, extras=extras)
+    result = fit(
+        policy, TwoSteps, TrainConfig(steps=5, lanes=1, log_every=1, **vars(optimizer)), tmp_path, extras=extras
+    )
     assert [row["step"] for row in result.rows] == [4, 5]
     rates = [learning_rates(optimizer, count)["action"] for count in (3, 4)]
     assert [row["learning_rate/action"] for row in result.rows] == rates

@@ -1,8 +1,9 @@
 """Dataclasses to JSON and back: equal after the round trip, and everything wrong is listed."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mem0_jax.backbones.qwen3_vl.config import TextConfig, TokenIds, VisionConfig
-from mem0_jax.config import ConfigError, check_ranges, from_dict, to_dict
+from mem0_jax.config import ConfigError, check_ranges, decided, deciding, from_dict, to_dict
+from mem0_jax.errors import UserError
 from mem0_jax.heads.classifier import ClassifierConfig
 from mem0_jax.heads.dit import DiTConfig
 from mem0_jax.heads.flow import FlowConfig
@@ -183,3 +185,56 @@ def test_senseless_values_of_a_policy_are_refused_by_name(cls, values):
     with pytest.raises(ValueError, match=name) as caught:
         cls(**values)
     assert str(value[-1] if isinstance(value, tuple) and value else value)[:4] in str(caught.value) or value == ()
+
+
+@dataclass(frozen=True)
+class Disc:
+    radius: float = 1.0
+
+
+@dataclass(frozen=True)
+class Box:
+    sides: tuple[float, ...] = (1.0,)
+
+
+def shape_class(kind: str) -> type:
+    if kind not in ("disc", "box"):
+        raise UserError(f"there is no shape {kind!r}")
+    return {"disc": Disc, "box": Box}[kind]
+
+
+@dataclass(frozen=True)
+class Paint:
+    color: str = "red"
+    thickness: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Drawing:
+    kind: str = deciding("disc", {"shape": shape_class}, ("paint.thickness",))
+    shape: Any = None
+    paint: Paint = Paint()
+
+    def __post_init__(self):
+        if self.shape is None:
+            object.__setattr__(self, "shape", shape_class(self.kind)())
+
+
+def test_a_field_decides_of_which_class_another_is():
+    for drawing in (Drawing(), Drawing("box", Box((2.0, 3.0)), Paint("blue", {"rim": 0.5}))):
+        assert from_dict(Drawing, json.loads(json.dumps(to_dict(drawing)))) == drawing
+    assert from_dict(Drawing, {"shape": {"radius": 2}}) == Drawing(shape=Disc(2.0))
+    with pytest.raises(ConfigError, match=r"Drawing.shape.radius: unknown field"):
+        from_dict(Drawing, {"kind": "box", "shape": {"radius": 2}})
+    with pytest.raises(ConfigError, match=r"^Drawing.kind: there is no shape 'bow'$"):
+        from_dict(Drawing, {"kind": "bow", "shape": {"radius": 2}})
+    with pytest.raises(ConfigError, match=r"Drawing.kind: expected str"):
+        from_dict(Drawing, {"kind": 3, "shape": 4})
+    with pytest.raises(ConfigError, match=r"thickness.rim: expected float, got 'thin'"):
+        from_dict(Drawing, {"paint": {"thickness": {"rim": "thin"}}})
+
+
+def test_another_choice_takes_its_own_defaults_where_they_depend_on_it():
+    before = to_dict(Drawing(shape=Disc(5.0), paint=Paint("blue", {"rim": 0.5})))
+    assert from_dict(Drawing, decided(Drawing, before, "kind", "box")) == Drawing("box", Box(), Paint("blue"))
+    assert before == to_dict(Drawing(shape=Disc(5.0), paint=Paint("blue", {"rim": 0.5})))

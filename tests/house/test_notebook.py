@@ -15,17 +15,18 @@ def bundle(tmp_path_factory) -> Path:
     import jax
     import numpy as np
 
-    from mem0_jax.backbones.qwen3_vl.processor import token_ids, word_tokenizer
+    from mem0_jax.backbones.qwen3_vl.processor import word_tokenizer
     from mem0_jax.configs.demo import get_config
     from mem0_jax.data.normalize import NormStats
     from mem0_jax.demo.arm import policy_config
     from mem0_jax.envs import make
+    from mem0_jax.family import policy_family_of
     from mem0_jax.policies.bundle import Bundle, Inputs, save_bundle
     from mem0_jax.policies.mem0 import Mem0
 
     tokenizer = word_tokenizer([make("put_back_block").instruction])
-    vocabulary = tokenizer.get_vocab_size()
-    config = policy_config(get_config().to_dict(), token_ids(tokenizer), vocabulary, ("window", "anchor"))
+    plain = policy_config(get_config().to_dict(), ("window", "anchor"))
+    config = policy_family_of(plain).completed(plain, tokenizer, tokenizer.get_vocab_size(), plain.dtype)
     limits = {"min": np.full(16, -1.0), "max": np.ones(16)}
     inputs = Inputs((64, 64), "bilinear", 18, "min_max")
     params = Mem0(config).init(jax.random.key(0))

@@ -50,7 +50,7 @@ class Plain:
         chunk = None
         if request.state is not None and request.noise is not None:
             chunk = np.asarray(self._decide(bundle.params, context, request.state[None], request.noise[None])[0])
-        return Reply(float(info["end_probability"][0]), np.asarray(info["attention"][0]), chunk)
+        return Reply({name: np.asarray(told[0]) for name, told in info.items()}, chunk)
 
 
 def frames(rng: np.random.Generator, count: int) -> np.ndarray:
@@ -73,7 +73,8 @@ def difference(ours: list[Reply], theirs: list[Reply]) -> float:
     worst = 0.0
     for a, b in zip(ours, theirs, strict=True):
         assert (a.chunk is None) == (b.chunk is None)
-        pairs = [(a.end_probability, b.end_probability), (a.attention, b.attention)]
+        assert a.info.keys() == b.info.keys()
+        pairs = [(a.info[name], b.info[name]) for name in a.info]
         pairs += [] if a.chunk is None else [(a.chunk, b.chunk)]
         worst = max(worst, *(float(np.max(np.abs(np.subtract(x, y))) / max(1.0, np.max(np.abs(y)))) for x, y in pairs))
     return worst

@@ -20,6 +20,7 @@ from mem0_jax.golden import Golden, relative
 from mem0_jax.inference import engine as engine_module
 from mem0_jax.inference.engine import Engine, Request, batches
 from mem0_jax.policies.bundle import Bundle, Inputs, load_bundle, save_bundle
+from mem0_jax.policies.mem0 import policy as policy_module
 from mem0_jax.tree import flatten
 
 TINY_A = Path(__file__).parents[1] / "model" / "assets" / "tiny_a"
@@ -134,7 +135,9 @@ MUTANTS = [
 def test_the_engine_wrong(mutant, monkeypatch):
     engine = Engine(tiny_bundle(), SLOTS)
     own = engine._programs
-    programs = SimpleNamespace(look=own.look, decide=own.decide, remember=own.remember, empty=own.empty)
+    programs = SimpleNamespace(
+        look=own.look, decide=own.decide, remember=own.remember, empty=own.empty, policy=own.policy
+    )
     monkeypatch.setattr(engine, "_programs", programs)
     mutant(engine, monkeypatch)
     assert error_of(engine) > 100 * GATE
@@ -256,7 +259,7 @@ def test_deployment_steps_of_the_reference(monkeypatch):
     bundle, given = golden_bundle(golden), golden.arrays.below("infer")
     # The two pictures of the golden's patches differ, as of no still image: its patches pass as they are.
     monkeypatch.setattr(bundle.processor, "resized", lambda images: images)
-    monkeypatch.setattr(engine_module, "patchify", lambda images, _: images.reshape(*images.shape[:-3], 64, 1536))
+    monkeypatch.setattr(policy_module, "patchify", lambda images, _: images.reshape(*images.shape[:-3], 64, 1536))
     engine = Engine(bundle, 2)
     with jax.default_matmul_precision("highest"):
         for step, wanted in enumerate(requests := golden_requests(golden, bundle)):

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from plain import TEXTS, WINDOW, frames, tiny_bundle
+from plain import TEXTS, frames, tiny_bundle
 
 from mem0_jax.inference.engine import Reply
 from mem0_jax.inference.planning import Plan
@@ -27,7 +27,7 @@ def ends(probabilities, options: Options) -> list[int]:
                 continue
             stage = pilot.stage
             pilot.request(False)
-            pilot.receive(Reply(float(probability), np.zeros(WINDOW, np.float32), None))
+            pilot.receive(Reply({"end_probability": probability}, None))
             found += [time] * (pilot.stage - stage)
     return found
 

@@ -101,11 +101,11 @@ def test_stages_end_after_patience_and_begin_with_the_frame_that_ended_them(stre
     shown(session, stream[2])  # the third positive frame
     assert (pilot.stage, pilot.instruction, session.due) == (1, TEXTS[1], True)
     assert pilot.reply is not None
-    assert (pilot.reply.attention == 0).all(), "the new stage has seen this frame with an empty memory"
+    assert (pilot.reply.info["attention"] == 0).all(), "the new stage has seen this frame with an empty memory"
     session.act()
     shown(session, stream[3])  # the opening frame counted: two positives
     assert (pilot.stage, session.due) == (1, False)
-    assert (pilot.reply.attention > 0).sum() == 1
+    assert (pilot.reply.info["attention"] > 0).sum() == 1
     shown(session, stream[4])
     assert pilot.stage == 2
     assert [len(asked.finished) for asked in script.asked] == [0, 1, 2]
@@ -163,7 +163,7 @@ def test_overlapping_chunks_are_averaged_as_the_reference_does():
         if pilot.due:
             request = pilot.request(True)
             assert len(request.images) == (1 if time == 0 else 4)
-            pilot.receive(Reply(0.0, np.zeros(WINDOW), chunks[time // 4]))
+            pilot.receive(Reply({}, chunks[time // 4]))
         taken.append(pilot.actions()[0])
     np.testing.assert_allclose(taken, bundle.transform.actions(executed, 16), rtol=1e-6, atol=1e-6)
 

@@ -13,7 +13,7 @@ from mem0_jax.backbones.qwen3_vl.config import Qwen3VLConfig, TextConfig, TokenI
 from mem0_jax.backbones.qwen3_vl.model import Qwen3VL, normalised
 from mem0_jax.backbones.qwen3_vl.positions import layout, token_positions
 from mem0_jax.nn import module
-from mem0_jax.policies.mem0 import pooled_features
+from mem0_jax.policies.mem0.policy import pooled_features
 
 TOKENS = TokenIds(vision_start=90, vision_end=91, image=92, video=93, im_start=94, im_end=95, pad=96)
 CONFIG = Qwen3VLConfig(

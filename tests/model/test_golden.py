@@ -273,13 +273,16 @@ def drop(*keys):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (drop("action_model"), "config.json: action_model is missing"),
-        (drop("backbone", "text", "rope_theta"), "config.json: backbone.text.rope_theta is missing"),
+        (drop("action_model"), "heads: the shapes do not tell action.num_heads, action.horizon"),
+        (drop("backbone", "text", "rope_theta"), "backbone: the shapes do not tell text.rope_theta"),
         (drop("training", "min_lr", "base"), "config.json: training.min_lr.base is missing"),
-        (lambda c: c["memory_bank"].update(num_heads=5), "config.json: memory.num_heads 5 must divide"),
+        (lambda c: c["memory_bank"].update(num_heads=5), "memory.num_heads 5 must divide"),
         (lambda c: c["memory_bank"].update(initial_anchor_size=2), "initial_anchor_size: only 1"),
         (lambda c: c.update(memory_bank=[3]), "config.json"),
-        (lambda c: c["classifier"].update(hidden_sizes=[192, 60, 24]), "classifier.blocks.0.fc1.weight"),
+        (
+            lambda c: c["classifier"].update(hidden_sizes=[192, 60, 24]),
+            "[192, 64, 24] by the tensors' shapes, but [192, 60",
+        ),
     ],
 )
 def test_wrong_config_is_named(folder, capsys, change, message):

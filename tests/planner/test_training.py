@@ -37,11 +37,13 @@ from mem0_jax.planner.prompt import parse_answer
 from mem0_jax.planner.questions import read_questions
 from mem0_jax.planner.render import chat_text
 from mem0_jax.planner.rows import RowSource
-from mem0_jax.planner.training import make_policy, prepare, train_planner
+from mem0_jax.planner.training import Questions, make_policy, train_planner
 from mem0_jax.policies.bundle import load_backbone
 from mem0_jax.train.config import SettingsError
 from mem0_jax.train.lora import LoraPolicy
+from mem0_jax.train.run import prepare as prepare_any
 
+prepare = partial(prepare_any, read=Questions.read)
 ROWS = sum(lessons.TIMES) + len(lessons.TIMES)
 CHOSEN = (2, 7)  # rows that differ in length, size of images and length of the answer
 
@@ -70,7 +72,7 @@ def by_hand(prepared, params, rows) -> float:
     """The mean over all answer tokens, each row on its own, without padding, from logits of every place."""
     config, total, count = prepared.job.model.backbone, 0.0, 0
     encode = jax.jit(lambda arrays: module.bind(lambda rngs: Qwen3VL(config, rngs))(params).encode(arrays))
-    source = RowSource(prepared.rows, config, prepared.job.data.images, lanes=1)
+    source = RowSource(prepared.lessons.rows, config, prepared.job.data.images, lanes=1)
     for row in rows:
         ids = np.concatenate([row.question, row.answer])[None]
         patches = np.concatenate([source._patches(*image) for image in zip(row.images, row.grids)])
@@ -89,10 +91,10 @@ def by_hand(prepared, params, rows) -> float:
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_loss_is_the_mean_cross_entropy_of_answer_tokens(questions, tied):
     prepared = prepare(lessons.job(questions, tied))
-    policy, source = prepared.policy, prepared.source()
+    policy, source = prepared.policy, prepared.lessons.source(0, 4)
     params = policy.init(jax.random.key(0))
     batch = {name: np.stack([source[i][name] for i in CHOSEN]) for name in source[0]}
-    rows = [prepared.rows[source._row(i)] for i in CHOSEN]
+    rows = [prepared.lessons.rows[source._row(i)] for i in CHOSEN]
     assert len({len(row) for row in rows}) > 1
     assert len({row.grids for row in rows}) > 1
     assert len({len(row.answer) for row in rows}) > 1
@@ -111,7 +113,7 @@ def test_the_loss_is_the_mean_cross_entropy_of_answer_tokens(questions, tied):
 def test_an_answer_ends_with_its_control_token_and_reads_back(questions, tmp_path):
     for folder, summary in ((questions, False), (lessons.write(tmp_path / "summaries", summaries=True), True)):
         prepared = prepare(lessons.job(folder))
-        for row, question in zip(prepared.rows, read_questions(folder)):
+        for row, question in zip(prepared.lessons.rows, read_questions(folder)):
             assert row.answer[-1] == prepared.job.model.backbone.tokens.im_end
             said = prepared.tokenizer.decode(row.answer.tolist(), skip_special_tokens=True)
             assert parse_answer(said, summary) == question.plan
@@ -139,7 +141,7 @@ def test_every_pass_takes_all_rows_once_whatever_the_hosts(prepared_rows, lanes,
 @pytest.fixture(scope="module")
 def prepared_rows(questions):
     prepared = prepare(lessons.job(questions))
-    return prepared.rows, prepared.job.model.backbone, prepared.job.data.images
+    return prepared.lessons.rows, prepared.job.model.backbone, prepared.job.data.images
 
 
 def test_a_loader_goes_on_where_another_stopped(prepared_rows):
@@ -318,8 +320,8 @@ def test_transformers_gives_the_same_answers(bundle, questions):
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     prepared = prepare(lessons.job(questions))
     config = prepared.job.model.backbone
-    source = RowSource(prepared.rows, config, prepared.job.data.images, lanes=1)
-    for row, question in zip(prepared.rows, read_questions(questions)):
+    source = RowSource(prepared.lessons.rows, config, prepared.job.data.images, lanes=1)
+    for row, question in zip(prepared.lessons.rows, read_questions(questions)):
         parts = [
             {"type": "text", "text": p} if isinstance(p, str) else {"type": "image"} for p in question.prompt.parts
         ]
@@ -330,7 +332,7 @@ def test_transformers_gives_the_same_answers(bundle, questions):
         assert [t for t in said if t != image] == [t for t in row.question.tolist() if t != image]
     assert tokenizer.eos_token_id == config.tokens.im_end
     newer = "mm_token_type_ids" in inspect.signature(model.forward).parameters  # transformers 5 asks for it
-    for row in prepared.rows:
+    for row in prepared.lessons.rows:
         patches = np.concatenate([source._patches(*image) for image in zip(row.images, row.grids)])
         is_image = torch.tensor((row.question[None] == config.tokens.image).astype(np.int64))
         with torch.no_grad():

@@ -21,7 +21,7 @@ from mem0_jax.distributed.layout import Layout, make_layout
 from mem0_jax.distributed.mesh import make_mesh, parse_mesh
 from mem0_jax.distributed.startup import start
 from mem0_jax.policies.mem0 import Mem0
-from mem0_jax.train.config import OptimizerConfig, TrainConfig
+from mem0_jax.train.config import TrainConfig
 from mem0_jax.train.loop import Extras, TrainingInterrupted, fit
 from mem0_jax.train.optim import make_optimizer
 from mem0_jax.train.state import create_params, create_state
@@ -112,8 +112,8 @@ class Loader:
 
 def make_config(policy: Any, steps: int) -> TrainConfig:
     rates = {group: 1e-3 for group, _ in policy.learning_rate_groups}
-    optimizer = OptimizerConfig(rates, total_steps=5000, warmup_ratio=0.0, clip_norm=0.0)
-    return TrainConfig(steps, LANES, optimizer, seed=SEED, log_every=1, save_every=100, ema_decay=0.9)
+    optimizer: dict[str, Any] = {"learning_rates": rates, "total_steps": 5000, "warmup_ratio": 0.0, "clip_norm": 0.0}
+    return TrainConfig(steps=steps, lanes=LANES, seed=SEED, log_every=1, save_every=100, ema_decay=0.9, **optimizer)
 
 
 def layout_of(policy: Any, mesh: str) -> Layout:

@@ -20,14 +20,14 @@ LENGTHS = (9, 7, 11, 8)
 CONFIG = """
 from dataclasses import asdict
 from ml_collections import ConfigDict
-from mem0_jax.train.job import DataSettings, Job, Rates, TrainSettings
+from mem0_jax.train.job import DataSettings, Job, TrainSettings
 from jobs import model
 
 def get_config():
     data = DataSettings(
         datasets=("DATASET",), camera_size=(32, 32), tokenizer="words", max_length=24, held_out=1, threads=1
     )
-    rates = Rates(1e-3, 2e-3, 2e-3, 1e-3)
+    rates = {"backbone": 1e-3, "action": 2e-3, "classifier": 2e-3, "memory": 1e-3}
     train = TrainSettings(
         steps=12, batch_size=8, lanes=2, accumulate=2, precision="float32", learning_rates=rates, ema_decay=0.9,
         log_every=3, save_every=2, validate_every=6, keep_best=1,
@@ -49,7 +49,7 @@ class GivenNoise:
         self._policy = Mem0(config)
         self.init, self.init_state = self._policy.init, self._policy.init_state
         self.learning_rate_groups, self.no_gradient = self._policy.learning_rate_groups, self._policy.no_gradient
-        self.logical_axes, self.act = self._policy.logical_axes, self._policy.act
+        self.logical_axes = self._policy.logical_axes
 
     def loss(self, params, state, batch, rng, train):
         def draws_first(value):

@@ -13,24 +13,25 @@ from jobs import write_config, write_dataset
 from mem0_jax import tree
 from mem0_jax.cli import main
 from mem0_jax.commands.train import read_config
-from mem0_jax.config import from_dict
+from mem0_jax.config import ConfigError, from_dict, to_dict
 from mem0_jax.distributed.hardware import HARDWARE
 from mem0_jax.distributed.mesh import lane_shards, parse_mesh
 from mem0_jax.errors import UserError
 from mem0_jax.inference.session import Session
 from mem0_jax.policies.bundle import load_bundle, save_bundle
 from mem0_jax.policies.mem0 import Mem0, Mem0Config
+from mem0_jax.policies.mem0.flops import parts
 from mem0_jax.train.config import SettingsError
-from mem0_jax.train.flops import forward_flops, peak_flops, training_flops
+from mem0_jax.train.flops import peak_flops, training_flops
 from mem0_jax.train.job import DataSettings, Job, TrainSettings
 from mem0_jax.train.lora import LoraPolicy
-from mem0_jax.train.prepare import prepare
+from mem0_jax.train.run import prepare
 
 INSTALLED = ("m1_mix", "m1_task", "mn_task", "lora_24gb", "small")
 
 
 def job(name: str, *overrides: str) -> Job:
-    return from_dict(Job, read_config(name, overrides))
+    return from_dict(Job, read_config(name, overrides, Job))
 
 
 def trained(job: Job) -> tuple[set[str], set[str]]:
@@ -108,6 +109,9 @@ def test_lanes_divide_among_the_devices(name):
     ("arguments", "message"),
     [
         (["--config=small", "--config.train.stepz=3"], "no field 'stepz', did you mean 'steps'?"),
+        (["--config=small", "--config.policy=mem1"], "there is no model 'mem1'"),
+        (["--config=small", "--config.policy=qwen3_vl"], "is a backbone alone"),
+        (["--config=small", "--config.train.learning_rates.actoin=3"], "did you mean 'action'?"),
         (["--config=small", "--config.train.steps.x=3"], "--config.train.steps has no field 'x'"),
         (["--config=small", "--config.train.steps=many"], "--config.train.steps=many"),
         (["--config=small", "--config.train.preset=lora_all"], "expected one of 'full'"),
@@ -131,7 +135,7 @@ def test_a_policy_knows_the_camera_it_is_trained_on(tmp_path):
     wrist = "observation.images.wrist"
     config = write_config(tmp_path, write_dataset(tmp_path / "dataset", camera=wrist))
     prepared = prepare(job(str(config), f"--config.data.camera={wrist}"))
-    folder = save_bundle(prepared.bundle(prepared.policy.init(jax.random.key(0)), {}), tmp_path / "bundle")
+    folder = save_bundle(prepared.lessons.bundle(prepared.policy.init(jax.random.key(0))), tmp_path / "bundle")
     bundle = load_bundle(folder)
     assert (bundle.inputs.camera, bundle.transform.camera) == (wrist, "wrist")
     with pytest.raises(UserError, match=r"'observation.wrist', the camera the policy was trained on.*head_camera"):
@@ -161,7 +165,7 @@ def test_settings_that_contradict_each_other_are_refused():
 def test_operations_by_formula():
     """Against products counted by hand: a layer's weights times tokens times two, modules trained or not."""
     config = Mem0Config()
-    forward = forward_flops(config, 128)
+    forward = {name: part.operations for name, part in parts(config, 128).items()}
     # 28 layers of 50.3 M weights and 24 of 12.6 M, twice their tokens; heads and attention come on top.
     assert forward["backbone"] == pytest.approx(2 * 128 * 28 * 50.33e6 + 2 * 256 * 24 * 12.58e6, rel=0.1)
     assert forward["classifier"] == pytest.approx(2 * (2 * 6144 * 2048 + 2048**2 + 2 * 2048 * 512 + 512**2))
@@ -180,3 +184,43 @@ def test_configurations_are_found_by_path_and_by_name():
     root = Path(__file__).parents[2]
     assert read_config(str(root / "configs" / "small.py"), []) == read_config("small", [])
     assert read_config("configs/small.py", ["--config.train.steps=7"])["train"]["steps"] == 7
+
+
+def test_job_files_from_before_jobs_named_a_policy_are_read(tmp_path):
+    """As their authors wrote them: no policy, rates by a class of their own, settings of the model written over."""
+    path = tmp_path / "old.py"
+    path.write_text(
+        "from dataclasses import asdict\n"
+        "from ml_collections import ConfigDict\n"
+        "from mem0_jax.train.job import DataSettings, Job, Rates, TrainSettings\n"
+        "def get_config():\n"
+        "    train = TrainSettings(learning_rates=Rates(1e-3, 2e-3, 3e-3, memory=4e-3), batch_size=16)\n"
+        "    config = ConfigDict(asdict(Job(DataSettings(('d',)), train=train, init_from='bundle')))\n"
+        "    config.model.remat = True\n"
+        "    config.train.floors.backbone = 1e-7\n"
+        "    return config\n"
+    )
+    read = job(str(path), "--config.train.learning_rates.action=0.5")
+    assert (read.policy, read.model.remat) == ("mem0", True)
+    assert read.train.learning_rates == {"backbone": 1e-3, "action": 0.5, "classifier": 3e-3, "memory": 4e-3}
+    assert read.train.floors["backbone"] == 1e-7
+    settings = to_dict(read)
+    del settings["policy"]  # as in the job.json of a run begun before
+    assert from_dict(Job, settings) == read
+
+
+def test_a_job_takes_from_its_policy_what_it_leaves_open_and_no_other_names():
+    data = DataSettings(("d",), tokenizer="words")
+    bare = Job(data, policy="mem0")
+    assert bare == Job(data)
+    assert bare == Job(data, Mem0Config())
+    assert bare.train.learning_rates["action"] == 1e-4
+    rates = dict(bare.train.learning_rates)
+    with pytest.raises(SettingsError, match=r"'actoin' is no group of the policy, did you mean 'action'\?"):
+        Job(data, train=TrainSettings(learning_rates={"actoin": rates.pop("action"), **rates}))
+    with pytest.raises(UserError, match=r"there is no model 'mem1'.*did you mean 'mem0'"):
+        Job(data, policy="mem1")
+    with pytest.raises(SettingsError, match="a Qwen3VLConfig is no configuration of 'mem0'"):
+        Job(data, Mem0Config().backbone, policy="mem0")
+    with pytest.raises(ConfigError, match=r"Job.policy: there is no model 'mem1'.*did you mean 'mem0'"):
+        from_dict(Job, to_dict(bare) | {"policy": "mem1"})

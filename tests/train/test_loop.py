@@ -202,13 +202,13 @@ def test_a_finished_run_returns_at_once_and_can_be_extended(tmp_path):
 def test_another_run_s_folder_is_refused(tmp_path):
     fit(make_policy(), make_loader, make_config(5), tmp_path)
     config = make_config(5, seed=9)
-    config = replace(config, optimizer=replace(config.optimizer, weight_decay=0.5))
+    config = replace(config, weight_decay=0.5)
     with pytest.raises(CheckpointError, match="other settings") as error:
         fit(make_policy(), make_loader, config, tmp_path)
     assert "optimizer.weight_decay: 0.005 saved, 0.5 now" in str(error.value)
     assert "seed: 0 saved, 9 now" in str(error.value)
     assert "schedule" not in str(error.value)
-    longer = replace(make_config(5), optimizer=replace(make_config(5).optimizer, total_steps=300))
+    longer = replace(make_config(5), total_steps=300)
     with pytest.raises(CheckpointError, match=r"(?s)total_steps: 200 saved, 300 now.*may begin from this one's bundle"):
         fit(make_policy(), make_loader, longer, tmp_path)
     with pytest.raises(CheckpointError, match="carry/feature: float32"):
@@ -217,7 +217,7 @@ def test_another_run_s_folder_is_refused(tmp_path):
 
 def test_the_speed_of_the_first_step_is_unknown_and_a_run_without_floors_continues(tmp_path):
     config = make_config(2, log_every=1)
-    config = replace(config, optimizer=replace(config.optimizer, floors={}))
+    config = replace(config, floors={})
     first, second = fit(make_policy(), make_loader, config, tmp_path).rows
     assert first["frames_per_second"] is None
     assert first["eta_seconds"] is None

@@ -172,7 +172,7 @@ def test_parameters_in_bfloat16_keep_their_dtype_and_have_float32_moments():
 
 def test_rules_and_settings_that_do_not_fit():
     params = random_tree(0)
-    with pytest.raises(ValueError, match=r"\['body'\], the policy has \['body', 'head'\]"):
+    with pytest.raises(ValueError, match=r"'head' has none: give each of the policy's groups \['body', 'head'\]"):
         make_optimizer(replace(CONFIG, learning_rates={"body": 1.0}, floors={}), GROUPS, (), (), params)
     with pytest.raises(ValueError, match=r"freeze: 'heads/\.\*' match no parameter"):
         make_optimizer(CONFIG, GROUPS, (), ("heads/.*",), params)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mem0_jax.policies.base import Policy
-from mem0_jax.train import OptimizerConfig, TrainConfig
+from mem0_jax.train import TrainConfig
 
 LANES, FRAMES, INPUTS, WIDTH = 4, 3, 3, 5
 
@@ -95,10 +95,16 @@ def make_loader(batches: int = 10**6, delay: float = 0.0) -> grain.DatasetIterat
 
 
 def make_config(steps: int, **changes: Any) -> TrainConfig:
-    optimizer = OptimizerConfig(
-        learning_rates={"memory": 1e-2, "base": 3e-2}, floors={"memory": 1e-3, "base": 1e-3}, total_steps=200
-    )
-    return TrainConfig(**{"steps": steps, "lanes": LANES, "optimizer": optimizer, "log_every": 5, **changes})
+    rates: dict[str, Any] = {"learning_rates": {"memory": 1e-2, "base": 3e-2}, "floors": {"memory": 1e-3, "base": 1e-3}}
+    own: dict[str, Any] = {
+        "steps": steps,
+        "lanes": LANES,
+        "total_steps": 200,
+        "log_every": 5,
+        "seed": 0,
+        "metrics_window": 10,
+    }
+    return TrainConfig(**rates | own | changes)
 
 
 def main(workdir: str, steps: str, save_every: str, delay: str) -> None:

@@ -7,7 +7,6 @@ Source: Qwen3-VL's chat template and image processor (transformers 4.57.1 behavi
 
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,6 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from mem0_jax.backbones.qwen3_vl.config import Qwen3VLConfig, TokenIds, VisionConfig
 from mem0_jax.backbones.qwen3_vl.positions import image_slots, token_positions
 from mem0_jax.errors import UserError
-from mem0_jax.stand_in import stand_in
 
 SPECIAL_TOKENS = {
     "pad": "<|endoftext|>",
@@ -42,18 +40,6 @@ def word_tokenizer(texts: Iterable[str]) -> Tokenizer:
     return tokenizer
 
 
-def load_tokenizer(path: str | Path) -> Tokenizer:
-    """Reads a `tokenizer.json`, such as Qwen3's."""
-    if not Path(path).is_file():
-        raise UserError(f"{path} is missing: a policy needs the tokenizer.json it was trained with")
-    if said := stand_in(Path(path)):
-        raise UserError(f"{path} {said}")
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # the library has no narrower one
-        raise UserError(f"{path}: not a tokenizer.json ({error}): damaged? copy it again") from None
-
-
 def token_ids(tokenizer: Tokenizer) -> TokenIds:
     """The ids of the special tokens; an error lists those the tokenizer lacks."""
     ids, missing = {}, []
@@ -66,6 +52,12 @@ def token_ids(tokenizer: Tokenizer) -> TokenIds:
     if missing:
         raise UserError(f"the tokenizer has no {', '.join(missing)}: it is not one of Qwen3-VL's")
     return TokenIds(**ids)
+
+
+def check_tokenizer(tokenizer: Tokenizer, config: Qwen3VLConfig) -> None:
+    """Raises UserError where the special tokens of a tokenizer are not those of the model."""
+    if (found := token_ids(tokenizer)) != config.tokens:
+        raise UserError(f"the tokenizer has the special tokens {found}, the model expects {config.tokens}")
 
 
 def patchify(images: Any, config: VisionConfig) -> Any:
@@ -100,10 +92,7 @@ class Processor:
     def __init__(
         self, tokenizer: Tokenizer, config: Qwen3VLConfig, image_size: tuple[int, int], max_length: int, views: int = 1
     ):
-        if token_ids(tokenizer) != config.tokens:
-            raise UserError(
-                f"the tokenizer's special tokens {token_ids(tokenizer)} are not the model's {config.tokens}"
-            )
+        check_tokenizer(tokenizer, config)
         self.tokenizer, self.config, self.image_size = tokenizer, config, image_size
         self.max_length, self.views = max_length, views
         self._prompts: dict[str, dict[str, np.ndarray]] = {}

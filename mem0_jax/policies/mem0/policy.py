@@ -5,75 +5,34 @@ R draws per sample. Source: RMBench `policy/Mem-0/source/models/execution_module
 """
 
 import re
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mem0_jax.backbones.qwen3_vl.config import Qwen3VLConfig, TokenIds
+from mem0_jax.backbones.qwen3_vl.config import TokenIds
 from mem0_jax.backbones.qwen3_vl.model import Qwen3VL
 from mem0_jax.backbones.qwen3_vl.positions import grid_tables
-from mem0_jax.config import check_ranges
+from mem0_jax.backbones.qwen3_vl.processor import patchify
 from mem0_jax.heads import flow
-from mem0_jax.heads.classifier import ClassifierConfig, SubtaskEndClassifier, counts, focal_loss
-from mem0_jax.heads.dit import DiTConfig, DiTHead, Modulation, repeat_condition
-from mem0_jax.heads.flow import FlowConfig
+from mem0_jax.heads.classifier import SubtaskEndClassifier, counts, focal_loss
+from mem0_jax.heads.dit import DiTHead, Modulation, repeat_condition
 from mem0_jax.memory import bank
-from mem0_jax.memory.bank import MemoryBank, MemoryConfig, MemoryState
+from mem0_jax.memory.bank import MemoryBank, MemoryState
 from mem0_jax.nn import module
 from mem0_jax.nn.layers import split_key
 from mem0_jax.nn.numbers import same_numbers
 from mem0_jax.nn.partition import by_samples
-from mem0_jax.policies import mem0_axes
-from mem0_jax.policies.base import Batch, Params
+from mem0_jax.policies.base import Batch, Params, Shapes, Spec
+from mem0_jax.policies.mem0 import axes
+from mem0_jax.policies.mem0.config import Mem0Config
 
 Array = jax.Array
 # Parameters that are used only after a cast to the compute dtype. Norms, the vision tower's position table and what the
 # memory joins with them are used in float32.
 CAST = r"backbone/(?!.*norm).*/(kernel|bias)|backbone/.*embed_tokens/embedding|memory/cross_attn(1/(q|out)|2/.*)/kernel"
 TABLES = ("row_column", "table_index", "table_weight")
-
-
-@dataclass(frozen=True)
-class Mem0Config:
-    """A Mem-0 of any size; the defaults are the released 2B configuration.
-
-    Attributes:
-        lambda_action, lambda_classifier: weights of the two losses.
-        image_size: (height, width) of the images the vision tower sees.
-        dtype: compute dtype of backbone and memory; the heads are float32 always.
-        remat: recompute the layers of the backbone and the action head in the backward pass.
-        remat_keep: what is stored still, then; see `nn.stack.REMAT`.
-    """
-
-    backbone: Qwen3VLConfig = field(default_factory=Qwen3VLConfig)
-    memory: MemoryConfig = field(default_factory=MemoryConfig)
-    flow: FlowConfig = field(default_factory=FlowConfig)
-    action: DiTConfig = field(default_factory=DiTConfig)
-    classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
-    lambda_action: float = 1.0
-    lambda_classifier: float = 0.2
-    image_size: tuple[int, int] = (256, 256)
-    dtype: str = "bfloat16"
-    remat: bool = False
-    remat_keep: Literal["nothing", "weight_products", "products"] = "nothing"
-
-    @property
-    def recompute(self) -> bool | str:
-        """The `remat` of `nn.stack.scan_layers`."""
-        return self.remat and self.remat_keep
-
-    def __post_init__(self):
-        check_ranges(self, lambda_action="[0, inf)", lambda_classifier="[0, inf)", image_size="[1, inf)")
-        width = self.backbone.text.hidden_size
-        if self.action.context_width != width:
-            raise ValueError(f"action.context_width must equal the backbone's width {width}")
-        if self.classifier.hidden_sizes[0] != 3 * width:
-            raise ValueError(f"classifier.hidden_sizes must start with 3 * {width}, the flattened context")
-        if width % self.memory.num_heads:
-            raise ValueError(f"memory.num_heads {self.memory.num_heads} must divide the width {width}")
 
 
 class Mem0Model(nnx.Module):
@@ -123,6 +82,7 @@ class Mem0:
         ("classifier", "classifier/.*"),
         ("memory", "memory/.*"),
     )
+    labels: tuple[str, ...] = ("action", "subtask_end")
 
     def __init__(self, config: Mem0Config):
         self.config = config
@@ -130,9 +90,39 @@ class Mem0:
         self.no_gradient: tuple[str, ...] = (r"backbone/language_model/norm/.*",)
         if not config.backbone.text.tie_word_embeddings:
             self.no_gradient += (r"backbone/lm_head/.*",)
-        self.logical_axes = mem0_axes.logical_axes(config.backbone)
+        self.logical_axes = axes.logical_axes(config.backbone)
         self._build = lambda rngs: Mem0Model(config, rngs)
         self.bind = module.bind(self._build)
+
+    @property
+    def spec(self) -> Spec:
+        """What the outside need know of it."""
+        action, threshold = self.config.action, self.config.classifier.threshold
+        return Spec(action.horizon, action.action_dim, action.state_dim, self.config.memory.window_size, threshold)
+
+    def batch(self, tokens: int) -> Shapes:
+        """Entries of a training batch with one view a frame and images of `image_size`; `tokens` is S."""
+        vision, action, (height, width) = self.config.backbone.vision, self.config.action, self.config.image_size
+        patches = height * width // vision.patch_size**2
+        return {
+            "patches": ((1, patches, vision.patch_width), jnp.uint8),
+            "input_ids": ((tokens,), jnp.int32),
+            "attention_mask": ((tokens,), jnp.bool_),
+            "position": ((3, tokens), jnp.int32),
+            "image_slot": ((tokens,), jnp.int32),
+            "state": ((action.state_dim,), jnp.float32),
+            "action": ((action.horizon, action.action_dim), jnp.float32),
+            "episode": ((), jnp.int32),
+            "subtask_end": ((), jnp.int32),
+        }
+
+    def reset(self, state: MemoryState, where: Array) -> MemoryState:
+        """Memories, emptied where bool [L] says so."""
+        return bank.reset(state, where)
+
+    def inputs(self, images: Array, prompts: Batch) -> Batch:
+        """Observations from pictures uint8 [B, height, width, 3] of `image_size` and prompts of the processor."""
+        return prompts | {"patches": patchify(images[:, None], self.config.backbone.vision)}
 
     @same_numbers
     def init(self, key: Array) -> Params:
@@ -200,7 +190,8 @@ class Mem0:
     def observe(
         self, params: Params, state: MemoryState, observation: Batch
     ) -> tuple[Array, dict[str, Array], MemoryState]:
-        """One frame a session: reads and writes memory. `observation["episode"]` [L]; a change empties the memory.
+        """One frame a session: reads and writes memory. A change of `observation["episode"]` [L], where it is given,
+        empties the memory.
 
         Returns:
             The context tokens [L, 3, H] float32; info with `end_probability` [L] and `attention` [L, W] over the
@@ -208,10 +199,11 @@ class Mem0:
         """
         _, image, text = self.features(params, observation)
         parts = self.bind(params)
-        reading, state = parts.memory.step(state, image, observation["episode"])
+        reading, state = parts.memory.step(state, image, observation.get("episode", state.episode))
         context = jnp.stack([reading.window, reading.anchor, text], 1).astype(jnp.float32)
         logits = parts.classifier(context.reshape(len(context), -1))
-        return context, {"end_probability": jax.nn.sigmoid(logits), "attention": reading.attention}, state
+        attention = reading.attention.astype(jnp.float32)
+        return context, {"end_probability": jax.nn.sigmoid(logits), "attention": attention}, state
 
     def remember(
         self, params: Params, state: MemoryState, observation: Batch, index: Array, count: Array
@@ -230,7 +222,7 @@ class Mem0:
         _, image, _ = self.features(params, observation)
         return bank.write(state, image[index], count)
 
-    def solver_constants(self, params: Params) -> Modulation:
+    def constants(self, params: Params) -> Modulation:
         """What the head makes of the solver's timesteps, these on a leading axis: constants of the parameters."""
         made = self.bind(params).action.modulation(flow.timesteps(self.config.flow))
         return Modulation(
@@ -242,20 +234,12 @@ class Mem0:
     ) -> Array:
         """Samples action chunks [L, C, A] from context tokens, states [L, A] and noise [L, C, A].
 
-        `constants` are those of `solver_constants`; None: computed here.
+        `constants` are those of that name; None: computed here.
         """
         head = self.bind(params).action
         condition = head.condition(context, proprioception)
-        constants = self.solver_constants(params) if constants is None else constants
+        constants = self.constants(params) if constants is None else constants
         return flow.solve(lambda x, time: head.velocity(condition, x, time), noise, self.config.flow, constants)
-
-    def act(
-        self, params: Params, state: MemoryState, observation: Batch, rng: Array
-    ) -> tuple[Array, dict[str, Array], MemoryState]:
-        """`observe`, then `decide` with fresh noise."""
-        context, info, state = self.observe(params, state, observation)
-        size = (len(context), self.config.action.horizon, self.config.action.action_dim)
-        return self.decide(params, context, observation["state"], jax.random.normal(rng, size)), info, state
 
 
 def serving_dtype(path: str, config: Mem0Config) -> Any:

@@ -1,0 +1,167 @@
+"""Kinds of models, found by name, and what the rest of the house asks of one.
+
+A policy is a package `mem0_jax.policies.NAME`, a backbone one of `mem0_jax.backbones`, each with a module `family` that
+holds a `Family` called FAMILY. An installed package adds its own by an entry point of the group `mem0_jax.families`:
+NAME = "package.module:FAMILY". Configurations live in a module beside `family`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from mem0_jax.errors import UserError, did_you_mean
+
+ROOMS = ("mem0_jax.policies", "mem0_jax.backbones")
+PLUGINS = "mem0_jax.families"
+Config = Any  # a frozen dataclass of the family's own
+Rules = tuple[tuple[str, str], ...]
+NO_FACTOR = r"(?!.*/lora_[ab]$)"  # what follows matches no low-rank factor
+
+
+def _float32(path: str, config: Config) -> str:
+    return "float32"
+
+
+@dataclass(frozen=True)
+class Part:
+    """Operations of one frame's forward pass through a part of a model, whose parameters lie under the part's name.
+
+    Attributes:
+        operations: by formula.
+        upstream: parts whose parameters get gradients through this one.
+    """
+
+    operations: float
+    upstream: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What of a model is trained, by regexes of whole paths.
+
+    Attributes:
+        frozen: parameters that are not.
+        bfloat16: parameters that mixed precision keeps in bfloat16.
+        lora: kernels that get low-rank factors, where a job names no others; empty: this preset trains none.
+    """
+
+    frozen: tuple[str, ...] = ()
+    bfloat16: tuple[str, ...] = ()
+    lora: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Family:
+    """One kind of model: a backbone alone, or a policy.
+
+    Attributes:
+        name: as bundles and jobs call it.
+        config: class of its configurations.
+        init: configuration -> (key -> fresh parameters, float32).
+        logical_axes: configuration -> (logical axes, path regex) pairs, see `distributed.sharding`.
+        vocabulary: configuration -> tokens that it knows.
+        check_tokenizer: (tokenizer, configuration); raises UserError where its special tokens are not the model's.
+        serving_dtype: (path, configuration) -> the narrowest dtype in which a parameter can be stored without changing
+            what the model gives.
+    """
+
+    name: str
+    config: type
+    init: Callable[[Config], Callable[[Any], dict[str, Any]]]
+    logical_axes: Callable[[Config], Rules]
+    vocabulary: Callable[[Config], int]
+    check_tokenizer: Callable[[Any, Config], None]
+    serving_dtype: Callable[[str, Config], Any] = _float32
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyFamily(Family):
+    """A kind of policy.
+
+    Attributes:
+        policy: configuration -> `policies.base.Policy`.
+        backbone: field of the configuration, and subtree of the parameters, that is a model of another family.
+        processor: (tokenizer, configuration, tokens of a prompt) -> pictures and instructions to the model's arrays.
+        word_tokenizer: texts -> a tokenizer with one token a word, for models trained from scratch.
+        completed: (configuration, tokenizer, vocabulary, dtype) -> the configuration that is trained; without a
+            tokenizer, None, one of the same sizes.
+        parts: (configuration, tokens of a prompt) -> operations by part, see `train.flops`.
+        learning_rates, floors: of a job that names none, by the policy's learning-rate groups.
+        presets: by name; the first is that of a job that names none.
+        reference: parameters that precision "reference" keeps in bfloat16, as path regexes; empty: there is none such.
+        free: fields of the configuration that change nothing but how it is computed; a run may change them.
+        recomputes: configuration -> the backward pass computes the forward pass a second time.
+        unnamed: it is what jobs without `policy` train; of one family alone.
+    """
+
+    policy: Callable[[Config], Any]
+    backbone: str
+    processor: Callable[[Any, Config, int], Any]
+    word_tokenizer: Callable[[Iterable[str]], Any]
+    completed: Callable[[Config, Any, int, str], Config]
+    parts: Callable[[Config, int], Mapping[str, Part]]
+    learning_rates: Mapping[str, float] = field(default_factory=dict)
+    floors: Mapping[str, float] = field(default_factory=dict)
+    presets: Mapping[str, Preset] = field(default_factory=lambda: {"full": Preset()})
+    reference: tuple[str, ...] = ()
+    free: tuple[str, ...] = ()
+    recomputes: Callable[[Config], bool] = lambda config: False
+    unnamed: bool = False
+
+
+@cache
+def family(name: str) -> Family:
+    """The family of a name. Raises UserError: there is none; it lists those there are."""
+    known = names()
+    if name not in known:
+        raise UserError(f"there is no model {name!r}, only {', '.join(known)}{did_you_mean(name, known)}")
+    where, attribute = known[name].split(":")
+    found = getattr(importlib.import_module(where), attribute)
+    if not isinstance(found, Family) or found.name != name:
+        raise UserError(f"{known[name]} is no Family called {name!r}")
+    return found
+
+
+def policy_family(name: str) -> PolicyFamily:
+    """The same, of a policy; "" is that of jobs which name none. Raises UserError: there is none, or it is a backbone
+    alone."""
+    found = family(name or _unnamed())
+    if not isinstance(found, PolicyFamily):
+        raise UserError(f"{name!r} is a backbone alone, no policy")
+    return found
+
+
+@cache
+def _unnamed() -> str:
+    everyone = map(family, names())
+    return next(one.name for one in everyone if isinstance(one, PolicyFamily) and one.unnamed)
+
+
+def family_of(config: Config) -> Family:
+    """The family of a configuration."""
+    package = type(config).__module__.rpartition(".")[0]
+    return importlib.import_module(f"{package}.family").FAMILY
+
+
+def policy_family_of(config: Config) -> PolicyFamily:
+    """The family of a policy's configuration."""
+    found = family_of(config)
+    assert isinstance(found, PolicyFamily), found.name
+    return found
+
+
+def names() -> dict[str, str]:
+    """Where each family lies, "module:attribute" by name; nothing is imported but the rooms."""
+    found = {point.name: point.value for point in entry_points(group=PLUGINS)}
+    for room in ROOMS:
+        folder = Path(importlib.import_module(room).__file__ or "").parent
+        inner = sorted(path.parent.name for path in folder.glob("*/family.py"))
+        found |= {name: f"{room}.{name}.family:FAMILY" for name in inner}
+    return found

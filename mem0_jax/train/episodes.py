@@ -1,0 +1,215 @@
+"""What policies are taught: the episodes of datasets, as the deployed policy will see them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, cast
+
+import jax
+import numpy as np
+from tokenizers import Tokenizer
+
+from mem0_jax.config import to_dict
+from mem0_jax.data.joint_names import check_names
+from mem0_jax.data.lanes import LaneSource
+from mem0_jax.data.mixture import Mixture
+from mem0_jax.data.normalize import Normalizer, NormStats
+from mem0_jax.data.packed import open_dataset
+from mem0_jax.data.pictures import EpisodeDataset
+from mem0_jax.data.subset import hold_out
+from mem0_jax.data.transforms import ColorJitter
+from mem0_jax.disk import disk_told, write_whole
+from mem0_jax.errors import UserError
+from mem0_jax.family import PolicyFamily, family_of
+from mem0_jax.policies.base import Params, Policy
+from mem0_jax.policies.bundle import Bundle, Inputs, load_backbone, load_bundle, read_description, save_bundle
+from mem0_jax.train.config import TrainConfig
+from mem0_jax.train.flops import training_flops
+from mem0_jax.train.from_bundle import check_continues, load_optimizer
+from mem0_jax.train.job import WORDS, Job, job_settings
+from mem0_jax.train.state import TrainState, blueprint
+from mem0_jax.train.validation import Validation
+
+if TYPE_CHECKING:
+    from mem0_jax.train.run import Prepared
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """The episodes of a job; see `train.run.Lessons`.
+
+    Attributes:
+        job: the settings, its model completed by the tokenizer.
+        training: the episodes to train on.
+        held_out: those to validate on, by dataset.
+        stats, processor: of the bundle to be.
+        made: what the bundle tells of how it came to be.
+    """
+
+    job: Job
+    training: EpisodeDataset
+    held_out: tuple[EpisodeDataset, ...]
+    stats: NormStats
+    processor: Any = None
+    made: Mapping[str, Any] = field(default_factory=lambda: {"made_by": "mem0-jax train"})
+
+    @classmethod
+    def read(cls, job: Job) -> Self:
+        """Raises UserError: datasets or statistics that are missing or do not fit together."""
+        data = job.data
+        with told_to_the_user():
+            split = [hold_out(open_dataset(folder), data.held_out, data.seed) for folder in data.datasets]
+            for dataset, _ in split:
+                check_names(dataset)
+            training, held_out = ([pair[i] for pair in split] for i in (0, 1))
+            stats = NormStats.load(data.norm_stats) if data.norm_stats else NormStats.from_datasets(cast(Any, training))
+            mixed = Mixture(training, data.weights or None) if len(training) > 1 else training[0]
+        return cls(job, mixed, tuple(held_out), stats)
+
+    def words(self) -> Tokenizer:
+        """See `Lessons`, as of all below."""
+        with told_to_the_user():
+            return self.job.family.word_tokenizer(self.training.texts(self.job.data.text)[1])
+
+    def completed(self, tokenizer: Tokenizer) -> Self:
+        """The model with the tokenizer's ids, the vocabulary that goes with it, and the precision's dtype."""
+        job, family = self.job, self.job.family
+        vocabulary = family.vocabulary(job.model)
+        if job.init_from:
+            found = read_description(Path(job.init_from).absolute())[0]
+            vocabulary = family_of(found).vocabulary(found)
+        elif job.data.tokenizer == WORDS:
+            vocabulary = tokenizer.get_vocab_size()
+        with told_to_the_user():
+            model = family.completed(job.model, tokenizer, vocabulary, job.compute_dtype)
+        processor = family.processor(tokenizer, model, job.data.max_length)
+        return dataclasses.replace(self, job=dataclasses.replace(job, model=model), processor=processor)
+
+    def policy(self) -> Policy:
+        return self.job.family.policy(self.job.model)
+
+    def config(self) -> TrainConfig:
+        return self.job.train_config()
+
+    def settings(self) -> dict[str, Any]:
+        """What must not change when a run continues, besides the trainer's own settings."""
+        return job_settings(self.job) | {"statistics": self.stats.to_json()}
+
+    def extras(self, prepared: Prepared) -> dict[str, Any]:
+        job, policy, config = self.job, prepared.policy, prepared.config
+        if job.init_optimizer:
+            plan = blueprint(policy, config)
+            check_continues(job.init_from, config.optimizer, jax.eval_shape(plan.optimizer.init, plan.params))
+        trained_on, held_out = len(self.training.episodes), sum(len(part.episodes) for part in self.held_out)
+        _log.info(
+            "%d episodes to train on, %d held out; steps of %d lanes x %d frames; hardware %s",
+            *(trained_on, held_out, job.lanes, job.frames, job.hardware),
+        )
+        return {
+            "optimizer": partial(load_optimizer, job.init_from) if job.init_optimizer else None,
+            "validate": Validation(self, policy, prepared.layout) if config.validate_every else None,
+            "settings": self.settings(),
+            "flops": partial(training_flops, job.model, job.data.max_length),
+        }
+
+    def initial(self, key: jax.Array, shardings: Any) -> Params:
+        """A policy's parameters are taken whole; a backbone alone gets fresh heads and memory."""
+        folder, family = Path(self.job.init_from).absolute(), self.job.family
+        if isinstance(family_of(read_description(folder)[0]), PolicyFamily):
+            return load_bundle(folder, shardings=shardings).params
+        own = family.backbone
+        heads = jax.jit(lambda key: {k: v for k, v in family.init(self.job.model)(key).items() if k != own})
+        inner = shardings and {path.removeprefix(f"{own}/"): sharding for path, sharding in shardings.items()}
+        return heads(key) | {own: load_backbone(folder, shardings=inner).params}
+
+    def bundle(self, params: Params) -> Bundle:
+        """The policy of plain parameters with all it needs."""
+        job, data = self.job, self.job.data
+        inputs = Inputs(data.camera_size, data.deploy_resample, data.max_length, data.normalization, data.camera)
+        made = {"steps": job.train.steps, "init_from": job.init_from, "datasets": list(data.datasets)}
+        return Bundle(job.model, params, self.stats, self.processor.tokenizer, inputs, {**self.made, **made})
+
+    def folder(self, workdir: Path) -> Path:
+        """Where the bundle goes."""
+        return workdir / "bundle"
+
+    def leave(self, prepared: Prepared, workdir: Path, state: TrainState | None) -> None:
+        """The bundle, of the moving averages where the job keeps them, and `job.json`, the completed settings."""
+        if state is None:
+            return
+        params, layout = state.averaged_params, prepared.layout
+        bundle = self.bundle(prepared.plain(params if layout is None else layout.whole(params)))
+        folder = self.folder(workdir)
+        if jax.process_index() == 0:
+            with disk_told(folder, "the run is saved, and the same command writes the bundle"):
+                write_whole(workdir / "job.json", json.dumps(to_dict(self.job), indent=1))
+                save_bundle(bundle, folder)
+
+    def source(self, first: int, count: int) -> LaneSource:
+        job, data = self.job, self.job.data
+        return self._source(
+            self.training,
+            lanes=job.lanes,
+            frames=job.frames,
+            cache_frames=data.cache_gib > 0,
+            cache_bytes=int(data.cache_gib * 2**30),
+            jitter=ColorJitter(data.jitter, data.jitter, data.jitter) if data.jitter else None,
+            first_lane=first,
+            num_local_lanes=count,
+            schedule=data.schedule,
+            workers=data.workers,
+            strict=data.strict,
+        )
+
+    def held_out_sources(self, lanes: int, frames: int, first: int, count: int) -> list[LaneSource]:
+        """The held-out episodes of each dataset, each once in the first passes of its lanes, without jitter.
+
+        Of `lanes` in all, this host plays `count` from `first` on.
+        """
+        return [
+            self._source(dataset, lanes=lanes, frames=frames, first_lane=first, num_local_lanes=count)
+            for dataset in self.held_out
+        ]
+
+    def _source(self, dataset: EpisodeDataset, **arguments: Any) -> LaneSource:
+        data = self.job.data
+        with told_to_the_user():
+            source = LaneSource(
+                dataset,
+                horizon=self.policy().spec.horizon,
+                seed=data.seed,
+                camera=data.camera,
+                image_size=data.camera_size,
+                resample=data.resample,
+                normalizer=Normalizer(self.stats, data.normalization),
+                text=data.text,
+                transform=lambda element: model_inputs(element, source.texts, self.processor),
+                **arguments,
+            )
+        return source
+
+
+@contextmanager
+def told_to_the_user() -> Iterator[None]:
+    """The data's own errors, which name the file and the fix, as errors that the command line prints."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(str(error)) from error
+
+
+def model_inputs(element: dict[str, np.ndarray], texts: list[str], processor: Any) -> dict[str, np.ndarray]:
+    """One window of a lane as the policy's batch entries, each with a leading T, and `action_is_pad`."""
+    prepared = processor.prepare(element["image"], [texts[i] for i in element["text_id"]])
+    return prepared | {key: element[key] for key in ("state", "action", "action_is_pad", "episode", "subtask_end")}
