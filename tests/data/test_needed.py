@@ -64,7 +64,7 @@ def undeclared(root: Path, key: str) -> None:
 
 NOT_A_FLAG = "episode 0, frame 0, subtask_end: is neither 0 nor 1"
 # What is wrong, and the words of: training and packing, the check.
-FAULTS: dict[str, tuple[Callable[[Path], Any], str, str]] = {
+FAULTS: dict[str, tuple[Any, ...]] = {
     **{f"{key} in pairs": (pairs(key), *[f"{key}: has shape [2]; expected [1]"] * 2) for key in ONE},
     "flag 255": (flag(255, pa.uint8(), "uint8"), NOT_A_FLAG, NOT_A_FLAG),
     "flag -1": (flag(-1, pa.int64(), "int64"), NOT_A_FLAG, NOT_A_FLAG),

@@ -138,7 +138,7 @@ MISSPELT = (
         ),
         (
             {**flat(image={"a": PICTURE}), "observation/image": {"a": PICTURE}},
-            "bad_observation: the observation has im",
+            "bad_observation: the observation la",
         ),
         (flat(session="\n"), "bad_message: session must be an id"),
         (flat(session=7), "bad_message: session must be an id of 1 to 128 printable characters, got 7"),
