@@ -75,6 +75,6 @@ def difference(ours: list[Reply], theirs: list[Reply]) -> float:
         assert (a.chunk is None) == (b.chunk is None)
         assert a.info.keys() == b.info.keys()
         pairs = [(a.info[name], b.info[name]) for name in a.info]
-        pairs += [] if a.chunk is None else [(a.chunk, b.chunk)]
+        pairs += [] if a.chunk is None or b.chunk is None else [(a.chunk, b.chunk)]
         worst = max(worst, *(float(np.max(np.abs(np.subtract(x, y))) / max(1.0, np.max(np.abs(y)))) for x, y in pairs))
     return worst
