@@ -28,25 +28,29 @@ def aot(*flags):
     return subprocess.run(words, env=environment, capture_output=True, text=True)
 
 
-@pytest.mark.slow
-def test_a_generation_with_sparse_cores_sends_the_same(tmp_path):
-    """Its program holds operations that jaxlib's own parser refuses, and modules beside the step's."""
-    sent = []
-    for topology in ("v5e:2x2", "v6e:2x2"):
-        path = tmp_path / "aot.json"
-        done = aot(f"--topology={topology}", "--mesh=fsdp=4", "--json", path)
-        assert done.returncode == 0, done.stderr
-        sent.append(json.loads(path.read_text())["collectives"])
-    assert sent[0].keys() == sent[1].keys()
-    assert sent[0]["all-gather"] == sent[1]["all-gather"]
-
-
-@pytest.mark.slow
-def test_figures_of_a_small_step(tmp_path):
-    path = tmp_path / "aot.json"
-    done = aot("--topology=v5e:2x2", "--mesh=fsdp=4", "--json", path)
+def step_for(topology, path):
+    """What the command prints and writes of the small step; it takes a minute."""
+    done = aot(f"--topology={topology}", "--mesh=fsdp=4", "--json", path)
     assert done.returncode == 0, done.stderr
-    found, text = json.loads(path.read_text()), done.stdout
+    return done.stdout, json.loads(path.read_text())
+
+
+@pytest.fixture(scope="module")
+def small_step(tmp_path_factory):
+    return step_for("v5e:2x2", tmp_path_factory.mktemp("aot") / "aot.json")
+
+
+@pytest.mark.slow
+def test_a_generation_with_sparse_cores_sends_the_same(small_step, tmp_path):
+    """Its program holds operations that jaxlib's own parser refuses, and modules beside the step's."""
+    sent, newer = small_step[1]["collectives"], step_for("v6e:2x2", tmp_path / "aot.json")[1]["collectives"]
+    assert sent.keys() == newer.keys()
+    assert sent["all-gather"] == newer["all-gather"]
+
+
+@pytest.mark.slow
+def test_figures_of_a_small_step(small_step):
+    text, found = small_step
     assert (found["chips"], found["mesh"], found["lanes"], found["frames"]) == (4, "fsdp=4", 4, 2)
     assert found["optimizer"] == pytest.approx(2 * found["params"], rel=0.02)
     assert 0 < found["temporary"] < found["hbm"]
