@@ -4,15 +4,15 @@ One rule for all: a set of weights is a dict of tensors some of which have the n
 that wrappers add are taken off, wherever they stand; then whatever precedes the model's own names in all of the set.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mem0_jax.convert.format import Format
+from mem0_jax.convert.models import formats
 from mem0_jax.convert.rules import ConversionError
 from mem0_jax.convert.stored import StoredTensor, is_float, nbytes
 
-BACKBONE_IN_MEM0 = "qwen_model.model."  # before Hugging Face's names, in a Mem-0 checkpoint
-BACKBONE = "model.visual."
 # DistributedDataParallel and DeepSpeed, torch.compile, FSDP, activation checkpointing, Lightning Fabric.
 WRAPPERS = frozenset(
     ("module", "_orig_mod", "_fsdp_wrapped_module", "_fpw_module", "_checkpoint_wrapped_module", "_forward_module")
@@ -42,11 +42,13 @@ class Weights:
     """The weights of one model.
 
     Attributes:
+        model: which.
         keys: under which they lie in the file.
         tensors: by the model's own names.
         notes: what was done to find them, for the user.
     """
 
+    model: Format
     keys: tuple[str, ...]
     tensors: Mapping[str, Any]
     notes: list[str]
@@ -56,6 +58,7 @@ class Weights:
 class _Set:
     """Weights as they lie in a file: `names` are those in `state` and, without wrappers and prefix, the model's own."""
 
+    model: Format
     keys: tuple[str, ...]
     prefix: str
     state: Mapping[str, Any]
@@ -87,7 +90,7 @@ def find_weights(content: Any, chosen: str | None = None) -> Weights:
         raise ConversionError(
             f"has weights under {'/'.join(found.keys)!r} alone: take them with --weights {found.name}"
         )
-    return Weights(found.keys, _unwrapped(found), _notes(found))
+    return Weights(found.model, found.keys, _unwrapped(found), _notes(found))
 
 
 def _unwrapped(found: _Set) -> dict[str, Any]:
@@ -181,10 +184,8 @@ def _absent(content: Any, states: Mapping[tuple[str, ...], Mapping[str, Any]]) -
     """Why there are no weights."""
     for keys, state in states.items():
         if set(keys) <= KEYS | AVERAGES:
-            return (
-                f"neither a Mem-0 (tensors called {BACKBONE_IN_MEM0}...) nor a Qwen3-VL ({BACKBONE}...); "
-                f"it begins with {', '.join(f'{name!r:.100}' for name in list(state)[:4])}"
-            )
+            known = " nor ".join(f"a {one.title} (tensors called {one.mark}...)" for one in formats().values())
+            return f"neither {known}; it begins with {', '.join(f'{name!r:.100}' for name in list(state)[:4])}"
     under: list[str] = []
     while isinstance(content, dict) and len(under) <= MAX_DEPTH:
         inner = next((key for key in content if isinstance(key, str) and key in KEYS | AVERAGES), None)
@@ -229,7 +230,9 @@ def _nameless(node: Any, keys: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
 def _sets(keys: tuple[str, ...], state: Mapping[str, Any]) -> list[_Set]:
     """The sets of weights in a dict of tensors: one for each prefix of the model's own names."""
     own = {name: ".".join(part for part in str(name).split(".") if part not in WRAPPERS) for name in state}
-    prefixes = _prefixes(own.values(), BACKBONE_IN_MEM0) or _prefixes(own.values(), BACKBONE)
+    model, prefixes = _model(own.values())
+    if model is None:
+        return []
     names: dict[str, dict[str, str]] = {prefix: {} for prefix in sorted(prefixes)}
     for name, bare in own.items():
         if bare in COUNTERS:
@@ -237,7 +240,18 @@ def _sets(keys: tuple[str, ...], state: Mapping[str, Any]) -> list[_Set]:
         mine = max((prefix for prefix in prefixes if bare.startswith(prefix)), key=len, default=None)
         for prefix in names if mine is None else (mine,):  # what has no prefix is left to the plan, to refuse it
             names[prefix][name] = bare.removeprefix(mine or "")
-    return [_Set(keys, prefix, state, mine) for prefix, mine in names.items()]
+    return [_Set(model, keys, prefix, state, mine) for prefix, mine in names.items()]
+
+
+def _model(names: Collection[str]) -> tuple[Format | None, set[str]]:
+    """Whose names they are, and what precedes the model's own in them; a model inside another does not count."""
+    found = {one.name: _prefixes(names, one.mark) for one in formats().values()}
+    marked = [one for name, one in formats().items() if found[name]]
+    inside = [one.backbone.format for one in marked if one.backbone]
+    outer = [one for one in marked if one not in inside]
+    if len(outer) > 1:
+        raise ConversionError(f"holds tensors of {' and of '.join(one.title for one in outer)} in one: save them apart")
+    return (outer[0], found[outer[0].name]) if outer else (None, set())
 
 
 def _prefixes(names: Iterable[str], mark: str) -> set[str]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mem0_jax.errors import UserError, did_you_mean
 
@@ -22,6 +22,7 @@ ROOMS = ("mem0_jax.policies", "mem0_jax.backbones")
 PLUGINS = "mem0_jax.families"
 Config = Any  # a frozen dataclass of the family's own
 Rules = tuple[tuple[str, str], ...]
+Named = TypeVar("Named")
 
 
 def _float32(path: str, config: Config) -> str:
@@ -76,6 +77,7 @@ class PolicyFamily(Family):
         word_tokenizer: texts -> a tokenizer with one token a word, for models trained from scratch.
         completed: (configuration, tokenizer, vocabulary, dtype) -> the configuration that is trained.
         parts: (configuration, tokens of a prompt) -> operations by part, see `train.flops`.
+        golden: the `reference.Replay` of its reference's numbers; None: there are none.
     """
 
     policy: Callable[[Config], Any]
@@ -84,6 +86,7 @@ class PolicyFamily(Family):
     word_tokenizer: Callable[[Iterable[str]], Any]
     completed: Callable[[Config, Any, int, str], Config]
     parts: Callable[[Config, int], Mapping[str, Part]]
+    golden: Any = None
 
 
 @cache
@@ -92,10 +95,15 @@ def family(name: str) -> Family:
     known = names()
     if name not in known:
         raise UserError(f"there is no model {name!r}, only {', '.join(known)}{did_you_mean(name, known)}")
-    where, attribute = known[name].split(":")
-    found = getattr(importlib.import_module(where), attribute)
-    if not isinstance(found, Family) or found.name != name:
-        raise UserError(f"{known[name]} is no Family called {name!r}")
+    return found_at(known[name], Family, name)
+
+
+def found_at(where: str, kind: type[Named], name: str) -> Named:
+    """What lies at "module:attribute". Raises UserError: it is no `kind` of this name."""
+    module, attribute = where.split(":")
+    found = getattr(importlib.import_module(module), attribute)
+    if not isinstance(found, kind) or getattr(found, "name", None) != name:
+        raise UserError(f"{where} is no {kind.__name__} called {name!r}")
     return found
 
 

@@ -9,6 +9,7 @@ from mem0_jax.family import PolicyFamily
 from mem0_jax.policies.mem0 import axes
 from mem0_jax.policies.mem0.config import Mem0Config
 from mem0_jax.policies.mem0.flops import parts
+from mem0_jax.policies.mem0.golden import REPLAY
 from mem0_jax.policies.mem0.policy import Mem0, serving_dtype
 
 
@@ -32,4 +33,5 @@ FAMILY = PolicyFamily(
     word_tokenizer=word_tokenizer,
     completed=completed,
     parts=parts,
+    golden=REPLAY,
 )
