@@ -89,10 +89,6 @@ class Inside:
     field: str = "backbone"
 
 
-def _no_file(data: Any) -> Settings:
-    raise ConversionError("expected the config.json of a bundle")
-
-
 @dataclass(frozen=True, eq=False)
 class Format:
     """One model's checkpoints in the PyTorch world.
@@ -105,8 +101,10 @@ class Format:
         sizes: shapes of the tensors -> the fields of the configuration that they tell.
         untold: fields that shapes do not tell and the outputs depend on; others have their defaults where no file says.
         released: configurations of released models, which tell `untold` of checkpoints that agree in `known_by`.
-        reads: whether the content of a YAML or JSON file is settings of this model.
-        read: that content -> what it says. Raises ConversionError: settings that are not supported, or none.
+        layout: of files with settings of this model besides bundles', for messages.
+        reads: whether the content of a YAML or JSON file has that layout.
+        read: that content -> what it says; None: there are no such files. Raises ConversionError: settings that are not
+            supported.
         theirs: fields -> what those files call them, where that is another name.
         buffers: tensors of one number that are settings of ours -> fields.
         check: what is wrong with a configuration besides what its class refuses; "": nothing.
@@ -114,6 +112,7 @@ class Format:
         inputs: how observations become inputs of such a checkpoint; None for a backbone alone.
         optimizer: how a run's optimizer is read; None: it is not.
         hugging_face: (configuration, dtype) -> config.json of its Hugging Face folder; None: it has none.
+        processor: (configuration, least and most pixels of an image) -> the folder's other files in JSON, by name.
     """
 
     name: str
@@ -124,8 +123,9 @@ class Format:
     untold: tuple[str, ...] = ()
     released: tuple[Config, ...] = ()
     known_by: tuple[str, ...] = ()
+    layout: str = "the config.json of a bundle"
     reads: Callable[[Mapping[str, Any]], bool] = lambda data: False
-    read: Callable[[Any], Settings] = _no_file
+    read: Callable[[Any], Settings] | None = None
     theirs: Mapping[str, str] = field(default_factory=dict)
     buffers: Mapping[str, str] = field(default_factory=dict)
     check: Callable[[Config], str] = lambda config: ""
@@ -133,6 +133,7 @@ class Format:
     inputs: Inputs | None = None
     optimizer: Optimizer | None = None
     hugging_face: Callable[[Config, str], dict[str, Any]] | None = None
+    processor: Callable[[Config, int, int], dict[str, dict[str, Any]]] = lambda config, least, most: {}
 
     @property
     def innermost(self) -> Format:

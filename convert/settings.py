@@ -42,6 +42,8 @@ def read_settings(path: Path, model: Format) -> Settings:
             found = _of_bundle(data["config"], own)
         else:
             own = next((one for one in akin if one.reads(data)), model)
+            if own.read is None or not own.reads(data):
+                raise ConversionError(f"not a {own.title} configuration: expected {own.layout}")
             found = own.read(data)
     except ConversionError as error:
         raise ConversionError(f"{path}: {error}") from None
@@ -51,6 +53,8 @@ def read_settings(path: Path, model: Format) -> Settings:
 def read_backbone_settings(folder: Path, model: Format) -> Settings:
     """Reads the config.json of a Hugging Face folder of a model, or of its backbone, as settings of the model."""
     path, own = folder / "config.json", model.innermost
+    if own.read is None:
+        return Settings()
     data = _parsed(path)
     try:
         return _of_file(path, own.read(data), own, model)

@@ -67,6 +67,26 @@ class Family:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ChatFamily(Family):
+    """A backbone that answers prompts of text and images, and so can plan; see `backbones.chat`.
+
+    Attributes:
+        title: of the models, for messages.
+        marks: its control tokens by name; `im_end` ends an answer, `pad` fills rows.
+        generator: (configuration, parameters, tokenizer, int8, further settings) -> `backbones.chat.Generator`.
+        lessons: configuration -> `backbones.chat.Lessons`.
+        completed: (configuration, tokenizer, vocabulary or None) -> the configuration with the tokenizer's ids, and as
+            many tokens.
+    """
+
+    title: str
+    marks: Mapping[str, str]
+    generator: Callable[..., Any]
+    lessons: Callable[[Config], Any]
+    completed: Callable[[Config, Any, int | None], Config]
+
+
+@dataclass(frozen=True, kw_only=True)
 class PolicyFamily(Family):
     """A kind of policy.
 
@@ -125,6 +145,14 @@ def policy_family_of(config: Config) -> PolicyFamily:
     """The family of a policy's configuration."""
     found = family_of(config)
     assert isinstance(found, PolicyFamily), found.name
+    return found
+
+
+def chat_family_of(config: Config) -> ChatFamily:
+    """The family of a backbone that can plan. Raises UserError: it is a policy, or cannot."""
+    found = family_of(config)
+    if not isinstance(found, ChatFamily):
+        raise UserError(f"a {found.name} is no planner: that is a bundle of a backbone alone that answers questions")
     return found
 
 

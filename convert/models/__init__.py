@@ -20,8 +20,8 @@ PLUGINS = "mem0_jax.formats"
 def formats() -> Mapping[str, Format]:
     """All of them by name."""
     inner = sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem != "__init__")
-    known = {point.name: point.value for point in entry_points(group=PLUGINS)}
-    known |= {name: f"{__name__}.{name}:FORMAT" for name in inner}
+    known = {name: f"{__name__}.{name}:FORMAT" for name in inner}
+    known |= {point.name: point.value for point in entry_points(group=PLUGINS) if point.name not in known}
     return {name: found_at(where, Format, name) for name, where in known.items()}
 
 

@@ -156,9 +156,7 @@ def reads(data: Mapping[str, Any]) -> bool:
 
 
 def read(data: Mapping[str, Any]) -> Settings:
-    """Such a file. Raises ConversionError: none, or with settings this policy does not have."""
-    if not reads(data):
-        raise ConversionError(f"none of the sections {', '.join(NAMES)} found: not a Mem-0 configuration")
+    """Such a file. Raises ConversionError: settings this policy does not have."""
     unread: list[str] = []
     problems: list[str] = []
     values = _translate(_sections(data), unread, problems)
@@ -246,6 +244,7 @@ FORMAT = Format(
     ),
     released=(Mem0Config(),),
     known_by=("action.width", "action.num_layers", "action.context_width"),
+    layout=f"one of the sections {', '.join(NAMES)}",
     reads=reads,
     read=read,
     theirs=THEIRS,

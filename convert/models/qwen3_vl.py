@@ -6,10 +6,18 @@ from typing import Any
 
 from mem0_jax.backbones.qwen3_vl.config import Qwen3VLConfig, TextConfig, VisionConfig
 from mem0_jax.backbones.qwen3_vl.hf_config import HfConfigError, read_hf_config
+from mem0_jax.backbones.qwen3_vl.processor import SPECIAL_TOKENS
 from mem0_jax.convert.dotted import flat
 from mem0_jax.convert.format import Format, Names, Settings
 from mem0_jax.convert.rules import TRANSPOSE, AnyRule, ConversionError, Op, Rule, Tied, flatten_kernel, linear, norm
 
+# Of tokenizers that come as tokenizer.json alone: without a class, transformers would read them as Qwen's byte pairs.
+TOKENIZER_CONFIG = {
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    "eos_token": SPECIAL_TOKENS["im_end"],
+    "pad_token": SPECIAL_TOKENS["pad"],
+    "clean_up_tokenization_spaces": False,
+}
 # Qwen3-VL-Instruct 2B, 4B and 8B.
 RELEASED = (
     Qwen3VLConfig(),
@@ -158,6 +166,26 @@ def hugging_face_config(config: Qwen3VLConfig, dtype: str) -> dict[str, Any]:
     }
 
 
+def processor_files(config: Qwen3VLConfig, least: int, most: int) -> dict[str, dict[str, Any]]:
+    """What Hugging Face's processor must know to show the model images as it is shown them here."""
+    vision = config.vision
+    images = {
+        "processor_class": "Qwen3VLProcessor",
+        "patch_size": vision.patch_size,
+        "temporal_patch_size": vision.temporal_patch_size,
+        "merge_size": vision.spatial_merge_size,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+        "size": {"shortest_edge": least, "longest_edge": most},
+    }
+    return {
+        "preprocessor_config.json": {"image_processor_type": "Qwen2VLImageProcessorFast", **images},
+        # The processor is not loaded without one.
+        "video_preprocessor_config.json": images | {"video_processor_type": "Qwen3VLVideoProcessor"},
+        "tokenizer_config.json": TOKENIZER_CONFIG,
+    }
+
+
 FORMAT = Format(
     name="qwen3_vl",
     title="Qwen3-VL",
@@ -171,8 +199,10 @@ FORMAT = Format(
     ),
     released=RELEASED,
     known_by=("text.hidden_size", "text.num_hidden_layers", "vision.hidden_size", "vision.depth", "text.vocab_size"),
+    layout="Hugging Face's config.json",
     reads=lambda data: "model_type" in data,
     read=read,
     check=check,
     hugging_face=hugging_face_config,
+    processor=processor_files,
 )

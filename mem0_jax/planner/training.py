@@ -12,9 +12,7 @@ import jax
 import jax.numpy as jnp
 from tokenizers import Tokenizer
 
-from mem0_jax.backbones.qwen3_vl.config import Qwen3VLConfig
-from mem0_jax.backbones.qwen3_vl.positions import Grid
-from mem0_jax.backbones.qwen3_vl.processor import load_tokenizer, token_ids
+from mem0_jax.backbones.chat import Grid
 from mem0_jax.config import to_dict
 from mem0_jax.data.pipeline import make_loader
 from mem0_jax.disk import write_whole
@@ -22,6 +20,7 @@ from mem0_jax.distributed.hardware import HARDWARE
 from mem0_jax.distributed.layout import Layout, make_layout
 from mem0_jax.distributed.mesh import make_mesh, parse_mesh
 from mem0_jax.errors import UserError
+from mem0_jax.family import ChatFamily, chat_family_of, family_of
 from mem0_jax.nn.numbers import same_numbers
 from mem0_jax.planner.job import PlannerJob
 from mem0_jax.planner.policy import PlannerPolicy
@@ -29,6 +28,7 @@ from mem0_jax.planner.questions import Question, read_questions
 from mem0_jax.planner.rows import Encoded, Encoder, RowSource, grids_of, word_tokenizer
 from mem0_jax.policies.base import Params, Trainable
 from mem0_jax.policies.bundle import load_backbone, read_description
+from mem0_jax.tokenizer import load_tokenizer
 from mem0_jax.train.config import TrainConfig
 from mem0_jax.train.job import WORDS
 from mem0_jax.train.log import Sink
@@ -114,7 +114,7 @@ def make_policy(job: PlannerJob, grids: tuple[Grid, ...] = ()) -> Trainable:
 
 def _tokenizer(job: PlannerJob, questions: Sequence[Question]) -> Tokenizer:
     if job.data.tokenizer == WORDS:
-        return word_tokenizer(questions)
+        return word_tokenizer(questions, chat_family_of(job.model.backbone).marks)
     return load_tokenizer(job.data.tokenizer or Path(job.init_from) / TOKENIZER)
 
 
@@ -123,14 +123,13 @@ def _completed(job: PlannerJob, tokenizer: Tokenizer) -> PlannerJob:
     backbone = job.model.backbone
     if job.init_from:
         backbone = read_description(Path(job.init_from).absolute())[0]
-        if not isinstance(backbone, Qwen3VLConfig):
-            raise UserError(f"{job.init_from} is a policy: a planner starts from a bundle of a Qwen3-VL alone")
-    else:
-        size = tokenizer.get_vocab_size() if job.data.tokenizer == WORDS else backbone.text.vocab_size
-        text = dataclasses.replace(backbone.text, vocab_size=size)
-        backbone = dataclasses.replace(backbone, text=text, tokens=token_ids(tokenizer))
-    if token_ids(tokenizer) != backbone.tokens:
-        raise UserError(f"the tokenizer's special tokens {token_ids(tokenizer)} are not the model's {backbone.tokens}")
+        if not isinstance(family_of(backbone), ChatFamily):
+            raise UserError(f"{job.init_from} is a policy: a planner starts from a bundle of a backbone alone")
+    family = chat_family_of(backbone)
+    if not job.init_from:
+        size = tokenizer.get_vocab_size() if job.data.tokenizer == WORDS else None
+        backbone = family.completed(backbone, tokenizer, size)
+    family.check_tokenizer(tokenizer, backbone)
     return dataclasses.replace(job, model=dataclasses.replace(job.model, backbone=backbone, dtype=job.compute_dtype))
 
 

@@ -114,7 +114,7 @@ def test_the_references_yaml(released, tmp_path):
             "48 is not 4 heads of 16",
         ),
         ({"memory_bank": 3}, "memory_bank: expected a mapping"),
-        ({}, "none of the sections"),
+        ({}, "not a Mem-0 configuration: expected one of the sections memory_bank"),
         ([1], "expected a mapping of settings"),
     ],
 )

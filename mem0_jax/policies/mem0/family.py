@@ -4,7 +4,8 @@ from dataclasses import replace
 
 from tokenizers import Tokenizer
 
-from mem0_jax.backbones.qwen3_vl.processor import Processor, check_tokenizer, token_ids, word_tokenizer
+from mem0_jax.backbones.qwen3_vl import family as backbone
+from mem0_jax.backbones.qwen3_vl.processor import Processor, check_tokenizer, word_tokenizer
 from mem0_jax.family import PolicyFamily
 from mem0_jax.policies.mem0 import axes
 from mem0_jax.policies.mem0.config import Mem0Config
@@ -15,8 +16,7 @@ from mem0_jax.policies.mem0.policy import Mem0, serving_dtype
 
 def completed(config: Mem0Config, tokenizer: Tokenizer, vocabulary: int, dtype: str) -> Mem0Config:
     """The configuration with the tokenizer's ids, a vocabulary and a compute dtype."""
-    text = replace(config.backbone.text, vocab_size=vocabulary)
-    return replace(config, backbone=replace(config.backbone, text=text, tokens=token_ids(tokenizer)), dtype=dtype)
+    return replace(config, backbone=backbone.completed(config.backbone, tokenizer, vocabulary), dtype=dtype)
 
 
 FAMILY = PolicyFamily(
