@@ -7,8 +7,8 @@ from dataclasses import asdict
 
 from ml_collections import ConfigDict
 
+from mem0_jax.backbones.chat import PixelBounds
 from mem0_jax.backbones.qwen3_vl.config import Qwen3VLConfig, TextConfig, VisionConfig
-from mem0_jax.backbones.qwen3_vl.images import PixelBounds
 from mem0_jax.planner.job import PlannerData, PlannerJob, PlannerTraining
 from mem0_jax.planner.policy import PlannerConfig
 

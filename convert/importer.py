@@ -14,18 +14,19 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from mem0_jax.backbones.qwen3_vl.processor import token_ids
 from mem0_jax.config import to_dict
 from mem0_jax.convert.files import Digest, Parts, PartsError
 from mem0_jax.convert.finite import not_finite, refusal
+from mem0_jax.convert.format import Settings
 from mem0_jax.convert.optimizer import Training, read_training
 from mem0_jax.convert.rules import ConversionError, Entry, Misfits, Plan, PlanError, make_plan, pieces, verify
-from mem0_jax.convert.settings import Settings, backbone_config, mem0_config, read_backbone_settings, read_settings
-from mem0_jax.convert.sources import Config, Source, rules_of
+from mem0_jax.convert.settings import configuration, read_backbone_settings, read_settings
+from mem0_jax.convert.sources import Source
 from mem0_jax.convert.stored import FLOATS, array_of, is_float, nbytes
 from mem0_jax.data.normalize import NormStats
-from mem0_jax.policies.bundle import Inputs, abstract_params, new_folder, write_description
-from mem0_jax.policies.mem0 import Mem0Config
+from mem0_jax.errors import UserError
+from mem0_jax.family import Config, family_of
+from mem0_jax.policies.bundle import abstract_params, new_folder, write_description
 from mem0_jax.stand_in import stand_in
 from mem0_jax.store import LeafSpec, TreeWriter
 from mem0_jax.tokenizer import load_tokenizer
@@ -46,7 +47,7 @@ class Request:
 
     Attributes:
         config: YAML or JSON with settings that the tensors do not tell.
-        backbone: a Qwen3-VL folder: its configuration, tokenizer and processor.
+        backbone: the Hugging Face folder of the backbone: its configuration, tokenizer and processor.
         norm_stats: statistics of state and action.
         dtype: "keep", "float32" or "bfloat16".
         shards: (configuration, abstract tree) -> pieces of every axis by path, for a mesh; None cuts nothing.
@@ -99,16 +100,14 @@ def prepare(source: Source, request: Request) -> Job:
     if processor is not None and processor.is_file():
         processor = processor.parent
     settings = _settings(source, request, processor)
-    config = _config(source, settings)
+    config = configuration(source.model, source.shapes, settings)
     _check_processor(config, processor)
-    rules, abstract = rules_of(config), abstract_params(config)
+    rules, abstract = source.model.rules(config), abstract_params(config)
     plan = make_plan(rules, source.shapes, abstract)
     shards = request.shards(config, abstract) if request.shards else {}
     _check_floats(source, source.tensors)
     training = None
     if request.with_optimizer:
-        if not isinstance(config, Mem0Config):
-            raise ConversionError(f"{source.path} is a backbone, it has no optimizer: leave out --with-optimizer")
         training = read_training(source, config, rules, plan, settings)
         for name, moment in training.moments.items():
             _check_floats(source, {f"{name}/{parameter}": tensor for parameter, tensor in moment.items()})
@@ -177,16 +176,18 @@ def failed_summary(misfits: Misfits) -> dict[str, Any]:
 def _settings(source: Source, request: Request, processor: Path | None) -> Settings:
     settings = Settings()
     if processor is not None and (processor / "config.json").is_file():
-        settings = read_backbone_settings(processor)
+        settings = read_backbone_settings(processor, source.model)
     elif request.backbone is not None:
-        raise ConversionError(f"{request.backbone}: no config.json, expected the folder of a Qwen3-VL model")
+        title = source.model.innermost.title
+        raise ConversionError(f"{request.backbone}: no config.json, expected the folder of a {title} model")
     if request.config is not None:
-        given = read_settings(request.config)
+        given = read_settings(request.config, source.model)
         notes = (*settings.notes, *given.notes, *_overridden(settings, given))
         settings = Settings({**settings.values, **given.values}, given.where, given.training, notes)
-    weight = source.tensors.get("classifier.pos_weight")  # a buffer there, a setting here
-    if weight is not None and not tuple(weight.shape) and is_float(weight):
-        settings.values.setdefault("classifier.pos_weight", float(array_of(weight)))
+    for name, setting in source.model.buffers.items():
+        number = source.tensors.get(name)
+        if number is not None and not tuple(number.shape) and is_float(number):
+            settings.values.setdefault(setting, float(array_of(number)))
     return settings
 
 
@@ -198,11 +199,6 @@ def _overridden(settings: Settings, given: Settings) -> list[str]:
         if name in given.values and given.values[name] != value and ".tokens." not in f".{name}"
     ]
     return [f"{given.where} is followed where {settings.where} says otherwise: {'; '.join(other)}"] if other else []
-
-
-def _config(source: Source, settings: Settings) -> Config:
-    shapes = source.shapes
-    return mem0_config(shapes, settings) if source.model == "mem0" else backbone_config(shapes, settings)
 
 
 def _check_floats(source: Source, tensors: Mapping[str, Any]) -> None:
@@ -224,10 +220,11 @@ def _check_processor(config: Config, processor: Path | None) -> None:
             raise ConversionError(f"{processor / name} {said}")
     if not (processor / TOKENIZER).is_file():
         return
-    ours = (config.backbone if isinstance(config, Mem0Config) else config).tokens
-    theirs = token_ids(load_tokenizer(processor / TOKENIZER))
-    if ours != theirs:
-        raise ConversionError(f"{processor / TOKENIZER} has the special tokens {theirs}, the model expects {ours}")
+    tokenizer = load_tokenizer(processor / TOKENIZER)
+    try:
+        family_of(config).check_tokenizer(tokenizer, config)
+    except UserError as error:
+        raise ConversionError(f"{processor / TOKENIZER}: {error}") from None
 
 
 def _specs(
@@ -323,8 +320,8 @@ def _describe(job: Job, folder: Path, sums: Mapping[str, str]) -> None:
             "source_step": _number(job.source.checkpoint.get("global_step")),
         }
     }
-    if isinstance(job.config, Mem0Config):
-        entries["inputs"] = to_dict(Inputs())
+    if job.source.model.inputs is not None:
+        entries["inputs"] = to_dict(job.source.model.inputs)
     if job.training is not None:
         entries["training"] = {
             "step": job.training.step,

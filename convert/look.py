@@ -9,7 +9,6 @@ import numpy as np
 
 from mem0_jax.convert.sources import Source, tied_tensors
 from mem0_jax.convert.stored import array_of, nbytes
-from mem0_jax.convert.wrapped import BACKBONE_IN_MEM0
 
 BLOCK = 2**22  # elements compared at a time
 
@@ -28,7 +27,7 @@ def inspect(source: Source) -> dict[str, Any]:
         module["bytes"] += 0 if name in tied else size
     return {
         "format": source.format,
-        "model": source.model,
+        "model": source.model.name,
         "tensors": tensors,
         "modules": {name: dict(counts) for name, counts in modules.items()},
         "tied": tied,
@@ -43,7 +42,7 @@ class Difference:
     """What tells two tensors of one name apart.
 
     Attributes:
-        name: without the prefix that the backbone has inside Mem-0.
+        name: without the prefix that a backbone has inside a policy.
         problem: "" if they could be compared, else why not.
         error: greatest absolute difference, in float64; infinite where one is not finite and the other is not alike.
         relative: the same over the greatest absolute value of the first.
@@ -73,8 +72,9 @@ def differences(a: Source, b: Source) -> Iterator[Difference]:
 
 def _common_names(source: Source) -> tuple[dict[str, Any], set[str]]:
     """Tensors by name, the backbone's as Hugging Face calls them, and the names that are tied to an earlier one."""
-    named = {name.removeprefix(BACKBONE_IN_MEM0): tensor for name, tensor in source.tensors.items()}
-    return named, {name.removeprefix(BACKBONE_IN_MEM0) for name, _ in tied_tensors(source.tensors)}
+    prefix = source.model.prefix
+    named = {name.removeprefix(prefix): tensor for name, tensor in source.tensors.items()}
+    return named, {name.removeprefix(prefix) for name, _ in tied_tensors(source.tensors)}
 
 
 def _compare(name: str, x: np.ndarray, y: np.ndarray) -> Difference:

@@ -1,50 +1,23 @@
 """The optimizer inside a reference checkpoint: whose moments are whose, and with which settings training goes on.
 
-torch numbers parameters by their place in the groups of the optimizer; the reference's groups are modules, in the order
-qwen_model, action_model, classifier, base (the rest), their parameters in module order, tied ones once.
+torch numbers parameters by their place in the groups of the optimizer; a reference's groups are modules, in an order
+that the model's `Format` says, their parameters in module order, tied ones once.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mem0_jax.convert.format import Optimizer, Settings
 from mem0_jax.convert.rules import AnyRule, Constant, ConversionError, Plan, Tied
-from mem0_jax.convert.settings import Settings
 from mem0_jax.convert.sources import Source, tied_tensors
 from mem0_jax.convert.stored import StoredTensor
-from mem0_jax.policies.mem0 import Mem0, Mem0Config
+from mem0_jax.family import Config, policy_family_of
 from mem0_jax.train.config import OptimizerConfig
 from mem0_jax.train.optim import learning_rates
 from mem0_jax.tree import select
 
-GROUPS = {"qwen_model": "backbone", "action_model": "action", "classifier": "classifier", "base": "memory"}
-RELEASED_FLOORS = {"backbone": 1e-6, "action": 5e-6, "classifier": 5e-6, "memory": 1e-6}
-RELEASED_STEPS = 50_000
 MOMENTS = {"mu": "exp_avg", "nu": "exp_avg_sq"}
-
-
-def optimizer_config(
-    given: Mapping[str, Any], rates: Mapping[str, float], weight_decay: float, **adam: float
-) -> OptimizerConfig:
-    """The reference's settings under our names.
-
-    Args:
-        given: entries of its section `trainer`; what it leaves out is as released.
-        rates: learning rate of each of its groups.
-        weight_decay: of all of them.
-        adam: b1, b2, eps, where they are not torch's.
-    """
-    floors = given.get("min_lr")
-    return OptimizerConfig(
-        learning_rates={ours: float(rates[theirs]) for theirs, ours in GROUPS.items()},
-        floors={ours: float(floors[theirs]) for theirs, ours in GROUPS.items()} if floors else RELEASED_FLOORS,
-        total_steps=int(given.get("total_steps", given.get("train_steps", RELEASED_STEPS))),
-        warmup_ratio=float(given.get("warmup_ratio", 0.05)),
-        schedule=given.get("scheduler", "cosine"),
-        weight_decay=float(weight_decay),
-        clip_norm=float(given.get("grad_clip_norm", 2.5)),
-        **{name: float(value) for name, value in adam.items()},
-    )
 
 
 @dataclass(frozen=True)
@@ -64,26 +37,30 @@ class Training:
     moments: Mapping[str, Mapping[str, StoredTensor]]
 
 
-def read_training(
-    source: Source, config: Mem0Config, rules: Sequence[AnyRule], plan: Plan, settings: Settings
-) -> Training:
+def read_training(source: Source, config: Config, rules: Sequence[AnyRule], plan: Plan, settings: Settings) -> Training:
     """Finds moments and settings; reads nothing but the step counts.
 
     Raises:
         ConversionError: no optimizer in the file, one with other parameters, or settings that contradict the learning
             rates it holds.
     """
+    known = source.model.optimizer
+    if known is None:
+        raise ConversionError(
+            f"{source.path} is a {source.model.title}, which has no optimizer that is known here: "
+            "leave out --with-optimizer"
+        )
     try:
         saved = source.checkpoint["optimizer_state_dict"]
         states, groups = saved["state"], saved["param_groups"]
-        owners = _owners(source, rules, groups)
+        owners = _owners(source, known, rules, groups)
         moments, counts = _moments(source, states, owners)
         _check_complete(config, plan, moments["mu"])
         if len(counts) != 1:
             raise ConversionError(f"{source.path}: parameters have seen {sorted(counts)} updates; expected one number")
         count = counts.pop()
         step = int(source.checkpoint.get("global_step", count))
-        return Training(step, count, _settings(source, groups, settings, count), moments)
+        return Training(step, count, _settings(source, known, groups, settings, count), moments)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ConversionError(
             f"{source.path}: no optimizer state as the reference saves it ({type(error).__name__}: {error}); "
@@ -91,16 +68,18 @@ def read_training(
         ) from None
 
 
-def _owners(source: Source, rules: Sequence[AnyRule], groups: Sequence[Mapping[str, Any]]) -> dict[int, str]:
+def _owners(
+    source: Source, known: Optimizer, rules: Sequence[AnyRule], groups: Sequence[Mapping[str, Any]]
+) -> dict[int, str]:
     """Number of every parameter -> its name."""
     no_parameters = {rule.source for rule in rules if isinstance(rule, Tied | Constant)}
     no_parameters |= {name for name, _ in tied_tensors(source.tensors)}
     names = [name for name in source.tensors if name not in no_parameters]
-    titles = [group.get("name", title) for group, title in zip(groups, GROUPS)]
+    titles = [group.get("name", title) for group, title in zip(groups, known.groups)]
     owners: dict[int, str] = {}
     for title, group in zip(titles, groups):
-        others = tuple(f"{other}." for other in titles if other != "base")
-        mine = [n for n in names if (not n.startswith(others) if title == "base" else n.startswith(f"{title}."))]
+        others = tuple(f"{other}." for other in titles if other != known.rest)
+        mine = [n for n in names if (not n.startswith(others) if title == known.rest else n.startswith(f"{title}."))]
         if len(mine) != len(group["params"]):
             raise ConversionError(
                 f"{source.path}: the optimizer's group {title!r} has {len(group['params'])} parameters, the model "
@@ -129,9 +108,9 @@ def _moments(
     return moments, counts
 
 
-def _check_complete(config: Mem0Config, plan: Plan, found: Mapping[str, Any]) -> None:
+def _check_complete(config: Config, plan: Plan, found: Mapping[str, Any]) -> None:
     """Moments for every leaf that is trained, and for no part of another."""
-    untrained = select(Mem0(config).no_gradient, plan.abstract, "no_gradient")
+    untrained = select(policy_family_of(config).policy(config).no_gradient, plan.abstract, "no_gradient")
     wrong = [
         f"{entry.source} {'has none' if entry.source not in found else 'has some, but is never trained'}"
         for entry in plan.entries
@@ -141,20 +120,22 @@ def _check_complete(config: Mem0Config, plan: Plan, found: Mapping[str, Any]) ->
         raise ConversionError("the optimizer's moments do not fit the model:\n  " + "\n  ".join(wrong))
 
 
-def _settings(source: Source, groups: Sequence[Mapping[str, Any]], settings: Settings, count: int) -> OptimizerConfig:
+def _settings(
+    source: Source, known: Optimizer, groups: Sequence[Mapping[str, Any]], settings: Settings, count: int
+) -> OptimizerConfig:
     first = groups[0]
-    rates = {group.get("name", title): group["initial_lr"] for group, title in zip(groups, GROUPS)}
+    rates = {group.get("name", title): group["initial_lr"] for group, title in zip(groups, known.groups)}
     (b1, b2), eps = first["betas"], first["eps"]
     try:
-        config = optimizer_config(settings.training, rates, first["weight_decay"], b1=b1, b2=b2, eps=eps)
+        config = known.config(settings.training, rates, first["weight_decay"], b1=b1, b2=b2, eps=eps)
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise ConversionError(
             f"{source.path}: the optimizer cannot go on with the run's settings in {settings.where} "
             f"({type(error).__name__}: {error})"
         ) from None
     expected = learning_rates(config, count)
-    for group, title in zip(groups, GROUPS):
-        name = GROUPS[group.get("name", title)]
+    for group, title in zip(groups, known.groups):
+        name = known.groups[group.get("name", title)]
         if not abs(float(group["lr"]) - expected[name]) <= 1e-6 * expected[name]:
             raise ConversionError(
                 f"{source.path}: after {count} updates the learning rate of {name} is {group['lr']:.6g} in the file, "

@@ -77,6 +77,21 @@ class Constant:
 AnyRule = Rule | Tied | Constant
 
 
+def linear(source: str, target: str, *, bias: bool = True, parts: Sequence[str] = (), **layers: int) -> list[AnyRule]:
+    """A torch linear layer; with `parts` one packed layer that fills several of ours, `target/PART`."""
+    targets = [f"{target}/{part}" for part in parts] or [target]
+    rules: list[AnyRule] = [Rule(f"{source}.weight", tuple(f"{t}/kernel" for t in targets), TRANSPOSE, **layers)]
+    if bias:
+        rules.append(Rule(f"{source}.bias", tuple(f"{t}/bias" for t in targets), KEEP, **layers))
+    return rules
+
+
+def norm(source: str, target: str, *, bias: bool = True) -> list[AnyRule]:
+    """A LayerNorm, or without bias an RMSNorm."""
+    rules: list[AnyRule] = [Rule(f"{source}.weight", (f"{target}/scale",))]
+    return [*rules, Rule(f"{source}.bias", (f"{target}/bias",))] if bias else rules
+
+
 @dataclass(frozen=True)
 class Entry:
     """One source tensor of a plan: fills layer `layer` (None: the whole leaf) of every target."""

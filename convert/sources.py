@@ -1,6 +1,6 @@
 """Checkpoints of every kind we know, opened alike: named tensors that are read when asked for.
 
-Names are those of the PyTorch world: Hugging Face's for a backbone, the reference's for Mem-0. A bundle of ours is
+Names are those of the PyTorch world, Hugging Face's or a reference's. A bundle of ours is
 opened under the same names, so that looking, comparing and exporting need no case of their own.
 """
 
@@ -12,19 +12,18 @@ from typing import Any
 
 import numpy as np
 
-from mem0_jax.backbones.qwen3_vl.config import Qwen3VLConfig
 from mem0_jax.convert.files import Parts
+from mem0_jax.convert.format import Format
 from mem0_jax.convert.hf_safetensors import open_safetensors, read_safetensors
-from mem0_jax.convert.mem0 import mem0_rules, qwen3_vl_rules
-from mem0_jax.convert.rules import AnyRule, Constant, ConversionError, Tied, exported, make_plan
+from mem0_jax.convert.models import format_of
+from mem0_jax.convert.rules import Constant, ConversionError, Tied, exported, make_plan
 from mem0_jax.convert.stored import StoredTensor, nbytes
 from mem0_jax.convert.torch_pt import open_pt
-from mem0_jax.convert.wrapped import BACKBONE_IN_MEM0, MODULES, find_weights
+from mem0_jax.convert.wrapped import find_weights
+from mem0_jax.family import Config
 from mem0_jax.policies.bundle import abstract_params, read_description
-from mem0_jax.policies.mem0 import Mem0Config
 from mem0_jax.store import open_tree
 
-Config = Mem0Config | Qwen3VLConfig
 SHARD = re.compile(r".+-\d{5}-of-(?P<count>(?!00001)\d{5})\.\w+")
 PYTORCH_MODEL = "pytorch_model.bin"  # in a folder of Hugging Face: the weights as a .pt file
 SEVERAL_BINS = "has its weights in several .bin files: save it with save_pretrained as safetensors instead"
@@ -49,7 +48,7 @@ class Source:
     Attributes:
         path: as the user named it.
         format: "pt", "safetensors" or "bundle".
-        model: "mem0" or "qwen3_vl".
+        model: whose tensors they are.
         tensors: by PyTorch name; each has `shape`, `dtype` and `read()`.
         checkpoint: what a `.pt` file holds besides the tensors (optimizer, scheduler, step).
         config: known only for a bundle.
@@ -58,7 +57,7 @@ class Source:
 
     path: Path
     format: str
-    model: str
+    model: Format
     tensors: Mapping[str, Any]
     checkpoint: Mapping[str, Any] = field(default_factory=dict)
     config: Config | None = None
@@ -101,11 +100,6 @@ def identity(tensor: Any) -> Any:
     return id(tensor)
 
 
-def rules_of(config: Config) -> list[AnyRule]:
-    """The table that maps between PyTorch names and our tree."""
-    return mem0_rules(config) if isinstance(config, Mem0Config) else qwen3_vl_rules(config)
-
-
 def open_source(path: str | Path, weights: str | None = None) -> Source:
     """Opens a `.pt` file or safetensors (a file, its byte parts, or a folder) or a bundle of ours.
 
@@ -124,11 +118,10 @@ def open_source(path: str | Path, weights: str | None = None) -> Source:
         found = find_weights(content, weights)
     except ConversionError as error:
         raise ConversionError(f"{path}: {error}") from None
-    taken = found.keys[:1] or MODULES
+    taken = found.keys[:1] or found.model.modules
     rest = {key: value for key, value in content.items() if key not in taken and not isinstance(value, StoredTensor)}
-    model = "mem0" if any(name.startswith(BACKBONE_IN_MEM0) for name in found.tensors) else "qwen3_vl"
     notes = [*found.notes, *_unchecked(found.tensors, kind)]
-    return Source(path, kind, model, found.tensors, rest, notes=notes)
+    return Source(path, kind, found.model, found.tensors, rest, notes=notes)
 
 
 def _read(path: Path) -> tuple[Any, str]:
@@ -165,7 +158,8 @@ def _unchecked(tensors: Mapping[str, Any], kind: str) -> list[str]:
 def _open_bundle(path: Path) -> Source:
     config, _ = read_description(path)
     leaves = open_tree(path / "params")
-    rules = rules_of(config)
+    model = format_of(config)
+    rules = model.rules(config)
     plan = make_plan(rules, None, abstract_params(config))
     if missing := [leaf for leaf in plan.abstract if leaf not in leaves]:
         raise ConversionError(f"{path}: params lacks {', '.join(missing)}: the bundle is damaged")
@@ -175,4 +169,4 @@ def _open_bundle(path: Path) -> Source:
             tensors[rule.source] = tensors[rule.same_as]
         elif isinstance(rule, Constant):
             tensors[rule.source] = np.array(rule.value, np.float32)
-    return Source(path, "bundle", "mem0" if isinstance(config, Mem0Config) else "qwen3_vl", tensors, config=config)
+    return Source(path, "bundle", model, tensors, config=config)

@@ -5,16 +5,15 @@ that wrappers add are taken off, wherever they stand; then whatever precedes the
 """
 
 import functools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mem0_jax.convert.format import Format
+from mem0_jax.convert.models import formats
 from mem0_jax.convert.rules import ConversionError
 from mem0_jax.convert.stored import StoredTensor, is_float, nbytes
 
-BACKBONE_IN_MEM0 = "qwen_model.model."  # before Hugging Face's names, in a Mem-0 checkpoint
-BACKBONE = "model.visual."
-MODULES = ("qwen_model", "memory_bank", "action_model", "classifier")  # of a Mem-0, whose names begin with them
 # DistributedDataParallel and DeepSpeed, torch.compile, FSDP, activation checkpointing, Lightning Fabric.
 WRAPPERS = frozenset(
     ("module", "_orig_mod", "_fsdp_wrapped_module", "_fpw_module", "_checkpoint_wrapped_module", "_forward_module")
@@ -44,11 +43,13 @@ class Weights:
     """The weights of one model.
 
     Attributes:
+        model: which.
         keys: under which they lie in the file.
         tensors: by the model's own names.
         notes: what was done to find them, for the user.
     """
 
+    model: Format
     keys: tuple[str, ...]
     tensors: Mapping[str, Any]
     notes: list[str]
@@ -58,6 +59,7 @@ class Weights:
 class _Set:
     """Weights as they lie in a file: `names` are those in `state` and, without wrappers and prefix, the model's own."""
 
+    model: Format
     keys: tuple[str, ...]
     prefix: str
     state: Mapping[str, Any]
@@ -94,9 +96,9 @@ def find_weights(content: Any, chosen: str | None = None) -> Weights:
                 f"with --weights {found.name}"
             )
         notes += [others] if others else []
-    if _apart(functools.reduce(lambda node, key: node[key], found.keys, content)):
-        notes.append(f"modules saved apart are taken together: {', '.join(MODULES)}")
-    return Weights(found.keys, _unwrapped(found), notes)
+    if modules := _apart(functools.reduce(lambda node, key: node[key], found.keys, content)):
+        notes.append(f"modules saved apart are taken together: {', '.join(modules)}")
+    return Weights(found.model, found.keys, _unwrapped(found), notes)
 
 
 def _others(found: _Set, states: Mapping[tuple[str, ...], Mapping[str, Any]]) -> str:
@@ -109,9 +111,10 @@ def _others(found: _Set, states: Mapping[tuple[str, ...], Mapping[str, Any]]) ->
     return f"the {sum(counts.values())} other tensors, under {listed}, are not taken with them" if counts else ""
 
 
-def _apart(node: Mapping[Any, Any]) -> bool:
-    """Whether a dict holds the modules of a Mem-0, each without its own name."""
-    return all(isinstance(node.get(module), dict) for module in MODULES)
+def _apart(node: Mapping[Any, Any]) -> tuple[str, ...]:
+    """The modules of a model that a dict holds, each without its own name; none where one of them is missing."""
+    models = (one.modules for one in formats().values() if one.modules)
+    return next((names for names in models if all(isinstance(node.get(name), dict) for name in names)), ())
 
 
 def _unwrapped(found: _Set) -> dict[str, Any]:
@@ -205,10 +208,8 @@ def _absent(content: Any, states: Mapping[tuple[str, ...], Mapping[str, Any]]) -
     """Why there are no weights."""
     for keys, state in states.items():
         if set(keys) <= KEYS | AVERAGES:
-            return (
-                f"neither a Mem-0 (tensors called {BACKBONE_IN_MEM0}...) nor a Qwen3-VL ({BACKBONE}...); "
-                f"it begins with {', '.join(f'{name!r:.100}' for name in list(state)[:4])}"
-            )
+            known = " nor ".join(f"a {one.title} (tensors called {one.mark}...)" for one in formats().values())
+            return f"neither {known}; it begins with {', '.join(f'{name!r:.100}' for name in list(state)[:4])}"
     if isinstance(content, dict) and "ds_version" in content:
         return (
             "holds a part of DeepSpeed's checkpoint without the weights: join its files first with the zero_to_fp32.py "
@@ -240,11 +241,11 @@ def _states(node: Any, keys: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...],
         return
     apart = _apart(node)
     if apart:
-        yield keys, {f"{module}.{name}": value for module in MODULES for name, value in _named(node[module])}
+        yield keys, {f"{module}.{name}": value for module in apart for name, value in _named(node[module])}
     elif any(isinstance(key, str) and isinstance(value, StoredTensor) for key, value in node.items()):
         yield keys, node
     for key, value in node.items():
-        if isinstance(key, str) and not (apart and key in MODULES):
+        if isinstance(key, str) and key not in apart:
             yield from _states(value, (*keys, key))
 
 
@@ -270,7 +271,9 @@ def _nameless(node: Any, keys: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
 def _sets(keys: tuple[str, ...], state: Mapping[str, Any]) -> list[_Set]:
     """The sets of weights in a dict of tensors: one for each prefix of the model's own names."""
     own = {name: ".".join(part for part in str(name).split(".") if part not in WRAPPERS) for name in state}
-    prefixes = _prefixes(own.values(), BACKBONE_IN_MEM0) or _prefixes(own.values(), BACKBONE)
+    model, prefixes = _model(own.values())
+    if model is None:
+        return []
     names: dict[str, dict[str, str]] = {prefix: {} for prefix in sorted(prefixes)}
     for name, bare in own.items():
         if bare in COUNTERS:
@@ -278,7 +281,18 @@ def _sets(keys: tuple[str, ...], state: Mapping[str, Any]) -> list[_Set]:
         mine = max((prefix for prefix in prefixes if bare.startswith(prefix)), key=len, default=None)
         for prefix in names if mine is None else (mine,):  # what has no prefix is left to the plan, to refuse it
             names[prefix][name] = bare.removeprefix(mine or "")
-    return [_Set(keys, prefix, state, mine) for prefix, mine in names.items()]
+    return [_Set(model, keys, prefix, state, mine) for prefix, mine in names.items()]
+
+
+def _model(names: Collection[str]) -> tuple[Format | None, set[str]]:
+    """Whose names they are, and what precedes the model's own in them; a model inside another does not count."""
+    found = {one.name: _prefixes(names, one.mark) for one in formats().values()}
+    marked = [one for name, one in formats().items() if found[name]]
+    inside = [one.backbone.format for one in marked if one.backbone]
+    outer = [one for one in marked if one not in inside]
+    if len(outer) > 1:
+        raise ConversionError(f"holds tensors of {' and of '.join(one.title for one in outer)} in one: save them apart")
+    return (outer[0], found[outer[0].name]) if outer else (None, set())
 
 
 def _prefixes(names: Iterable[str], mark: str) -> set[str]:

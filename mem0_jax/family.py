@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mem0_jax.errors import UserError, did_you_mean
 
@@ -23,6 +23,7 @@ PLUGINS = "mem0_jax.families"
 Config = Any  # a frozen dataclass of the family's own
 Rules = tuple[tuple[str, str], ...]
 NO_FACTOR = r"(?!.*/lora_[ab]$)"  # what follows matches no low-rank factor
+Named = TypeVar("Named")
 
 
 def _float32(path: str, config: Config) -> str:
@@ -82,6 +83,26 @@ class Family:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ChatFamily(Family):
+    """A backbone that answers prompts of text and images, and so can plan; see `backbones.chat`.
+
+    Attributes:
+        title: of the models, for messages.
+        marks: its control tokens by name; `im_end` ends an answer, `pad` fills rows.
+        generator: (configuration, parameters, tokenizer, int8, further settings) -> `backbones.chat.Generator`.
+        lessons: configuration -> `backbones.chat.Lessons`.
+        completed: (configuration, tokenizer, vocabulary or None) -> the configuration with the tokenizer's ids, and as
+            many tokens.
+    """
+
+    title: str
+    marks: Mapping[str, str]
+    generator: Callable[..., Any]
+    lessons: Callable[[Config], Any]
+    completed: Callable[[Config, Any, int | None], Config]
+
+
+@dataclass(frozen=True, kw_only=True)
 class PolicyFamily(Family):
     """A kind of policy.
 
@@ -99,6 +120,7 @@ class PolicyFamily(Family):
         free: fields of the configuration that change nothing but how it is computed; a run may change them.
         recomputes: configuration -> the backward pass computes the forward pass a second time.
         unnamed: it is what jobs without `policy` train; of one family alone.
+        golden: the `reference.Replay` of its reference's numbers; None: there are none.
     """
 
     policy: Callable[[Config], Any]
@@ -114,6 +136,7 @@ class PolicyFamily(Family):
     free: tuple[str, ...] = ()
     recomputes: Callable[[Config], bool] = lambda config: False
     unnamed: bool = False
+    golden: Any = None
 
 
 @cache
@@ -122,10 +145,15 @@ def family(name: str) -> Family:
     known = names()
     if name not in known:
         raise UserError(f"there is no model {name!r}, only {', '.join(known)}{did_you_mean(name, known)}")
-    where, attribute = known[name].split(":")
-    found = getattr(importlib.import_module(where), attribute)
-    if not isinstance(found, Family) or found.name != name:
-        raise UserError(f"{known[name]} is no Family called {name!r}")
+    return found_at(known[name], Family, name)
+
+
+def found_at(where: str, kind: type[Named], name: str) -> Named:
+    """What lies at "module:attribute". Raises UserError: it is no `kind` of this name."""
+    module, attribute = where.split(":")
+    found = getattr(importlib.import_module(module), attribute)
+    if not isinstance(found, kind) or getattr(found, "name", None) != name:
+        raise UserError(f"{where} is no {kind.__name__} called {name!r}")
     return found
 
 
@@ -154,6 +182,14 @@ def policy_family_of(config: Config) -> PolicyFamily:
     """The family of a policy's configuration."""
     found = family_of(config)
     assert isinstance(found, PolicyFamily), found.name
+    return found
+
+
+def chat_family_of(config: Config) -> ChatFamily:
+    """The family of a backbone that can plan. Raises UserError: it is a policy, or cannot."""
+    found = family_of(config)
+    if not isinstance(found, ChatFamily):
+        raise UserError(f"a {found.name} is no planner: that is a bundle of a backbone alone that answers questions")
     return found
 
 

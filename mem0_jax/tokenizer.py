@@ -7,6 +7,8 @@ from tokenizers import Tokenizer
 from mem0_jax.errors import UserError
 from mem0_jax.stand_in import stand_in
 
+UNKNOWN = "<|unknown|>"  # in a vocabulary of whole words, any other
+
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
     """Reads a `tokenizer.json`, such as Qwen3's."""

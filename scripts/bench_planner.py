@@ -32,7 +32,7 @@ from mem0_jax.backbones.qwen3_vl.generate import Encoded, Generator, Settings
 from mem0_jax.backbones.qwen3_vl.images import PixelBounds, image_patches
 from mem0_jax.backbones.qwen3_vl.model import Qwen3VL
 from mem0_jax.backbones.qwen3_vl.processor import SPECIAL_TOKENS
-from mem0_jax.convert.exporter import hugging_face_config
+from mem0_jax.convert.models.qwen3_vl import hugging_face_config
 from mem0_jax.disk import write_json
 from mem0_jax.nn import module
 

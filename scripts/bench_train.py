@@ -327,7 +327,7 @@ def fill(model: Any, config: Any) -> list[str]:
     import torch
 
     from mem0_jax import tree
-    from mem0_jax.convert.mem0 import mem0_rules
+    from mem0_jax.convert.models.mem0 import rules
     from mem0_jax.convert.rules import exported, make_plan
     from mem0_jax.policies.mem0 import Mem0
 
@@ -336,7 +336,7 @@ def fill(model: Any, config: Any) -> list[str]:
     shapes: dict[str, tuple[int, ...]] = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     embedding = shapes["qwen_model.model.model.language_model.embed_tokens.weight"]
     shapes |= {"qwen_model.model.lm_head.weight": embedding, "classifier.pos_weight": ()}
-    plan = make_plan(mem0_rules(config), shapes, abstract)
+    plan = make_plan(rules(config), shapes, abstract)
     leaves = {path: draw(path, leaf.shape) for path, leaf in tree.flatten(abstract).items()}
     values, targets = exported(plan, leaves), model.state_dict()
     if values.keys() != targets.keys():

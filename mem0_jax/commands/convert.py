@@ -14,11 +14,11 @@ from mem0_jax.units import size
 
 if TYPE_CHECKING:
     from mem0_jax.convert.importer import Job
-    from mem0_jax.convert.sources import Config
+    from mem0_jax.family import Config
 
 SUMMARY = (
     "Turns a checkpoint of the PyTorch world into a bundle: a .pt file (whole, or the folder or pattern of its byte "
-    "parts), or Hugging Face safetensors of Qwen3-VL. Needs no torch, runs nothing the file says, and holds no more "
+    "parts), or Hugging Face safetensors. Needs no torch, runs nothing the file says, and holds no more "
     "than a few tensors in memory. With --to it turns a bundle back. Further commands, each with its own --help: "
     "'convert inspect SRC', 'convert diff A B', 'convert verify BUNDLE --golden DIR'."
 )
@@ -56,7 +56,12 @@ def parser() -> CommandParser:
     add("source", type=Path, metavar="SRC", help="the checkpoint, or with --to the bundle")
     add("out", type=Path, metavar="OUT", nargs="?", help="bundle to write, or with --to the .pt file or folder")
     add("--to", choices=("torch", "safetensors"), help="turn a bundle into a .pt file or a Hugging Face folder")
-    add("--backbone", type=Path, metavar="DIR", help="Qwen3-VL folder: configuration, tokenizer, processor to include")
+    add(
+        "--backbone",
+        type=Path,
+        metavar="DIR",
+        help="the backbone's Hugging Face folder: configuration, tokenizer, processor to include",
+    )
     add("--norm-stats", type=Path, metavar="FILE", help="norm_stats.json to include")
     add("--config", type=Path, metavar="FILE", help="what tensors do not tell: the reference's YAML or a config.json")
     add("--dtype", choices=("keep", "float32", "bfloat16"), default="keep", help="of the parameters")

@@ -29,7 +29,7 @@ def parser() -> CommandParser:
         ],
     )
     flags.add_argument("datasets", nargs="+", metavar="DIR", help="a LeRobot dataset, a folder or an address")
-    flags.add_argument("--out", type=Path, metavar="FILE", help="write norm_stats.json, which Mem-0's reference reads")
+    flags.add_argument("--out", type=Path, metavar="FILE", help="write norm_stats.json, as references read it")
     flags.add_argument("--json", type=Path, metavar="FILE", help="write everything that is printed to this file")
     return flags
 

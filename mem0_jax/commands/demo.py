@@ -12,7 +12,7 @@ from mem0_jax.lock import hold_folder
 from mem0_jax.progress import Progress
 
 SUMMARY = (
-    "Records scripted experts in a built-in tabletop task, trains a small Mem-0 from scratch with and without memory, "
+    "Records scripted experts in a built-in tabletop task, trains a small policy from scratch with and without memory, "
     "evaluates both on unseen episodes and writes report.html and report.json. About a quarter of an hour on two CPU "
     "cores. Ctrl-C stops it; the same command continues."
 )

@@ -8,12 +8,12 @@ from mem0_jax.cli import CommandParser
 from mem0_jax.disk import write_json
 
 if TYPE_CHECKING:
-    from mem0_jax.golden import Report
+    from mem0_jax.reference import Report
 
 SUMMARY = (
-    "Builds Mem-0 from a folder of the PyTorch reference's inputs and outputs (config.json, initial.pt, golden.npz), "
-    "replays its training batches and inference steps in float32 and prints the greatest relative error of every "
-    "quantity. Exit code 1 if one is past its gate."
+    "Builds a policy from a folder of its PyTorch reference's inputs and outputs (config.json, initial.pt, "
+    "golden.npz), replays its training batches and inference steps in float32 and prints the greatest relative error "
+    "of every quantity. Exit code 1 if one is past its gate."
 )
 
 

@@ -20,7 +20,7 @@ def parser() -> CommandParser:
         SUMMARY,
         [
             "mem0-jax plan merge runs/planner bundles/planner",
-            "mem0-jax plan merge runs/planner bundles/planner --hf Qwen3-VL-8B-planner",
+            "mem0-jax plan merge runs/planner bundles/planner --hf planner_hf",
         ],
     )
     flags.add_argument("run", type=Path, metavar="RUN", help="folder of 'mem0-jax plan train'")

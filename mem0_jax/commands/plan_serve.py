@@ -13,7 +13,7 @@ from mem0_jax.installed import how_to_install
 from mem0_jax.progress import Progress
 
 SUMMARY = (
-    "Serves a planner (a bundle of a Qwen3-VL, of 'mem0-jax plan merge' or 'mem0-jax convert') by OpenAI's chat API: "
+    "Serves a planner (a backbone's bundle, of 'mem0-jax plan merge' or 'mem0-jax convert') by OpenAI's chat API: "
     "POST /v1/chat/completions, with images as data URLs and stream=true, GET /v1/models, /healthz and /metrics. The "
     "openai package and the reference's client work as they are. It listens when all is compiled that requests within "
     "--context can need: prompts are padded to 256 tokens or twice, four times, ... as many, images of any number and "
@@ -23,7 +23,7 @@ SUMMARY = (
 )
 EXAMPLES = (
     "mem0-jax plan serve bundles/planner",
-    "mem0-jax plan serve bundles/qwen3_vl_8b --mesh tensor=2 --name Qwen3-VL-8B --port 8000",
+    "mem0-jax plan serve bundles/planner_8b --mesh tensor=2 --name planner-8b --port 8000",
 )
 
 
@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"'mem0-jax plan serve' needs {error.name}: {how_to_install('serve')}") from None
     import asyncio
 
-    from mem0_jax.backbones.qwen3_vl.generate import Prompt, Settings
+    from mem0_jax.backbones.chat import Prompt, Settings
     from mem0_jax.distributed.mesh import parse_mesh
     from mem0_jax.inference.compiled import keep_compiled_if_possible
     from mem0_jax.planner.chat import ChatLimits

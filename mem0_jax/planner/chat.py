@@ -1,6 +1,6 @@
 """Requests of OpenAI's chat API, from outside, to prompts: everything that is not understood is refused by name.
 
-Source: OpenAI's API reference (chat completions); Qwen's chat template (behaviour).
+Source: OpenAI's API reference (chat completions); the ChatML template (behaviour).
 """
 
 import base64
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mem0_jax.backbones.qwen3_vl.generate import GenerationError, Prompt, Settings
+from mem0_jax.backbones.chat import GenerationError, Prompt, Settings
 from mem0_jax.data.picture_file import DAMAGE, PictureModeError, form_of, rgb
 from mem0_jax.errors import UserError, did_you_mean
 from mem0_jax.planner.prompt import shrink

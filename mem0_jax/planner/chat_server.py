@@ -21,7 +21,7 @@ from typing import Any
 from aiohttp import web
 from prometheus_client import CollectorRegistry, generate_latest
 
-from mem0_jax.backbones.qwen3_vl.generate import Answer, ContextError, Encoded, Generator, Settings
+from mem0_jax.backbones.chat import Answer, ContextError, Encoded, Generator, Settings
 from mem0_jax.errors import UserError
 from mem0_jax.planner.chat import ChatError, ChatLimits, ChatRequest, no_model, read_request
 from mem0_jax.serve.door import Door, Handler, told_to_stop

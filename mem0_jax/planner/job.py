@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from mem0_jax.backbones.qwen3_vl.images import PixelBounds
+from mem0_jax.backbones.chat import PixelBounds
 from mem0_jax.config import to_dict
 from mem0_jax.distributed.hardware import HARDWARE
 from mem0_jax.family import NO_FACTOR, Preset

@@ -1,4 +1,4 @@
-"""A planner in this process: a Qwen3-VL bundle that answers `planner.prompt`'s questions."""
+"""A planner in this process: a backbone's bundle that answers `planner.prompt`'s questions."""
 
 import threading
 from pathlib import Path
@@ -8,14 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mem0_jax.backbones.qwen3_vl.axes import logical_axes
-from mem0_jax.backbones.qwen3_vl.config import Qwen3VLConfig
-from mem0_jax.backbones.qwen3_vl.decode import take_apart
-from mem0_jax.backbones.qwen3_vl.generate import CONTEXT, GenerationError, Generator, Prompt, Settings
-from mem0_jax.backbones.qwen3_vl.images import PixelBounds
+from mem0_jax.backbones.chat import CONTEXT, GenerationError, Generator, PixelBounds, Prompt, Settings
 from mem0_jax.config import from_dict
 from mem0_jax.distributed.mesh import make_mesh
 from mem0_jax.distributed.sharding import STANDARD, partition_specs
+from mem0_jax.family import ChatFamily, family_of
 from mem0_jax.inference.planning import Plan, PlannerError, Situation
 from mem0_jax.planner.prompt import ask, parse_answer
 from mem0_jax.planner.render import chat_text
@@ -34,7 +31,7 @@ def load_generator(
     context: int = CONTEXT,
     batch: int = 8,
 ) -> Generator:
-    """A bundle of a Qwen3-VL alone, ready to answer.
+    """A bundle of a backbone alone, ready to answer.
 
     Args:
         folder: the bundle.
@@ -49,9 +46,10 @@ def load_generator(
     """
     folder = Path(folder).absolute()
     config, description = read_description(folder)
-    if not isinstance(config, Qwen3VLConfig):
+    family = family_of(config)
+    if not isinstance(family, ChatFamily):
         raise BundleError(
-            f"{folder} holds a policy: a planner is a Qwen3-VL alone, of 'mem0-jax plan merge' or 'mem0-jax convert'"
+            f"{folder} holds a policy: a planner is a backbone alone, of 'mem0-jax plan merge' or 'mem0-jax convert'"
         )
     if not (folder / "tokenizer.json").is_file():
         raise BundleError(f"{folder} has no tokenizer.json, which a planner needs: convert it with --backbone DIR")
@@ -61,13 +59,12 @@ def load_generator(
     dtype, devices, shardings = jnp.dtype(dtype), None, None
     if mesh is not None:
         devices = make_mesh(mesh)
-        specs = partition_specs(abstract_params(config), logical_axes(config), STANDARD, mesh)
+        specs = partition_specs(abstract_params(config), family.logical_axes(config), STANDARD, mesh)
         shardings = {path: jax.sharding.NamedSharding(devices, spec) for path, spec in specs.items()}
     backbone = load_backbone(folder, dtype, shardings)
     assert backbone.tokenizer is not None
-    weights = take_apart(backbone.params, int8=int8)
     sizes = {"bounds": bounds, "context": context, "batch": batch}
-    return Generator(config, weights, backbone.tokenizer, **sizes, dtype=dtype, mesh=devices)
+    return family.generator(config, backbone.params, backbone.tokenizer, int8=int8, **sizes, dtype=dtype, mesh=devices)
 
 
 class LocalPlanner:

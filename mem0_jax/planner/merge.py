@@ -9,10 +9,10 @@ from typing import Any
 
 import jax
 
-from mem0_jax.backbones.qwen3_vl.processor import SPECIAL_TOKENS
 from mem0_jax.config import from_dict, to_dict
 from mem0_jax.convert.exporter import to_safetensors
 from mem0_jax.convert.importer import PROCESSOR_FILES
+from mem0_jax.convert.models import format_of
 from mem0_jax.convert.sources import open_source
 from mem0_jax.errors import UserError
 from mem0_jax.nn.numbers import same_numbers
@@ -26,13 +26,7 @@ from mem0_jax.train.checkpoint import Checkpoints
 from mem0_jax.train.lora import LoraPolicy
 from mem0_jax.train.state import TrainState, blueprint
 
-# Of tokenizers that come as tokenizer.json alone: without a class, transformers would read them as Qwen's byte pairs.
-TOKENIZER_CONFIG = {
-    "tokenizer_class": "PreTrainedTokenizerFast",
-    "eos_token": SPECIAL_TOKENS["im_end"],
-    "pad_token": SPECIAL_TOKENS["pad"],
-    "clean_up_tokenization_spaces": False,
-}
+IMAGES_FILE, TOKENIZER_FILE = "preprocessor_config.json", "tokenizer_config.json"
 
 
 @same_numbers
@@ -108,34 +102,14 @@ def _write_processor(folder: Path, job: PlannerJob) -> None:
         begun = Path(job.init_from) / "processor" / name
         if job.init_from and begun.is_file():
             shutil.copyfile(begun, folder / name)
-    images = folder / "preprocessor_config.json"
-    described = json.loads(images.read_text("utf-8")) if images.is_file() else {}
-    images.write_text(json.dumps(described | _preprocessor(job), indent=1))
-    if (folder / "tokenizer_config.json").is_file():
+    bounds, backbone = job.data.images, job.model.backbone
+    files = format_of(backbone).processor(backbone, bounds.min_pixels, bounds.max_pixels)
+    known = folder / IMAGES_FILE
+    begun = json.loads(known.read_text("utf-8")) if known.is_file() else {}
+    known.write_text(json.dumps(begun | files.pop(IMAGES_FILE, {}), indent=1))
+    if (folder / TOKENIZER_FILE).is_file():
         return
-    (folder / "tokenizer_config.json").write_text(json.dumps(TOKENIZER_CONFIG, indent=1))
-    (folder / "video_preprocessor_config.json").write_text(json.dumps(_video_preprocessor(job), indent=1))
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content, indent=1))
     if not (folder / "chat_template.json").is_file():
         (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
-
-
-def _preprocessor(job: PlannerJob) -> dict[str, Any]:
-    """What the Hugging Face image processor must know to show the planner what it was trained on."""
-    bounds, vision = job.data.images, job.model.backbone.vision
-    return {
-        "image_processor_type": "Qwen2VLImageProcessorFast",
-        "processor_class": "Qwen3VLProcessor",
-        "patch_size": vision.patch_size,
-        "temporal_patch_size": vision.temporal_patch_size,
-        "merge_size": vision.spatial_merge_size,
-        "image_mean": [0.5, 0.5, 0.5],
-        "image_std": [0.5, 0.5, 0.5],
-        "size": {"shortest_edge": bounds.min_pixels, "longest_edge": bounds.max_pixels},
-    }
-
-
-def _video_preprocessor(job: PlannerJob) -> dict[str, Any]:
-    """The processor is not loaded without one, though planners are shown no videos."""
-    described = _preprocessor(job) | {"video_processor_type": "Qwen3VLVideoProcessor"}
-    del described["image_processor_type"]
-    return described

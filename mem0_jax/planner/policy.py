@@ -1,4 +1,4 @@
-"""A planner as the trainer sees it: Qwen3-VL, and the cross-entropy of the answers it should give.
+"""A planner as the trainer sees it: a backbone, and the cross-entropy of the answers it should give.
 
 Axis letters: L lanes (rows side by side), T parts of a batch, B = L * T, V images of a row (padded to the most), P
 patches of an image (padded to the largest), C numbers of a patch, S tokens of a row, A tokens of an answer (padded to
@@ -13,11 +13,9 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from mem0_jax.backbones.qwen3_vl import axes
+from mem0_jax.backbones.chat import Grid
 from mem0_jax.backbones.qwen3_vl.config import Qwen3VLConfig
-from mem0_jax.backbones.qwen3_vl.model import Qwen3VL
-from mem0_jax.backbones.qwen3_vl.positions import Grid, grid_tables
-from mem0_jax.nn import module
+from mem0_jax.family import chat_family_of
 from mem0_jax.nn.partition import by_samples
 from mem0_jax.policies.base import Batch, Params
 
@@ -31,7 +29,7 @@ class PlannerConfig:
 
     Attributes:
         dtype: compute dtype; logits and the loss are float32 always.
-        remat, remat_keep: recompute the layers in the backward pass, see `Mem0Config`.
+        remat, remat_keep: recompute the layers in the backward pass, see `nn.stack.REMAT`.
     """
 
     backbone: Qwen3VLConfig = field(default_factory=Qwen3VLConfig)
@@ -45,9 +43,8 @@ class PlannerPolicy:
 
     A batch holds, with leading axes [L, T]:
 
-    patches [V, P, C], patch_mask [V, P], grid_id [V], input_ids, attention_mask, image_slot [S], position [3, S] (see
-    `backbones.qwen3_vl.positions.layout`), and of the answer: target int32 [A], the tokens to be given; target_place
-    int32 [A], where in the row stands what each is to follow; target_mask bool [A].
+    what `backbones.chat.Lessons` makes of a row, and of the answer: target int32 [A], the tokens to be given;
+    target_place int32 [A], where in the row stands what each is to follow; target_mask bool [A].
 
     Args:
         config: sizes.
@@ -59,33 +56,22 @@ class PlannerPolicy:
 
     def __init__(self, config: PlannerConfig, grids: tuple[Grid, ...]):
         self.config, self.grids = config, grids
-        self.logical_axes = axes.logical_axes(config.backbone)
-        self._build = lambda rngs: Qwen3VL(config.backbone, rngs)
-        self._bind = module.bind(self._build)
+        family = chat_family_of(config.backbone)
+        self.logical_axes, self._lessons = family.logical_axes(config.backbone), family.lessons(config.backbone)
+        self._init = family.init(config.backbone)
 
     def init(self, key: Array) -> Params:
         """Fresh parameters (float32)."""
-        return module.init(self._build, key)
+        return self._init(key)
 
     def init_state(self, lanes: int) -> tuple[()]:
         """Nothing is remembered from row to row."""
         return ()
 
     def answer_logits(self, params: Params, batch: Batch) -> Array:
-        """Logits float32 [B, A, vocabulary] of each token of the answers, given all before it; `batch` leads with [B].
-
-        Only these positions meet the vocabulary: [B, S, vocabulary] is never formed.
-        """
-        config, model = self.config, self._bind(params)
-        tables = {name: jnp.asarray(table) for name, table in grid_tables(self.grids, config.backbone.vision).items()}
-        remat = config.remat and config.remat_keep
-        normed = model.encode(batch | tables, jnp.dtype(config.dtype), remat=remat).normed
-        places = jnp.take_along_axis(normed, batch["target_place"][..., None], 1)
-        if config.backbone.text.tie_word_embeddings:
-            form, table = "bah,vh->bav", model.language_model.embed_tokens.embedding[...]
-        else:
-            form, table = "bah,hv->bav", model.lm_head.kernel[...]
-        return jnp.einsum(form, places, table.astype(places.dtype), preferred_element_type=jnp.float32)
+        """Logits float32 [B, A, vocabulary] of the answers, each token given all before it; `batch` leads with [B]."""
+        config = self.config
+        return self._lessons.logits(params, batch, self.grids, config.dtype, config.remat and config.remat_keep)
 
     def loss(
         self, params: Params, state: tuple[()], batch: Batch, rng: Array, train: bool

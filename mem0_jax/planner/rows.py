@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,15 +19,14 @@ import numpy as np
 from PIL import Image
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
-from mem0_jax.backbones.qwen3_vl.config import Qwen3VLConfig
-from mem0_jax.backbones.qwen3_vl.images import PixelBounds, fitted_size, image_patches
-from mem0_jax.backbones.qwen3_vl.positions import Grid, image_slots, token_positions
-from mem0_jax.backbones.qwen3_vl.processor import SPECIAL_TOKENS, UNKNOWN
+from mem0_jax.backbones.chat import Grid, Lessons, PixelBounds
 from mem0_jax.data.picture_file import DAMAGE, PictureModeError, rgb
 from mem0_jax.errors import UserError
+from mem0_jax.family import Config, chat_family_of
 from mem0_jax.planner.prompt import shrink, shrunk_size
 from mem0_jax.planner.questions import Question
 from mem0_jax.planner.render import chat_text
+from mem0_jax.tokenizer import UNKNOWN
 
 END = "<|im_end|>"
 ROUNDED_TO = 8  # S is a multiple of it
@@ -46,16 +45,16 @@ class Encoded:
         return len(self.question) + len(self.answer)
 
 
-def word_tokenizer(questions: Sequence[Question]) -> Tokenizer:
-    """A tokenizer with one token a word of the questions and answers, and one for the end of a line."""
+def word_tokenizer(questions: Sequence[Question], marks: Mapping[str, str]) -> Tokenizer:
+    """A tokenizer with one token a word of the questions and answers, one for the end of a line, and control tokens."""
     texts = {f"{chat_text(question.prompt)} {question.answer}" for question in questions}
     words = {word for text in texts for word in re.sub(r"<\|\w+\|>", " ", text).split()}
-    vocabulary = {token: i for i, token in enumerate([*SPECIAL_TOKENS.values(), UNKNOWN, "\n", *sorted(words)])}
+    vocabulary = {token: i for i, token in enumerate([*marks.values(), UNKNOWN, "\n", *sorted(words)])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
     split = pre_tokenizers.Split
     cuts = [split(Regex(" +"), "removed"), split("\n", "isolated")]
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(cuts)  # pyright: ignore[reportAttributeAccessIssue]
-    tokenizer.add_special_tokens(list(SPECIAL_TOKENS.values()))
+    tokenizer.add_special_tokens(list(marks.values()))
     return tokenizer
 
 
@@ -68,8 +67,9 @@ class Encoder:
         cutoff: greatest number of tokens of a row.
     """
 
-    def __init__(self, tokenizer: Tokenizer, config: Qwen3VLConfig, bounds: PixelBounds, cutoff: int):
-        self._tokenizer, self._config, self._bounds, self._cutoff = tokenizer, config, bounds, cutoff
+    def __init__(self, tokenizer: Tokenizer, config: Config, bounds: PixelBounds, cutoff: int):
+        self._tokenizer, self._bounds, self._cutoff = tokenizer, bounds, cutoff
+        self._lessons: Lessons = chat_family_of(config).lessons(config)
         self._grids: dict[Path, Grid] = {}
 
     def rows(self, folder: Path, questions: Sequence[Question]) -> list[Encoded]:
@@ -80,10 +80,9 @@ class Encoder:
         prompt, encode = question.prompt, self._tokenizer.encode
         images = tuple(folder / image for image in prompt.images)
         grids = tuple(self._grid(image) for image in images)
-        merged, image_token = self._config.vision.spatial_merge_size**2, self._config.tokens.image
-        counts = iter([height * width // merged for _, height, width in grids])
+        mark, counts = self._lessons.mark, map(self._lessons.tokens, grids)
         ids = encode(chat_text(prompt), add_special_tokens=False).ids
-        asked = [i for token in ids for i in ([token] * next(counts) if token == image_token else [token])]
+        asked = [i for token in ids for i in ([token] * next(counts) if token == mark else [token])]
         answer = encode(question.answer + END, add_special_tokens=False).ids
         if len(asked) + len(answer) > self._cutoff:
             raise UserError(
@@ -97,10 +96,7 @@ class Encoder:
         if path not in self._grids:
             with _opened(path) as image:
                 width, height = image.size
-            patch = self._config.vision.patch_size
-            side = patch * self._config.vision.spatial_merge_size
-            height, width = fitted_size(*shrunk_size(height, width), side, self._bounds)
-            self._grids[path] = (1, height // patch, width // patch)
+            self._grids[path] = self._lessons.grid(*shrunk_size(height, width), self._bounds)
         return self._grids[path]
 
 
@@ -134,7 +130,7 @@ class RowSource:
     def __init__(
         self,
         rows: Sequence[Encoded],
-        config: Qwen3VLConfig,
+        config: Config,
         bounds: PixelBounds,
         *,
         lanes: int,
@@ -146,7 +142,8 @@ class RowSource:
     ):
         if not rows:
             raise UserError("there are no rows to train on")
-        self._rows, self._config, self._bounds = rows, config, bounds
+        self._rows, self._bounds = rows, bounds
+        self._lessons: Lessons = chat_family_of(config).lessons(config)
         self._lanes, self._parts, self._seed = lanes, parts, seed
         self._first, self.num_local_lanes = first_lane, lanes if num_local_lanes is None else num_local_lanes
         self.grids = grids_of(rows)
@@ -204,29 +201,13 @@ class RowSource:
         )
 
     def _arrays(self, row: Encoded) -> dict[str, np.ndarray]:
-        config, (views, longest, length, words) = self._config, self._sizes
-        merged = config.vision.spatial_merge_size**2
-        ids = np.full((1, length), config.tokens.pad, np.int32)
-        ids[0, : len(row)] = np.concatenate([row.question, row.answer])
-        mask = np.arange(length)[None] < len(row)
-        patches = np.zeros((views, longest, config.vision.patch_width), np.uint8)
-        patch_mask, grid_id = np.zeros((views, longest), bool), np.zeros(views, np.int32)
-        for view, (path, grid) in enumerate(zip(row.images, row.grids)):
-            own = self._patches(path, grid)
-            patches[view, : len(own)], patch_mask[view, : len(own)] = own, True
-            grid_id[view] = self.grids.index(grid)
-        counts = [height * width // merged for _, height, width in row.grids]
+        (*size, words), grids = self._sizes, self.grids
+        ids = np.concatenate([row.question, row.answer])
+        images = [(self._patches(path, grid), grids.index(grid)) for path, grid in zip(row.images, row.grids)]
         answer = np.arange(words) < len(row.answer)
         target = np.zeros(words, np.int32)
         target[: len(row.answer)] = row.answer
-        return {
-            "patches": patches,
-            "patch_mask": patch_mask,
-            "grid_id": grid_id,
-            "input_ids": ids[0],
-            "attention_mask": mask[0],
-            "position": token_positions(ids, mask, row.grids, config)[0],
-            "image_slot": image_slots(ids, [counts], longest // merged, config.tokens.image)[0],
+        return self._lessons.arrays(ids, images, grids, tuple(size)) | {
             "target": target,
             "target_place": np.where(answer, len(row.question) - 1 + np.arange(words), 0).astype(np.int32),
             "target_mask": answer,
@@ -237,7 +218,7 @@ class RowSource:
             return self._cache[path]
         with _opened(path) as image:
             pixels = shrink(rgb(image))
-        patches, found = image_patches(pixels, self._config.vision, self._bounds)
+        patches, found = self._lessons.patches(pixels, self._bounds)
         if found != grid:
             raise UserError(f"{path}: changed while it was trained on: it had {grid} patches, now it has {found}")
         if patches.nbytes <= self._room:

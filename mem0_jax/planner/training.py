@@ -13,11 +13,10 @@ import jax
 import jax.numpy as jnp
 from tokenizers import Tokenizer
 
-from mem0_jax.backbones.qwen3_vl.config import Qwen3VLConfig
-from mem0_jax.backbones.qwen3_vl.processor import token_ids
 from mem0_jax.config import to_dict
 from mem0_jax.disk import write_whole
 from mem0_jax.errors import UserError
+from mem0_jax.family import ChatFamily, chat_family_of, family_of
 from mem0_jax.planner.job import PlannerJob
 from mem0_jax.planner.policy import PlannerPolicy
 from mem0_jax.planner.questions import Question, read_questions
@@ -58,21 +57,21 @@ class Questions:
 
     def words(self) -> Tokenizer:
         """See `Lessons`, as of all below."""
-        return word_tokenizer([question for asked in self.asked.values() for question in asked])
+        questions = [question for asked in self.asked.values() for question in asked]
+        return word_tokenizer(questions, chat_family_of(self.job.model.backbone).marks)
 
     def completed(self, tokenizer: Tokenizer) -> Self:
         """The model of the job's bundle, or with the vocabulary and ids of the tokenizer, and the precision's dtype."""
         job, backbone = self.job, self.job.model.backbone
         if job.init_from:
             backbone = read_description(Path(job.init_from).absolute())[0]
-            if not isinstance(backbone, Qwen3VLConfig):
-                raise UserError(f"{job.init_from} is a policy: a planner starts from a bundle of a Qwen3-VL alone")
-        else:
-            size = tokenizer.get_vocab_size() if job.data.tokenizer == WORDS else backbone.text.vocab_size
-            text = dataclasses.replace(backbone.text, vocab_size=size)
-            backbone = dataclasses.replace(backbone, text=text, tokens=token_ids(tokenizer))
-        if (found := token_ids(tokenizer)) != backbone.tokens:
-            raise UserError(f"the tokenizer's special tokens {found} are not the model's {backbone.tokens}")
+            if not isinstance(family_of(backbone), ChatFamily):
+                raise UserError(f"{job.init_from} is a policy: a planner starts from a bundle of a backbone alone")
+        family = chat_family_of(backbone)
+        if not job.init_from:
+            size = tokenizer.get_vocab_size() if job.data.tokenizer == WORDS else None
+            backbone = family.completed(backbone, tokenizer, size)
+        family.check_tokenizer(tokenizer, backbone)
         model = dataclasses.replace(job.model, backbone=backbone, dtype=job.compute_dtype)
         encoder = Encoder(tokenizer, backbone, job.data.images, job.data.cutoff)
         rows = tuple(row for folder, asked in self.asked.items() for row in encoder.rows(folder, asked))

@@ -107,7 +107,7 @@ class Policy(Trainable, Protocol):
         ...
 
     def remember(self, params: Params, state: State, observation: Batch, index: Array, count: Array) -> State:
-        """Writes frames [B], which come without their text, to memories; see `policies.mem0.Mem0.remember`."""
+        """Writes frames [B], which come without their text, to memories; as `observe` would."""
         ...
 
     def constants(self, params: Params) -> Any:

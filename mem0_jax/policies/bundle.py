@@ -91,7 +91,7 @@ class Bundle:
         """Images and instructions to the policy's arrays."""
         if self.tokenizer is None:
             raise BundleError(
-                "this bundle has no tokenizer.json: convert it again with --backbone DIR, a Qwen3-VL folder"
+                "this bundle has no tokenizer.json: convert it again with --backbone DIR, the folder of its backbone"
             )
         return self.family.processor(self.tokenizer, self.config, self.inputs.max_length)
 

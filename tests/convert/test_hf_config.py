@@ -7,7 +7,8 @@ import pytest
 
 from mem0_jax.backbones.qwen3_vl.config import Qwen3VLConfig
 from mem0_jax.backbones.qwen3_vl.hf_config import HfConfigError, read_hf_config
-from mem0_jax.convert.exporter import hugging_face_config
+from mem0_jax.convert.models.mem0 import FORMAT
+from mem0_jax.convert.models.qwen3_vl import hugging_face_config
 from mem0_jax.convert.rules import ConversionError
 from mem0_jax.convert.settings import read_backbone_settings, read_settings
 
@@ -124,7 +125,7 @@ def test_values_that_are_not_implemented(tmp_path, case):
     assert message in str(caught.value)
     (tmp_path / "config.json").write_text(json.dumps(changed(path, value)))
     with pytest.raises(ConversionError, match=r"config\.json: ") as refused:
-        read_backbone_settings(tmp_path)
+        read_backbone_settings(tmp_path, FORMAT)
     assert message in str(refused.value)
 
 
@@ -193,17 +194,17 @@ def test_what_is_not_read_is_listed(tmp_path):
     (notes,) = read_hf_config(changed("text_config.attention_dropout", 0.1))[1]
     assert "text_config.attention_dropout 0.1 acts in training" in notes
     (tmp_path / "a.yaml").write_text("memory_bank: {window_size: 3, colour: red}\naction_model: {norm_eps: 1e-5}")
-    assert read_settings(tmp_path / "a.yaml").notes == (f"{tmp_path / 'a.yaml'}: not read: memory_bank.colour",)
+    assert read_settings(tmp_path / "a.yaml", FORMAT).notes == (f"{tmp_path / 'a.yaml'}: not read: memory_bank.colour",)
     (tmp_path / "a.yaml").write_text("action_model: {norm_eps: 1e-6, activation_fn: relu}")
     with pytest.raises(ConversionError, match=r"norm_eps: only 1e-05 is supported, got 1e-06; .*activation_fn: only"):
-        read_settings(tmp_path / "a.yaml")
+        read_settings(tmp_path / "a.yaml", FORMAT)
 
 
 @pytest.mark.parametrize("content", ["[]", "3", "null", "{}"])
 def test_other_json(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(ConversionError, match="not the configuration of a dense Qwen3-VL"):
-        read_backbone_settings(tmp_path)
+        read_backbone_settings(tmp_path, FORMAT)
 
 
 @pytest.mark.torch

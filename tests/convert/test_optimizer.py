@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mem0_jax.convert.format import Settings
 from mem0_jax.convert.importer import Request, convert, prepare
-from mem0_jax.convert.mem0 import mem0_rules
+from mem0_jax.convert.models.mem0 import FORMAT, rules
 from mem0_jax.convert.optimizer import read_training
 from mem0_jax.convert.rules import ConversionError, export, load, make_plan
-from mem0_jax.convert.settings import Settings, read_settings
+from mem0_jax.convert.settings import read_settings
 from mem0_jax.convert.sources import open_source
 from mem0_jax.convert.torch_pt_write import write_pt
 from mem0_jax.policies.base import Policy
@@ -92,7 +93,7 @@ def test_a_run_goes_on_with_torch_s_updates(bundle, tmp_path):
     expected = np.load(ASSETS / "next_step.npz")
     loaded, optimizer = load_bundle(bundle), load_optimizer(bundle)[1]
     source = open_source(GOLDEN / "step3.pt")
-    plan = make_plan(mem0_rules(loaded.config), source.shapes, loaded.params)
+    plan = make_plan(rules(loaded.config), source.shapes, loaded.params)
     gradients = jax.tree.map(lambda *g: jnp.stack(g), *(load(plan, gradients_of_torch(source, s)) for s in (3, 4)))
     policy = cast(Policy, GivenGradients(loaded.config, gradients))
     extras = Extras(initial=lambda key: load_bundle(bundle).params, optimizer=partial(load_optimizer, bundle))
@@ -134,15 +135,13 @@ def summary(value: np.ndarray) -> np.ndarray:
 def test_without_the_runs_settings_the_learning_rates_contradict():
     source = open_source(GOLDEN / "step3.pt")
     job = prepare(source, Request(CONFIG))
-    values = read_settings(CONFIG).values
+    values = read_settings(CONFIG, FORMAT).values
     assert isinstance(job.config, Mem0Config)
     with pytest.raises(ConversionError, match="by a cosine schedule of 50000 steps: give the run's own settings"):
-        read_training(source, job.config, mem0_rules(job.config), job.plan, Settings(values))
+        read_training(source, job.config, rules(job.config), job.plan, Settings(values))
     for wrong in ({"total_steps": float("inf")}, {"train_steps": "many"}, {"min_lr": [1e-6]}, {"warmup_ratio": 2}):
         with pytest.raises(ConversionError, match=r"cannot go on with the run's settings in c\.json \(\w+: "):
-            read_training(
-                source, job.config, mem0_rules(job.config), job.plan, Settings(values, "c.json", training=wrong)
-            )
+            read_training(source, job.config, rules(job.config), job.plan, Settings(values, "c.json", training=wrong))
 
 
 def test_a_checkpoint_without_optimizer_is_refused(tmp_path):

@@ -10,16 +10,10 @@ import pytest
 import yaml
 
 from mem0_jax.backbones.qwen3_vl.config import Qwen3VLConfig
-from mem0_jax.convert.mem0 import qwen3_vl_rules
+from mem0_jax.convert.format import Settings
+from mem0_jax.convert.models import mem0, qwen3_vl
 from mem0_jax.convert.rules import ConversionError, exported, make_plan
-from mem0_jax.convert.settings import (
-    RELEASED_BACKBONES,
-    Settings,
-    backbone_config,
-    mem0_config,
-    read_backbone_settings,
-    read_settings,
-)
+from mem0_jax.convert.settings import configuration, read_backbone_settings, read_settings
 from mem0_jax.convert.sources import open_source
 from mem0_jax.policies.bundle import abstract_params
 from mem0_jax.policies.mem0 import Mem0Config
@@ -40,28 +34,28 @@ def tiny() -> dict[str, tuple[int, ...]]:
 
 
 def test_the_released_sizes_tell_everything(released):
-    assert mem0_config(released, Settings()) == Mem0Config()
+    assert configuration(mem0.FORMAT, released, Settings()) == Mem0Config()
 
 
-@pytest.mark.parametrize("family", RELEASED_BACKBONES.values(), ids=["2B", "4B", "8B"])
+@pytest.mark.parametrize("family", qwen3_vl.RELEASED, ids=["2B", "4B", "8B"])
 def test_released_backbones_are_known_by_their_shapes(family):
     """From our tree to Hugging Face's names and shapes, and back to the configuration."""
     abstract = abstract_params(family)
-    plan = make_plan(qwen3_vl_rules(family), None, abstract)
+    plan = make_plan(qwen3_vl.rules(family), None, abstract)
     shapes = {name: tensor.shape for name, tensor in exported(plan, plan.abstract).items()}
-    assert backbone_config(shapes, Settings()) == family
+    assert configuration(qwen3_vl.FORMAT, shapes, Settings()) == family
     assert ("lm_head.weight" in shapes) == (family.text.hidden_size == 4096)
 
 
 def test_parameters_of_the_released_backbones():
     """In billions, as their model cards count them; the 8B has a head of its own."""
-    counts = [sum(leaf.size for leaf in jax.tree.leaves(abstract_params(c))) / 1e9 for c in RELEASED_BACKBONES.values()]
+    counts = [sum(leaf.size for leaf in jax.tree.leaves(abstract_params(c))) / 1e9 for c in qwen3_vl.RELEASED]
     assert [round(count, 1) for count in counts] == [2.1, 4.4, 8.8]
 
 
 def test_golden_settings_fill_what_shapes_do_not_tell(tiny):
-    settings = read_settings(GOLDEN / "config.json")
-    config = mem0_config(tiny, settings)
+    settings = read_settings(GOLDEN / "config.json", mem0.FORMAT)
+    config = configuration(mem0.FORMAT, tiny, settings)
     assert config.backbone.text.mrope_section == (4, 2, 2)
     assert config.backbone.tokens.image == 292
     assert (config.memory.window_size, config.action.horizon, config.flow.draws) == (6, 10, 3)
@@ -70,17 +64,17 @@ def test_golden_settings_fill_what_shapes_do_not_tell(tiny):
 
 def test_all_that_nothing_tells_is_listed(tiny):
     with pytest.raises(ConversionError) as error:
-        mem0_config(tiny, Settings())
+        configuration(mem0.FORMAT, tiny, Settings())
     for name in ("text.mrope_section", "vision.num_heads", "tokens.im_end", "memory.window_size", "action.horizon"):
         assert name in str(error.value)
     assert "--config FILE" in str(error.value)
 
 
 def test_settings_that_contradict_the_shapes_are_listed(tiny):
-    settings = read_settings(GOLDEN / "config.json")
+    settings = read_settings(GOLDEN / "config.json", mem0.FORMAT)
     settings.values |= {"backbone.text.hidden_size": 65, "action.num_layers": 6}
     with pytest.raises(ConversionError, match=r"(?s)text.hidden_size is 64 .* but 65 in .*action.num_layers is 4 .* 6"):
-        mem0_config(tiny, settings)
+        configuration(mem0.FORMAT, tiny, settings)
 
 
 REFERENCE_YAML = """
@@ -102,8 +96,8 @@ trainer: {train_steps: 30000, scheduler: cosine, min_lr: {base: 1.0e-6}}
 
 def test_the_references_yaml(released, tmp_path):
     (tmp_path / "train.yaml").write_text(REFERENCE_YAML)
-    settings = read_settings(tmp_path / "train.yaml")
-    config = mem0_config(released, settings)
+    settings = read_settings(tmp_path / "train.yaml", mem0.FORMAT)
+    config = configuration(mem0.FORMAT, released, settings)
     assert (config.memory.window_size, config.flow.draws, config.flow.time_beta) == (20, 4, (1.5, 2.0))
     assert config.classifier.focal_gamma == 2.0
     assert settings.training["train_steps"] == 30000
@@ -120,14 +114,14 @@ def test_the_references_yaml(released, tmp_path):
             "48 is not 4 heads of 16",
         ),
         ({"memory_bank": 3}, "memory_bank: expected a mapping"),
-        ({}, "none of the sections"),
+        ({}, "not a Mem-0 configuration: expected one of the sections memory_bank"),
         ([1], "expected a mapping of settings"),
     ],
 )
 def test_settings_we_do_not_have_are_refused(tmp_path, change, message):
     (tmp_path / "a.yaml").write_text(yaml.safe_dump(change))
     with pytest.raises(ConversionError, match=message):
-        read_settings(tmp_path / "a.yaml")
+        read_settings(tmp_path / "a.yaml", mem0.FORMAT)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +131,7 @@ def test_settings_we_do_not_have_are_refused(tmp_path, change, message):
 def test_hostile_settings_files(tmp_path, content, name):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ConversionError, match=name):
-        read_settings(tmp_path / name)
+        read_settings(tmp_path / name, mem0.FORMAT)
 
 
 GOLDEN_CONFIG = json.loads((GOLDEN / "config.json").read_text())
@@ -191,7 +185,7 @@ def test_one_edited_value_is_refused_in_a_sentence(tiny, tmp_path, path, value):
         del config["action_model"]["attention_head_dim"]
     file.write_text(json.dumps(config))
     with pytest.raises(ConversionError) as caught:
-        mem0_config(tiny, read_settings(file))
+        configuration(mem0.FORMAT, tiny, read_settings(file, mem0.FORMAT))
     assert EDITED[path][1] in str(caught.value)
     assert str(file) in str(caught.value)
 
@@ -199,36 +193,37 @@ def test_one_edited_value_is_refused_in_a_sentence(tiny, tmp_path, path, value):
 def test_an_entry_that_looks_like_a_path(tmp_path):
     (tmp_path / "c.json").write_text(json.dumps({"backbone": {"text": {"rope_theta": 1e4, "rope_theta.x": 1}}}))
     with pytest.raises(ConversionError, match=r"backbone\.text: unknown entry 'rope_theta\.x'"):
-        read_settings(tmp_path / "c.json")
+        read_settings(tmp_path / "c.json", mem0.FORMAT)
 
 
 def test_values_that_switch_something_off_are_taken(tiny, tmp_path):
     for path, name in (("memory_bank.memory_accumulation", "memory"), ("classifier.focal_gamma", "classifier")):
         (tmp_path / "c.json").write_text(json.dumps(edited(path, 0)))
-        config = mem0_config(tiny, read_settings(tmp_path / "c.json"))
+        config = configuration(mem0.FORMAT, tiny, read_settings(tmp_path / "c.json", mem0.FORMAT))
         assert getattr(getattr(config, name), path.rpartition(".")[2]) == 0
 
 
 def test_half_of_the_time_law_keeps_the_other_half(tiny, tmp_path):
     (tmp_path / "c.json").write_text(json.dumps(edited("action_model.noise_beta_beta", 2.0)))
-    assert mem0_config(tiny, read_settings(tmp_path / "c.json")).flow.time_beta == (1.5, 2.0)
+    assert configuration(mem0.FORMAT, tiny, read_settings(tmp_path / "c.json", mem0.FORMAT)).flow.time_beta == (
+        1.5,
+        2.0,
+    )
 
 
 @pytest.mark.parametrize(("part", "value"), [("memory", None), ("memory", [1]), ("backbone", 3), ("flow", "x")])
 def test_the_configuration_of_a_bundle_with_other_parts(tmp_path, part, value):
     (tmp_path / "c.json").write_text(json.dumps({"format_version": 1, "config": {part: value}}))
     with pytest.raises(ConversionError, match=rf"c\.json: {part}: expected a mapping of settings, got "):
-        read_settings(tmp_path / "c.json")
+        read_settings(tmp_path / "c.json", mem0.FORMAT)
 
 
 def test_a_hugging_face_configuration(tmp_path):
-    from mem0_jax.convert.exporter import hugging_face_config
-
-    for config in RELEASED_BACKBONES.values():
-        (tmp_path / "config.json").write_text(json.dumps(hugging_face_config(config, "bfloat16")))
-        values = read_backbone_settings(tmp_path).values
+    for config in qwen3_vl.RELEASED:
+        (tmp_path / "config.json").write_text(json.dumps(qwen3_vl.hugging_face_config(config, "bfloat16")))
+        values = read_backbone_settings(tmp_path, mem0.FORMAT).values
         assert values["backbone.text.num_attention_heads"] == config.text.num_attention_heads
         assert Qwen3VLConfig.from_hf(json.loads((tmp_path / "config.json").read_text())) == config
     (tmp_path / "config.json").write_text('{"model_type": "qwen3_vl_moe"}')
     with pytest.raises(ConversionError, match="not the configuration of a dense Qwen3-VL"):
-        read_backbone_settings(tmp_path)
+        read_backbone_settings(tmp_path, mem0.FORMAT)

@@ -74,7 +74,7 @@ def test_wrappers_are_taken_off_and_noted(tmp_path, case):
     content, note = WRAPPED[case]
     source = opened(tmp_path, content)
     assert_are(source.tensors, MEM0)
-    assert source.model == "mem0"
+    assert source.model.name == "mem0"
     assert any(re.search(note, line) for line in source.notes), source.notes
 
 
@@ -96,7 +96,7 @@ def test_a_backbone_and_safetensors_follow_the_same_rule(tmp_path):
             name: value.tobytes() for name, value in QWEN.items()
         }
         assert bool(source.notes) == bool(prefix)
-        assert source.model == "qwen3_vl"
+        assert source.model.name == "qwen3_vl"
 
 
 def test_several_sets_must_be_chosen_from(tmp_path):

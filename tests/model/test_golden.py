@@ -15,11 +15,13 @@ import mem0_jax.golden as gates
 from mem0_jax.backbones.qwen3_vl import model, positions, vision
 from mem0_jax.cli import main
 from mem0_jax.errors import UserError
-from mem0_jax.golden import Golden, Report
+from mem0_jax.golden import Golden
 from mem0_jax.heads import dit, flow
 from mem0_jax.memory import bank
 from mem0_jax.nn import layers, rope
-from mem0_jax.policies import mem0
+from mem0_jax.policies.mem0 import policy as mem0
+from mem0_jax.policies.mem0.golden import observation
+from mem0_jax.reference import Report
 from mem0_jax.train.optim import make_optimizer
 from mem0_jax.tree import flatten, unflatten
 
@@ -326,10 +328,10 @@ def test_missing_or_damaged_file_is_named(folder, capsys, name):
 
 def test_grids_of_inference_count_where_they_are_given(folder):
     """A 4 x 16 image has as many tokens as the 8 x 8 one: only the stored grid can tell them apart."""
-    implied = Golden(folder).observation("infer", slice(3, 4))
+    implied = observation(Golden(folder), "infer", slice(3, 4))
     rows = len(np.load(folder / "golden.npz")["infer/input_ids"])
     rewrite(folder, lambda a: a.update({"infer/image_grid_thw": np.array([[1, 4, 16]] * rows)}))
-    given = Golden(folder).observation("infer", slice(3, 4))
+    given = observation(Golden(folder), "infer", slice(3, 4))
     assert np.array_equal(implied["patches"], given["patches"])
     assert implied["row_column"].max(1).tolist() == [[7, 7]]
     assert given["row_column"].max(1).tolist() == [[3, 15]]

@@ -7,7 +7,7 @@ import pytest
 from mem0_jax.backbones.qwen3_vl.config import Qwen3VLConfig, TextConfig, TokenIds, VisionConfig
 from mem0_jax.backbones.qwen3_vl.model import Qwen3VL
 from mem0_jax.backbones.qwen3_vl.positions import layout
-from mem0_jax.convert.mem0 import qwen3_vl_rules
+from mem0_jax.convert.models.qwen3_vl import rules as qwen3_vl_rules
 from mem0_jax.convert.rules import load, make_plan
 from mem0_jax.nn import module
 

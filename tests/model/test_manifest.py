@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from mem0_jax.convert.mem0 import mem0_rules
+from mem0_jax.convert.models.mem0 import rules
 from mem0_jax.convert.rules import Constant, ConversionError, Tied, export, load, make_plan
 from mem0_jax.convert.torch_pt import read_pt
 from mem0_jax.golden import Golden
@@ -33,7 +33,7 @@ def released():
 
 
 def test_every_released_tensor_has_its_leaf(shapes, released):
-    plan = make_plan(mem0_rules(Mem0Config()), shapes, released)
+    plan = make_plan(rules(Mem0Config()), shapes, released)
     assert len(shapes) == 910
     assert len(plan.entries) + len(plan.checks) == 910
     assert {type(check) for check in plan.checks} == {Tied, Constant}
@@ -61,7 +61,7 @@ def test_everything_that_does_not_fit_is_listed_at_once(shapes, released):
     wrong["classifier.head.weight"] = (1, 511)
     wrong["qwen_model.model.model.visual.blocks.0.attn.qkv.weight"] = (3073, 1024)
     with pytest.raises(ConversionError) as error:
-        make_plan(mem0_rules(Mem0Config()), wrong, released)
+        make_plan(rules(Mem0Config()), wrong, released)
     for name in (gone, "memory_bank.extra.weight", "classifier.head.weight", "attn.qkv.weight"):
         assert name in str(error.value)
 

@@ -16,8 +16,7 @@ from mem0_jax.backbones.qwen3_vl.generate import Generator, Prompt
 from mem0_jax.backbones.qwen3_vl.images import PixelBounds
 from mem0_jax.backbones.qwen3_vl.model import Qwen3VL
 from mem0_jax.backbones.qwen3_vl.processor import SPECIAL_TOKENS
-from mem0_jax.convert.exporter import hugging_face_config
-from mem0_jax.convert.mem0 import qwen3_vl_rules
+from mem0_jax.convert.models.qwen3_vl import hugging_face_config, rules
 from mem0_jax.convert.rules import export, make_plan
 from mem0_jax.nn import module
 from mem0_jax.tree import flatten, unflatten
@@ -102,7 +101,7 @@ def hugging_face(name: str, seed: int) -> tuple[Any, Any, Callable[..., list[lis
         transformers.Qwen3VLConfig(**described), attn_implementation="eager"
     ).eval()
     ours = params(config, seed)
-    state = export(make_plan(qwen3_vl_rules(config), None, ours), ours)
+    state = export(make_plan(rules(config), None, ours), ours)
     missing = model.load_state_dict({key: torch.tensor(value) for key, value in state.items()}, strict=False)
     assert not missing.unexpected_keys
     assert set(missing.missing_keys) <= ({"lm_head.weight"} if config.text.tie_word_embeddings else set())

@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import random_models
@@ -20,7 +21,8 @@ def main(folder: Path, mesh: str) -> None:
         write_description(unfinished, config, **{IMAGES: to_dict(random_models.BOUNDS["untied"])})
         random_models.tokenizer().save(str(unfinished / "tokenizer.json"))
         save_params(unfinished, random_models.params(config, 1))
-    generator, compiled = load_generator(folder, mesh=parse_mesh(mesh), context=100, batch=4), []
+    generator: Any = load_generator(folder, mesh=parse_mesh(mesh), context=100, batch=4)
+    compiled: list[str] = []
     generator.warm_up()
     jax.monitoring.register_event_duration_secs_listener(lambda event, *_, **about: compiled.append(event))
     kernel = generator.weights["language_model"]["layers"][0]["mlp"]["up_proj"]["kernel"]

@@ -9,7 +9,6 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import nullcontext
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -18,96 +17,28 @@ import jax.numpy as jnp
 import numpy as np
 from tokenizers import Tokenizer
 
+from mem0_jax.backbones.chat import (
+    CONTEXT,
+    GREEDY,
+    Answer,
+    ContextError,
+    Encoded,
+    GenerationError,
+    Grid,
+    PixelBounds,
+    Prompt,
+    Settings,
+)
 from mem0_jax.backbones.qwen3_vl import decode
 from mem0_jax.backbones.qwen3_vl.config import Qwen3VLConfig
-from mem0_jax.backbones.qwen3_vl.images import PixelBounds, image_patches, most_tokens
-from mem0_jax.backbones.qwen3_vl.positions import Grid, patch_positions, token_positions
+from mem0_jax.backbones.qwen3_vl.images import image_patches, most_tokens
+from mem0_jax.backbones.qwen3_vl.positions import patch_positions, token_positions
 from mem0_jax.backbones.qwen3_vl.processor import SPECIAL_TOKENS, token_ids
-from mem0_jax.errors import UserError
 from mem0_jax.nn.numbers import same_numbers
 from mem0_jax.nn.sizes import bucket, padded, sizes_up_to
 from mem0_jax.progress import Progress
 
-CONTEXT = 8192  # tokens of prompt and answer together, unless a generator is told otherwise
 SHORTEST = 256  # tokens that prompts are padded to at least
-
-
-class GenerationError(UserError):
-    """A prompt that cannot be answered, or settings that cannot be."""
-
-
-class ContextError(GenerationError):
-    """Prompt and answer do not fit the context."""
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """What is to be continued: text with control tokens and one `<|image_pad|>` for each image, in their order; images
-    are uint8 [height, width, 3] of any sizes."""
-
-    text: str
-    images: tuple[np.ndarray, ...] = ()
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How an answer is chosen.
-
-    Attributes:
-        max_tokens: of the answer; None: as many as the context leaves.
-        temperature: 0 takes the likeliest token every time (greedy).
-        top_p, top_k: see `decode.Sampling`; 1 and 0 leave all tokens in.
-        seed: what is drawn depends on it and the prompt alone.
-        stop: texts that end an answer, which does not hold them.
-    """
-
-    max_tokens: int | None = None
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    seed: int = 0
-    stop: tuple[str, ...] = ()
-
-    def __post_init__(self):
-        wrong = []
-        if self.max_tokens is not None and self.max_tokens < 1:
-            wrong.append(f"max_tokens must be at least 1, got {self.max_tokens}")
-        if not 0 <= self.temperature <= 100:
-            wrong.append(f"temperature must lie between 0 and 100, got {self.temperature}")
-        if not 0 < self.top_p <= 1:
-            wrong.append(f"top_p must be more than 0 and at most 1, got {self.top_p}")
-        if self.top_k < 0:
-            wrong.append(f"top_k must be at least 0, got {self.top_k}")
-        if not all(self.stop):
-            wrong.append("stop must not be an empty text")
-        if wrong:
-            raise GenerationError("; ".join(wrong))
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """A prompt as the model reads it: token ids, patches uint8 [P, C] and grid of each image."""
-
-    ids: tuple[int, ...]
-    patches: tuple[np.ndarray, ...]
-    grids: tuple[Grid, ...]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A continuation.
-
-    Attributes:
-        text: without control tokens.
-        tokens: ids, with the control token that ended it, if one did.
-        finished: it came to an end of its own; else max_tokens was reached.
-        prompt_tokens: read before it, those of images included.
-    """
-
-    text: str
-    tokens: tuple[int, ...]
-    finished: bool
-    prompt_tokens: int
 
 
 class Generator:
@@ -206,7 +137,7 @@ class Generator:
     def _in_mesh(self) -> Any:
         return jax.set_mesh(self._mesh) if self._mesh is not None else nullcontext()
 
-    def encode(self, prompt: Prompt, settings: Settings = Settings()) -> Encoded:
+    def encode(self, prompt: Prompt, settings: Settings = GREEDY) -> Encoded:
         """Tokens and patches of a prompt.
 
         Raises:
@@ -237,7 +168,7 @@ class Generator:
     def generate(
         self,
         prompts: Sequence[Prompt | Encoded],
-        settings: Settings | Sequence[Settings] = Settings(),
+        settings: Settings | Sequence[Settings] = GREEDY,
         on_text: Callable[[int, str], bool | None] | None = None,
     ) -> list[Answer]:
         """Answers a batch.

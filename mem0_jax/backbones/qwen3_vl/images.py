@@ -5,30 +5,16 @@ Source: Qwen3-VL's image processor (behaviour of transformers 4.57.1 and 5, the 
 """
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
+from mem0_jax.backbones.chat import Grid, PixelBounds
 from mem0_jax.backbones.qwen3_vl.config import VisionConfig
-from mem0_jax.backbones.qwen3_vl.positions import Grid
 from mem0_jax.backbones.qwen3_vl.processor import patchify
 from mem0_jax.errors import UserError
 
 MAX_ASPECT = 200  # longer strips leave no pixel across once the area is bounded
-
-
-@dataclass(frozen=True)
-class PixelBounds:
-    """How many pixels an image has once it is resized. The defaults are those of released planners: the least is that
-    of Qwen3-VL's processor, the most what they were fine-tuned with."""
-
-    min_pixels: int = 65_536
-    max_pixels: int = 262_144
-
-    def __post_init__(self):
-        if not 1 <= self.min_pixels <= self.max_pixels:
-            raise ValueError(f"1 <= min_pixels <= max_pixels is required, got {self.min_pixels} and {self.max_pixels}")
 
 
 def fitted_size(height: int, width: int, side: int, bounds: PixelBounds) -> tuple[int, int]:

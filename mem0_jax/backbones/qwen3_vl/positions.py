@@ -10,9 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mem0_jax.backbones.chat import Grid
 from mem0_jax.backbones.qwen3_vl.config import Qwen3VLConfig, VisionConfig
-
-Grid = tuple[int, int, int]
 
 
 def merge_order(rows: int, columns: int, merge: int) -> np.ndarray:

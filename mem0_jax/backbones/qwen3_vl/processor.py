@@ -16,6 +16,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from mem0_jax.backbones.qwen3_vl.config import Qwen3VLConfig, TokenIds, VisionConfig
 from mem0_jax.backbones.qwen3_vl.positions import image_slots, token_positions
 from mem0_jax.errors import UserError
+from mem0_jax.tokenizer import UNKNOWN
 
 SPECIAL_TOKENS = {
     "pad": "<|endoftext|>",
@@ -26,7 +27,6 @@ SPECIAL_TOKENS = {
     "image": "<|image_pad|>",
     "video": "<|video_pad|>",
 }
-UNKNOWN = "<|unknown|>"
 MAX_PROMPTS = 4096  # kept tokenized
 
 

@@ -4,11 +4,13 @@ from dataclasses import replace
 
 from tokenizers import Tokenizer
 
-from mem0_jax.backbones.qwen3_vl.processor import Processor, check_tokenizer, token_ids, word_tokenizer
+from mem0_jax.backbones.qwen3_vl import family as backbone
+from mem0_jax.backbones.qwen3_vl.processor import Processor, check_tokenizer, word_tokenizer
 from mem0_jax.family import NO_FACTOR, PolicyFamily, Preset
 from mem0_jax.policies.mem0 import axes
 from mem0_jax.policies.mem0.config import Mem0Config
 from mem0_jax.policies.mem0.flops import parts
+from mem0_jax.policies.mem0.golden import REPLAY
 from mem0_jax.policies.mem0.policy import Mem0, serving_dtype
 
 FEATURES = "(backbone|memory)/.*"  # all but the heads, which are float32 always
@@ -22,10 +24,7 @@ PRESETS = {
 
 def completed(config: Mem0Config, tokenizer: Tokenizer | None, vocabulary: int, dtype: str) -> Mem0Config:
     """The configuration with the tokenizer's ids, a vocabulary and a compute dtype."""
-    backbone = replace(config.backbone, text=replace(config.backbone.text, vocab_size=vocabulary))
-    if tokenizer is not None:
-        backbone = replace(backbone, tokens=token_ids(tokenizer))
-    return replace(config, backbone=backbone, dtype=dtype)
+    return replace(config, backbone=backbone.completed(config.backbone, tokenizer, vocabulary), dtype=dtype)
 
 
 FAMILY = PolicyFamily(
@@ -49,4 +48,5 @@ FAMILY = PolicyFamily(
     free=("remat", "remat_keep"),
     recomputes=lambda config: config.recompute == "nothing",
     unnamed=True,
+    golden=REPLAY,
 )
