@@ -17,7 +17,7 @@ from mem0_jax.errors import UserError
 from mem0_jax.eval.episode import Episode, Oracle, Outcome
 from mem0_jax.inference.engine import Engine
 from mem0_jax.inference.planning import Planner, PlannerError
-from mem0_jax.inference.session import Options, Pilot
+from mem0_jax.inference.session import Options, Pilot, Plans, needs, step
 from mem0_jax.policies.bundle import Bundle
 
 ROWS = 16  # enough to keep a processor busy, few enough to wait for
@@ -137,26 +137,22 @@ class _Table:
 
     def _think(self) -> None:
         """Plans, and steps of the engine, until every episode has an action."""
-        while True:
-            self._plan()
-            pilots = [self._pilots[slot] for slot, _ in self._running()]
-            pilots = [pilot for pilot in pilots if pilot.step_needed(pilot.due)]
-            if not pilots:
-                return
-            for pilot, reply in zip(pilots, self._engine.step([pilot.request(pilot.due) for pilot in pilots])):
-                pilot.receive(reply)
+        for plans, steps in needs(
+            lambda: [(self._pilots[slot], self._pilots[slot].due) for slot, _ in self._running()]
+        ):
+            self._plan(plans)
+            step(self._engine, steps)
 
-    def _plan(self) -> None:
+    def _plan(self, plans: Plans) -> None:
         """Asks for the subtasks that are due, all at once."""
-        asked = [(slot, episode) for slot, episode in self._running() if self._pilots[slot].plan_needed]
         answers = [
-            self._threads.submit(self._planners[slot].next_subtask, self._pilots[slot].situation) for slot, _ in asked
+            self._threads.submit(self._planners[pilot.slot].next_subtask, situation) for pilot, situation in plans
         ]
-        for (slot, episode), answer in zip(asked, answers):
+        for (pilot, _), answer in zip(plans, answers):
             try:
-                self._pilots[slot].planned(answer.result())
+                pilot.planned(answer.result())
             except PlannerError as error:
-                episode.fail(f"planner: {error}")
+                self.playing[pilot.slot].fail(f"planner: {error}")
 
     def close(self) -> None:
         """Lets go of everything."""

@@ -10,7 +10,7 @@ Source of the stage rule and of the averaging: RMBench `policy/Mem-0/deploy_poli
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -73,7 +73,7 @@ class Pilot:
     """The state of one session.
 
     A turn: `observe` a frame; then as long as `plan_needed`, tell `planned`, and as long as `step_needed(decide)`, pass
-    `request(decide)` to an engine and its reply to `receive`; then, if `decide`, take `actions`. `advance` does that.
+    `request(decide)` to an engine and its reply to `receive`; then, if `decide`, take `actions`. `needs` is that loop.
 
     Attributes:
         slot: memory of the engine that belongs to it.
@@ -227,6 +227,39 @@ class Pilot:
         return self.bundle.transform.actions(chunk, self._dim)
 
 
+Plans = list[tuple[Pilot, Situation]]
+Steps = list[tuple[Pilot, Request]]
+
+
+def needs(pilots: Callable[[], Iterable[tuple[Pilot, bool]]]) -> Iterator[tuple[Plans, Steps]]:
+    """The loop that brings pilots of one engine up to their present frames, and to new chunks of those that decide.
+
+    Gives what they need next, until they need nothing: either the plans of all that need one, or the requests of one
+    step of the engine. Each pilot is to be told its answer (`planned`, `receive`) before the loop goes on; in between,
+    whoever walks it may wait as it likes: `advance` does not, `eval.lockstep` waits for threads, `serve.service`
+    awaits.
+
+    Args:
+        pilots: the pilots now, and whether each decides; one that is left out needs nothing any more.
+    """
+    while True:
+        plans = [(pilot, pilot.situation) for pilot, _ in pilots() if pilot.plan_needed]
+        if plans:
+            yield plans, []
+            continue
+        steps = [(pilot, pilot.request(decide)) for pilot, decide in pilots() if pilot.step_needed(decide)]
+        if not steps:
+            return
+        yield [], steps
+
+
+def step(engine: Engine, steps: Steps) -> None:
+    """One step of an engine, if there is anything to do: its replies go to the pilots."""
+    replies = engine.step([request for _, request in steps]) if steps else []
+    for (pilot, _), reply in zip(steps, replies):
+        pilot.receive(reply)
+
+
 def advance(
     engine: Engine, pilots: Sequence[Pilot], decide: Sequence[bool], planners: Sequence[Planner | None] | None = None
 ) -> None:
@@ -237,18 +270,13 @@ def advance(
     Raises:
         UserError: a staged pilot without a planner; PlannerError: the planner's.
     """
-    while True:
-        for pilot, planner in zip(pilots, planners or [None] * len(pilots), strict=True):
-            if pilot.plan_needed:
-                if planner is None:
-                    raise UserError("a staged task needs a planner")
-                pilot.planned(planner.next_subtask(pilot.situation))
-        turns = [(pilot, wanted) for pilot, wanted in zip(pilots, decide) if pilot.step_needed(wanted)]
-        if not turns:
-            return
-        replies = engine.step([pilot.request(wanted) for pilot, wanted in turns])
-        for (pilot, _), reply in zip(turns, replies):
-            pilot.receive(reply)
+    by_pilot = dict(zip(pilots, planners or [None] * len(pilots), strict=True))
+    for plans, steps in needs(lambda: zip(pilots, decide, strict=True)):
+        for pilot, situation in plans:
+            if (planner := by_pilot[pilot]) is None:
+                raise UserError("a staged task needs a planner")
+            pilot.planned(planner.next_subtask(situation))
+        step(engine, steps)
 
 
 class Session:

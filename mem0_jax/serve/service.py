@@ -14,7 +14,7 @@ from mem0_jax import __version__
 from mem0_jax.errors import UserError
 from mem0_jax.inference.engine import Engine, LostMemoryError
 from mem0_jax.inference.planning import Plan, Planner, PlannerError, WarmsUp
-from mem0_jax.inference.session import Options, Pilot
+from mem0_jax.inference.session import Options, Pilot, needs
 from mem0_jax.policies.bundle import Bundle
 from mem0_jax.serve.batcher import Batcher
 from mem0_jax.serve.client import MAX_DEPTH, MAX_ITEMS
@@ -270,22 +270,22 @@ class Service:
 
     async def _advance(self, session: Session, decide: bool) -> int:
         """As `inference.session.advance`, without blocking others; gives the number of steps."""
-        pilot, steps = session.pilot, 0
+        mine, count = session.pilot, 0
         assert self._batcher is not None
-        while True:
-            if pilot.plan_needed:
-                if session.planner == "client":
-                    return steps
+        for plans, steps in needs(lambda: [(mine, decide)]):
+            if plans and session.planner == "client":
+                break
+            for pilot, situation in plans:
                 assert self.planner is not None
                 began = time.perf_counter()
-                plan = await _in_thread(self.planner.next_subtask, pilot.situation)
+                plan = await _in_thread(self.planner.next_subtask, situation)
                 self.metrics.planned(time.perf_counter() - began)
                 self._check_plan(plan)
                 pilot.planned(plan)
-            if not pilot.step_needed(decide):
-                return steps
-            pilot.receive(await self._batcher.step(pilot.request(decide)))
-            steps += 1
+            for pilot, request in steps:
+                pilot.receive(await self._batcher.step(request))
+                count += 1
+        return count
 
     def _check_plan(self, plan: Plan) -> None:
         try:
