@@ -90,7 +90,7 @@ def may_name(path: Path) -> bool:
     """Whether a file is a model's own."""
     inner = path.relative_to(ROOT).parts
     own = inner[:2] in (("mem0_jax", "policies"), ("mem0_jax", "backbones")) and len(inner) > 3
-    return own or inner[:2] in (("mem0_jax", "heads"), ("convert", "models")) or inner[0] == "configs"
+    return own or inner[:2] in (("mem0_jax", "heads"), ("convert", "models")) or inner[:1] == ("configs",)
 
 
 def words(path: Path) -> list[tuple[int, str]]:
