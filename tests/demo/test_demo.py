@@ -38,7 +38,7 @@ except KeyboardInterrupt as stop:
 def tiny_config() -> dict:
     config = get_config().to_dict()
     config["data"]["episodes"] = 3
-    config["train"] |= {"steps": 160, "lanes": 4, "warmup_steps": 5}
+    config["train"] |= {"steps": 110, "lanes": 4, "warmup_steps": 5}
     config["eval"] |= {"episodes": 2, "recorded": 1}
     model = config["model"]
     model["backbone"]["vision"] |= {"depth": 1}
@@ -76,8 +76,8 @@ def test_an_interrupted_run_continues_where_it_was(finished):
     demo, interrupted, _ = finished
     for arm, before in interrupted.items():
         after = read_rows(demo.out / arm / "run" / "metrics.jsonl")
-        assert after[-1]["step"] == 160
-        assert [row["step"] for row in after] == [50, 100, 150, 160]
+        assert after[-1]["step"] == 110
+        assert [row["step"] for row in after] == [50, 100, 110]
         kept = [row for row in before if row["step"] % 50 == 0]
         assert [row["loss"] for row in after[: len(kept)]] == [row["loss"] for row in kept]
 
@@ -106,7 +106,7 @@ def test_the_report_holds_the_promised_figures(finished):
     for key in ("success_with_memory", "success_without_memory"):
         assert 0 <= saved[key] <= 1
     assert {"right_given_placed_with_memory", "right_given_placed_without_memory"} <= saved.keys()
-    assert (saved["episodes"], saved["chance"], saved["steps"]) == (2, 0.25, 160)
+    assert (saved["episodes"], saved["chance"], saved["steps"]) == (2, 0.25, 110)
     assert saved["wall_seconds"] > 1
     page = (demo.out / "report.html").read_text()
     assert "data:" in page

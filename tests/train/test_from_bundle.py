@@ -93,12 +93,12 @@ def test_steps_and_schedule_go_on(alone, bundle):
 
 @pytest.mark.slow
 def test_two_processes_with_shards_give_what_one_device_gives(alone, config, tmp_path):
-    """Moments read into the shards of eight devices; held-out episodes dealt to both processes."""
+    """Moments read into the shards of four devices; held-out episodes dealt to both processes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         where = {"MEM0_COORDINATOR": f"127.0.0.1:{free.getsockname()[1]}", "MEM0_PROCESSES": "2"}
-    workdir, mesh = tmp_path / "run", "--config.hardware=gpu8"
-    both = [start(config, workdir, 4, mesh, **where, MEM0_PROCESS=str(process)) for process in (0, 1)]
+    workdir, mesh = tmp_path / "run", "--config.hardware=gpu4"
+    both = [start(config, workdir, 2, mesh, **where, MEM0_PROCESS=str(process)) for process in (0, 1)]
     try:
         for process in both:
             ends_well(process)
