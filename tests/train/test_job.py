@@ -116,7 +116,7 @@ def test_lanes_divide_among_the_devices(name):
         (["--config=small", "--config.train.steps=many"], "--config.train.steps=many"),
         (["--config=small", "--config.train.preset=lora_all"], "expected one of 'full'"),
         (["--config=small", "--config.train.batch_size=17"], "choose a multiple of 16"),
-        (["--config=small", "--config.hardware=v5e-17"], "expected one of cpu"),
+        (["--config=small", "--config.hardware=v5e-17"], "expected one of first, cpu"),
         (["--config=small", "--config.data.datasets=()"], "name at least one"),
         (["--config=small", "--config.data.datasets=('nowhere',)"], "nowhere/meta/info.json is missing"),
         (["--config=small", "--config.data.held_out=0"], "nothing to validate on"),
