@@ -11,12 +11,14 @@ UV = $(shell if uv --version >/dev/null 2>&1; then echo uv; else echo $(BIN)/uv;
 OUT ?= runs/demo
 ARGS ?=
 
+PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
 .DEFAULT_GOAL := help
 EXTRAS := gpu tpu serve plan pack remote rmbench aot tensorboard wandb
-.PHONY: help install demo test lint pins clean $(EXTRAS)
+.PHONY: help install demo test test-long lint pins clean $(EXTRAS)
 
 help:  ## say what each target does
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(VENV)/installed-base  ## install the project into .venv
 	$(ACTIVATE)
@@ -25,7 +27,10 @@ demo: $(VENV)/installed-base  ## record, train and evaluate with and without mem
 	$(BIN)/mem0-jax demo --out $(OUT) $(ARGS)
 
 test: $(VENV)/installed-test  ## run the tests on up to four cores (ARGS="-k name" chooses)
-	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(PYTEST) -m "not long" $(ARGS)
+
+test-long: $(VENV)/installed-test  ## run those that take minutes each, which "make test" leaves out
+	$(PYTEST) -m long $(ARGS)
 
 lint: $(VENV)/installed-lint  ## check style and types
 	$(BIN)/ruff check .

@@ -40,7 +40,7 @@ def small_step(tmp_path_factory):
     return step_for("v5e:2x2", tmp_path_factory.mktemp("aot") / "aot.json")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_generation_with_sparse_cores_sends_the_same(small_step, tmp_path):
     """Its program holds operations that jaxlib's own parser refuses, and modules beside the step's."""
     sent, newer = small_step[1]["collectives"], step_for("v6e:2x2", tmp_path / "aot.json")[1]["collectives"]

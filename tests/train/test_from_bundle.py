@@ -91,7 +91,7 @@ def test_steps_and_schedule_go_on(alone, bundle):
     assert validations[0]["validation/frames"] > 8 * 7
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_with_shards_give_what_one_device_gives(alone, config, tmp_path):
     """Moments read into the shards of four devices; held-out episodes dealt to both processes."""
     with socket.socket() as free:
