@@ -14,7 +14,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from mem0_jax.backbones.qwen3_vl.processor import load_tokenizer, token_ids
+from mem0_jax.backbones.qwen3_vl.processor import token_ids
 from mem0_jax.config import to_dict
 from mem0_jax.convert.files import Digest, Parts, PartsError
 from mem0_jax.convert.finite import not_finite, refusal
@@ -28,6 +28,7 @@ from mem0_jax.policies.bundle import Inputs, abstract_params, new_folder, write_
 from mem0_jax.policies.mem0 import Mem0Config
 from mem0_jax.stand_in import stand_in
 from mem0_jax.store import LeafSpec, TreeWriter
+from mem0_jax.tokenizer import load_tokenizer
 
 THREADS = 2  # one reads and transposes while the other writes; each holds one tensor
 TOKENIZER = "tokenizer.json"

@@ -28,7 +28,9 @@ def check_use(meta: Metadata) -> Findings:
     for key in VECTORS:
         _refusal(lambda key=key: vectors(dataset, key), found, key)
     if not found:
-        _refusal(lambda: LaneSource(dataset, lanes=1, frames=1, horizon=1, seed=0, image_size=(1, 1), text=text), found)
+        cameras = dict.fromkeys(dataset.cameras[:1], (1, 1))
+        how = {"lanes": 1, "frames": 1, "horizon": 1, "seed": 0, "cameras": cameras, "text": text}
+        _refusal(lambda: LaneSource(dataset, **how), found)
     return found
 
 

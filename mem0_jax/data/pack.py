@@ -26,7 +26,6 @@ import numpy as np
 
 from mem0_jax.data import files, lerobot_meta
 from mem0_jax.data import packed_format as form
-from mem0_jax.data.joint_names import check_names
 from mem0_jax.data.lerobot import LeRobotDataset
 from mem0_jax.data.pack_source import READ_ERRORS, Column, PackError, read_columns, readable_cameras, why_not
 from mem0_jax.data.pictures import open_frames
@@ -86,7 +85,6 @@ def pack(
     """
     out = behind(Path(out))
     _check_arguments(out, size, quality, shard_mib, workers)
-    check_names(dataset)
     columns = read_columns(dataset)
     cameras, lost = readable_cameras(dataset)
     partial = out.parent / f".{out.name}.partial"

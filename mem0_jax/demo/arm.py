@@ -13,9 +13,8 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from mem0_jax.config import from_dict
-from mem0_jax.data.lanes import LaneSource
 from mem0_jax.data.lerobot import LeRobotDataset
-from mem0_jax.data.normalize import Normalizer, NormStats
+from mem0_jax.data.normalize import NormStats
 from mem0_jax.data.pipeline import make_loader
 from mem0_jax.data.transforms import ColorJitter
 from mem0_jax.demo.settings import ARMS, FAILED, TEST_SEEDS, Demo, load_demo
@@ -25,10 +24,10 @@ from mem0_jax.eval.rollout import evaluate
 from mem0_jax.family import PolicyFamily, policy_family
 from mem0_jax.inference.compiled import keep_compiled_if_possible
 from mem0_jax.policies.base import Trainable
-from mem0_jax.policies.bundle import Bundle, Inputs, load_bundle, save_bundle
+from mem0_jax.policies.bundle import Bundle, load_bundle, save_bundle
+from mem0_jax.policies.inputs import Camera, Inputs, make_source
 from mem0_jax.train.config import OptimizerConfig, TrainConfig
 from mem0_jax.train.loop import fit
-from mem0_jax.train.prepare import model_inputs
 
 LOG_EVERY = 50
 Tell = Callable[[dict[str, Any]], None]
@@ -45,23 +44,27 @@ def train_arm(demo: Demo, arm: str, tell: Tell) -> Path:
     family = policy_family(demo.config["policy"])
     tokenizer = family.word_tokenizer(dataset.texts("subtask")[1])
     config = policy_config(family, demo.config, tokenizer, ARMS[arm])
-    inputs = Inputs(tuple(settings["camera_size"]), "bilinear", settings["max_length"], "min_max")
+    inputs = Inputs(
+        cameras=(Camera(size=tuple(settings["camera_size"])),),
+        deploy_resample="bilinear",
+        text="subtask",
+        max_length=settings["max_length"],
+    )
     policy = family.policy(config)
-    processor = family.processor(tokenizer, config, inputs.max_length)
+    processor = family.processor(tokenizer, config, inputs)
     jitter = settings["jitter"]
     train = train_config(demo, policy)
-    source = LaneSource(
+    source = make_source(
         dataset,
+        inputs,
+        stats,
+        policy.spec,
+        processor,
         lanes=train.lanes,
         frames=1,
-        horizon=policy.spec.horizon,
         seed=demo.seed,
-        image_size=inputs.camera_size,
-        resample=inputs.resample,
         cache_frames=True,
         jitter=ColorJitter(jitter, jitter, jitter),
-        normalizer=Normalizer(stats, inputs.normalization),
-        transform=lambda element: model_inputs(element, source.texts, processor),
     )
     with make_loader(source, threads=1, prefetch=4) as loader:
         result = fit(policy, lambda: loader, train, folder / "run", tell)

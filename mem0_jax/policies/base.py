@@ -97,8 +97,9 @@ class Policy(Trainable, Protocol):
         """Memories of L sessions, emptied where bool [L] says so."""
         ...
 
-    def inputs(self, images: Array, prompts: Batch) -> Batch:
-        """Observations of B frames from pictures uint8 [B, height, width, 3] and what the processor made of prompts."""
+    def inputs(self, images: Any, prompts: Batch) -> Batch:
+        """Observations of B frames from what the processor's `resized` made of the cameras' pictures, arrays [B, ...],
+        and what it made of prompts."""
         ...
 
     def observe(self, params: Params, state: State, observation: Batch) -> tuple[Any, dict[str, Array], State]:

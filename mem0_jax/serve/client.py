@@ -11,12 +11,13 @@ Copy it into the environment of a robot or a simulator:
 ...         if policy.due:  # the actions are used up, or a subtask ended and they were abandoned
 ...             break
 
-Axis letters: H, W picture height and width; K actions to execute; E environment action width (14 or 16).
+Axis letters: H, W picture height and width; K actions to execute; E action width of the environment.
 """
 
 from __future__ import annotations
 
 import base64
+import difflib
 import hashlib
 import math
 import os
@@ -375,9 +376,9 @@ def _image_of_lists(image: Sequence[Any], name: str, must: str) -> np.ndarray:
     raise ValueError(f"{must} a list of lists of different lengths or kinds")
 
 
-def check_state(state: Any, name: str = "state") -> np.ndarray:
-    """The 14 or 16 numbers of a robot's state, float32. Raises ValueError: what is wrong, and where."""
-    must = f"{name} must be 14 or 16 numbers, got"
+def check_state(state: Any, counts: Sequence[int], name: str = "state") -> np.ndarray:
+    """The numbers of a robot's state, as many as one of `counts`, float32. Raises ValueError: what is wrong, where."""
+    must = f"{name} must be {' or '.join(map(str, counts))} numbers, got"
     if isinstance(state, np.ndarray) and state.dtype.kind in _ODD and state.ndim:
         state = state.tolist()
     if isinstance(state, (list, tuple)):
@@ -390,7 +391,7 @@ def check_state(state: Any, name: str = "state") -> np.ndarray:
         state = np.array(numbers, np.float64)
     if not isinstance(state, np.ndarray) or state.dtype.kind not in "iuf" or not state.ndim:
         raise ValueError(f"{must} {_got(state)}")
-    if state.shape not in ((14,), (16,)):
+    if state.ndim != 1 or len(state) not in counts:
         raise ValueError(f"{must} {len(state) if state.ndim == 1 else kind_of(state)}")
     state = state.astype(np.float64)
     wrong = np.flatnonzero(~(np.abs(state) <= np.finfo(np.float32).max))
@@ -400,6 +401,85 @@ def check_state(state: Any, name: str = "state") -> np.ndarray:
 
 
 # The client's side of WebSocket, RFC 6455, without extensions.
+
+
+# What an observation is: the same lines as in mem0_jax/data/observation.py, which says more.
+
+# -- spellings --
+_PICTURES = ("observation/{}/rgb", "observation/{}", "observation/images/{}")
+_PICTURES += ("observation.images.{}", "observation.image.{}")
+_PICTURE = ("image", "observation/image")  # of a policy with one camera
+_STATE = ("observation.state", "state", "observation/state", "joint_action/vector")
+_LOOKED_AT = 32  # entries of a stranger's map
+
+
+def spelled(observation: Any, cameras: Sequence[str]) -> tuple[dict[str, Any], Any]:
+    """The pictures by camera, in this order, and the state of an observation, whatever its spelling.
+
+    Raises:
+        ValueError: an entry is missing; it says which, what is there, and which other cameras.
+    """
+    if not isinstance(observation, Mapping):
+        raise ValueError("an observation must be a map")
+    found = {}
+    for camera in cameras:
+        flat = (*(form.format(camera) for form in _PICTURES), *(_PICTURE if len(cameras) == 1 else ()))
+        found[camera] = _entry(observation, flat, (("images", camera), ("observation", camera, "rgb")), cameras)
+    return found, _entry(observation, _STATE, (("joint_action", "vector"),), ())
+
+
+def has_observation(message: Mapping[str, Any], cameras: Sequence[str]) -> bool:
+    """Whether a map has any entry of an observation."""
+    flat = {form.format(camera) for form in _PICTURES for camera in cameras}
+    return any(key in message for key in (*_PICTURE, *_STATE, *flat, "images", "observation", "joint_action"))
+
+
+def _entry(observation: Mapping[str, Any], flat: Sequence[str], paths: Sequence[Sequence[str]], cameras: Any) -> Any:
+    for key in flat:
+        if key in observation:
+            return observation[key]
+    reached: list[tuple[int, Any]] = []  # of each path: steps taken, and what is there
+    for path in paths:
+        value: Any = observation
+        for depth, key in enumerate(path):
+            if not isinstance(value, Mapping) or key not in value:
+                reached.append((depth, value))
+                break
+            value = value[key]
+        else:
+            return value
+    others = _named(observation)
+    if others and cameras and not set(cameras) <= set(others):
+        what = "camera" if len(cameras) == 1 else "cameras"
+        wanted, has = (", ".join(map(repr, names)) for names in (cameras, others))
+        raise ValueError(f"the policy was trained on the {what} {wanted}, the observation has {has}")
+    (depth, value), path = max(zip(reached, paths), key=lambda pair: pair[0][0])
+    path = path if depth else paths[-1]
+    names = [str(name) for name in islice(value, _LOOKED_AT)] if isinstance(value, Mapping) else []
+    has = f"has {', '.join(names)[:100] or 'nothing'}" if isinstance(value, Mapping) else "is no map"
+    meant = [path[depth]] if depth else [*flat, *(path[0] for path in paths)]
+    near = ((name[:40], difflib.get_close_matches(name[:40], meant, 1)) for name in names)
+    hint = next((f"; {name!r}, did you mean {close[0]!r}?" for name, close in near if close), "")
+    where = ".".join(path[:depth]) or "the observation"
+    raise ValueError(f"the observation lacks {'.'.join(path)}, or flat: {flat[-1]!r}; {where} {has}{hint}")
+
+
+def _named(observation: Mapping[str, Any]) -> list[str]:
+    """The cameras that an observation names."""
+    nested, general = (observation.get(key) for key in ("observation", "images"))
+    views = nested if isinstance(nested, Mapping) else {}
+    names = [str(name)[:40] for name, view in islice(views.items(), 16) if isinstance(view, Mapping) and "rgb" in view]
+    names += [str(name)[:40] for name in islice(general, 16)] if isinstance(general, Mapping) else []
+    for key in islice(observation, _LOOKED_AT):
+        for before, after in (form.split("{}") for form in _PICTURES):
+            inner = str(key)[len(before) : len(str(key)) - len(after)]
+            plain = 0 < len(inner) < 60 and not set("/.") & set(inner) and inner != "state"
+            if plain and str(key) == before + inner + after and inner not in names:
+                names.append(inner)
+    return names
+
+
+# -- end of spellings --
 
 
 class WebSocket:
@@ -543,7 +623,7 @@ class Client:
         wait: seconds to wait for a server that is not up or not warm yet.
 
     Attributes:
-        metadata: what the server said of itself: "policy", "camera", "horizon", "options", "planner", "limits", ...
+        metadata: what the server said of itself: "policy", "cameras", "horizon", "options", "planner", "limits", ...
         status: the last answer: "time", "stage", "instruction", "end_probability", "plan_needed", ...
 
     Raises:
@@ -570,7 +650,7 @@ class Client:
         self._connect(time.monotonic() + wait)
 
     def _forget(self) -> None:
-        self._frames: list[dict[str, np.ndarray]] = []
+        self._frames: list[dict[str, Any]] = []
         self._time, self._stage, self._left = -1, 0, 0
 
     def _connect(self, deadline: float) -> None:
@@ -614,7 +694,8 @@ class Client:
         return self._call(message if planner is None else message | {"planner": planner})
 
     def observe(self, observation: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Takes the next frame, an observation in RMBench's layout; call it after each executed action.
+        """Takes the next frame, an observation in any spelling: `{"images": {camera: uint8 [H, W, 3]}, "state": [..]}`,
+        RMBench's nested one or openpi's flat one; call it after each executed action.
 
         Gives the server's answer, or None where the frame is kept for later. Raises ValueError: the observation cannot
         be used; nothing has changed then.
@@ -625,21 +706,34 @@ class Client:
         return self._send({"type": "observe"})
 
     def _keep(self, observation: Mapping[str, Any]) -> None:
-        if others := other_cameras(observation, self.metadata["camera"]):
-            raise ValueError(others)
-        frame, limits = _frame(observation, self.metadata["camera"]), self.metadata["limits"]
-        if not self._fitting([frame]) or max(frame["image"].shape[:2]) > limits["side"]:
+        frame, limits = self._frame(observation), self.metadata["limits"]
+        largest = max(_pictures(frame), key=lambda picture: max(picture.shape[:2]))
+        if not self._fitting([frame]) or max(largest.shape[:2]) > limits["side"]:
             raise ValueError(
-                f"the picture {list(frame['image'].shape)} is larger than the server takes: sides of {limits['side']} "
+                f"the picture {list(largest.shape)} is larger than the server takes: sides of {limits['side']} "
                 f"pixels, messages of {limits['message']} bytes; make it smaller"
             )
         self._frames.append(frame)
         self._left -= 1
 
-    def _fitting(self, frames: Sequence[Mapping[str, np.ndarray]]) -> int:
+    def _frame(self, observation: Mapping[str, Any]) -> dict[str, Any]:
+        """Copies of what the policy looks at. Raises ValueError: the frame is not kept then."""
+        cameras = self.metadata.get("cameras") or [self.metadata["camera"]]
+        images, state = spelled(observation, cameras)
+        known = (bytes, str, list, tuple, Mapping, type(None))
+        images = {name: of if isinstance(of, known) else np.array(of) for name, of in images.items()}
+        images = {name: check_image(image, f"image of {name}") for name, image in images.items()}
+        state = check_state(
+            state if isinstance(state, known) else np.array(state), self.metadata.get("state", (14, 16))
+        )
+        if len(images) == 1:  # as servers of older versions read it, too
+            return {"image": images[cameras[0]], "state": state}
+        return {"images": images, "state": state}
+
+    def _fitting(self, frames: Sequence[Mapping[str, Any]]) -> int:
         """How many of the first of these frames one message can hold."""
         limits = self.metadata["limits"]
-        sizes = accumulate(frame["image"].nbytes + _AROUND_FRAME for frame in frames)
+        sizes = accumulate(sum(p.nbytes + _AROUND_FRAME for p in _pictures(frame)) for frame in frames)
         return sum(size <= limits["message"] - _AROUND_FRAMES for size in islice(sizes, limits["frames"]))
 
     @property
@@ -750,38 +844,5 @@ class Client:
         raise ServerError(kind, text or "the server's answer is none of mem0-jax")
 
 
-def _frame(observation: Mapping[str, Any], camera: str) -> dict[str, np.ndarray]:
-    """Copies of what the policy looks at. Raises ValueError: the frame is not kept then."""
-    image = _found(observation, "observation", camera, "rgb")
-    state = _found(observation, "joint_action", "vector")
-    known = (bytes, str, list, tuple, Mapping, type(None))
-    image, state = (value if isinstance(value, known) else np.array(value) for value in (image, state))
-    return {
-        "image": check_image(image, f"observation.{camera}.rgb"),
-        "state": check_state(state, "joint_action.vector"),
-    }
-
-
-def _found(observation: Any, *path: str) -> Any:
-    for key in path:
-        if not isinstance(observation, Mapping) or key not in observation:
-            raise ValueError(f"the observation lacks {'.'.join(path)}")
-        observation = observation[key]
-    return observation
-
-
-_CAMERA = re.compile(r"observation/([^/]+)/rgb|observation[./]images?[./]([^/]+)")
-
-
-def other_cameras(observation: Any, camera: str) -> str:
-    """What is wrong with an observation in any layout that names cameras, but not the policy's; else ""."""
-    if not isinstance(observation, Mapping) or "image" in observation or "observation/image" in observation:
-        return ""
-    nested = observation.get("observation")
-    views = nested if isinstance(nested, Mapping) else {}
-    names = [str(name)[:40] for name, view in islice(views.items(), 16) if isinstance(view, Mapping) and "rgb" in view]
-    found = (_CAMERA.fullmatch(key) for key in islice(observation, 32) if isinstance(key, str) and len(key) < 100)
-    names += [match[1] or match[2] for match in found if match]
-    if not names or camera in names or camera in views:
-        return ""
-    return f"the policy was trained on the camera {camera!r}, the observation has {', '.join(map(repr, names))}"
+def _pictures(frame: Mapping[str, Any]) -> list[np.ndarray]:
+    return list(frame["images"].values()) if "images" in frame else [frame["image"]]

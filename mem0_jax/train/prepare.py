@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import jax
-import numpy as np
 from tokenizers import Tokenizer
 
-from mem0_jax.data.joint_names import check_names
 from mem0_jax.data.lanes import LaneSource
 from mem0_jax.data.mixture import Mixture
-from mem0_jax.data.normalize import Normalizer, NormStats
+from mem0_jax.data.normalize import NormStats
 from mem0_jax.data.packed import open_dataset
 from mem0_jax.data.pictures import EpisodeDataset
+from mem0_jax.data.robot import RMBENCH, Robot, matching, rmbench, robot_of
 from mem0_jax.data.subset import hold_out
 from mem0_jax.data.transforms import ColorJitter
 from mem0_jax.distributed.hardware import HARDWARE
@@ -27,11 +26,12 @@ from mem0_jax.distributed.mesh import make_mesh, parse_mesh
 from mem0_jax.errors import UserError
 from mem0_jax.family import family_of, policy_family_of
 from mem0_jax.policies.base import Params, Trainable
-from mem0_jax.policies.bundle import Bundle, Inputs, read_description
+from mem0_jax.policies.bundle import Bundle, read_description
+from mem0_jax.policies.inputs import Camera, Inputs, check_widths, make_source
 from mem0_jax.tokenizer import load_tokenizer
 from mem0_jax.train.config import TrainConfig
 from mem0_jax.train.from_bundle import check_continues
-from mem0_jax.train.job import WORDS, Job
+from mem0_jax.train.job import WORDS, DataSettings, Job
 from mem0_jax.train.lora import LoraPolicy
 from mem0_jax.train.optim import make_optimizer
 from mem0_jax.train.state import create_params
@@ -46,7 +46,7 @@ class Prepared:
         policy: what is trained, with low-rank factors where the job asks for them.
         training: the episodes to train on.
         held_out: those to validate on, by dataset.
-        stats, processor: of the bundle to be.
+        stats, processor, inputs: of the bundle to be.
     """
 
     job: Job
@@ -55,12 +55,7 @@ class Prepared:
     held_out: tuple[EpisodeDataset, ...]
     stats: NormStats
     processor: Any
-
-    @property
-    def inputs(self) -> Inputs:
-        """How the deployed policy prepares observations."""
-        data = self.job.data
-        return Inputs(data.camera_size, data.deploy_resample, data.max_length, data.normalization, data.camera)
+    inputs: Inputs
 
     def bundle(self, params: Params, provenance: dict[str, Any]) -> Bundle:
         """The plain policy of trained parameters, low-rank factors merged, with all it needs."""
@@ -84,11 +79,16 @@ def prepare(job: Job) -> Prepared:
     data = job.data
     with told_to_the_user():
         split = [hold_out(open_dataset(folder), data.held_out, data.seed) for folder in data.datasets]
-        for dataset, _ in split:
-            check_names(dataset)
         training, held_out = ([pair[i] for pair in split] for i in (0, 1))
-        stats = NormStats.load(data.norm_stats) if data.norm_stats else NormStats.from_datasets(cast(Any, training))
         mixed = Mixture(training, data.weights or None) if len(training) > 1 else training[0]
+        inputs = make_inputs(data, robot_of(mixed))
+        spec = policy_family_of(job.model).policy(job.model).spec
+        check_widths(inputs.robot, spec)
+        stats = (
+            NormStats.load(data.norm_stats)
+            if data.norm_stats
+            else NormStats.from_datasets(cast(Any, training), inputs.robot, spec.horizon)
+        )
         tokenizer = _tokenizer(job, mixed)
         job = dataclasses.replace(job, model=_completed_model(job, tokenizer))
     family = policy_family_of(job.model)
@@ -101,8 +101,38 @@ def prepare(job: Job) -> Prepared:
             config.optimizer, policy.learning_rate_groups, policy.no_gradient, config.freeze, params
         )
         check_continues(job.init_from, config.optimizer, jax.eval_shape(optimizer.init, params))
-    processor = family.processor(tokenizer, job.model, data.max_length)
-    return Prepared(job, policy, mixed, tuple(held_out), stats, processor)
+    processor = family.processor(tokenizer, job.model, inputs)
+    return Prepared(job, policy, mixed, tuple(held_out), stats, processor, inputs)
+
+
+def make_inputs(data: DataSettings, robot: Robot) -> Inputs:
+    """The chain of transforms that settings ask for, of a dataset's robot.
+
+    Raises:
+        ValueError: names of numbers that the robot has not.
+    """
+    robot = rmbench(data.normalization) if robot == RMBENCH else robot
+    vectors = []
+    for kind in ("state", "action"):
+        vector = getattr(robot, kind)
+        known = (*robot.state.names, *robot.action.names)
+        raw, periodic = (
+            tuple(name for name in matching(chosen, known, what) if name in vector.names)
+            for what, chosen in (("raw", data.raw), ("periodic", data.periodic))
+        )
+        raw = raw if data.raw else vector.raw
+        vectors.append(dataclasses.replace(vector, raw=raw, periodic=periodic, period=data.period))
+    shared = [name for name in robot.action.names if name in robot.state.names]
+    return Inputs(
+        cameras=tuple(Camera(feature, size) for feature, size in data.views),
+        resample=data.resample,
+        deploy_resample=data.deploy_resample,
+        text=data.text,
+        max_length=data.max_length,
+        normalization=data.normalization,
+        clip=data.clip,
+        robot=Robot(*vectors, delta=matching(data.delta, shared, "delta")),
+    )
 
 
 @contextmanager
@@ -182,23 +212,6 @@ def held_out_sources(prepared: Prepared, lanes: int, frames: int, first: int, co
 
 
 def _source(prepared: Prepared, dataset: EpisodeDataset, **arguments: Any) -> LaneSource:
-    data = prepared.job.data
     with told_to_the_user():
-        source = LaneSource(
-            dataset,
-            horizon=policy_family_of(prepared.job.model).policy(prepared.job.model).spec.horizon,
-            camera=data.camera,
-            image_size=data.camera_size,
-            resample=data.resample,
-            normalizer=Normalizer(prepared.stats, data.normalization),
-            text=data.text,
-            transform=lambda element: model_inputs(element, source.texts, prepared.processor),
-            **arguments,
-        )
-    return source
-
-
-def model_inputs(element: dict[str, np.ndarray], texts: list[str], processor: Any) -> dict[str, np.ndarray]:
-    """One window of a lane as the policy's batch entries, each with a leading T, and `action_is_pad`."""
-    prepared = processor.prepare(element["image"], [texts[i] for i in element["text_id"]])
-    return prepared | {key: element[key] for key in ("state", "action", "action_is_pad", "episode", "subtask_end")}
+        spec = policy_family_of(prepared.job.model).policy(prepared.job.model).spec
+        return make_source(dataset, prepared.inputs, prepared.stats, spec, prepared.processor, **arguments)

@@ -32,6 +32,7 @@ from websockets.sync.client import connect
 from mem0_jax.errors import UserError
 from mem0_jax.inference.session import Session
 from mem0_jax.policies.bundle import save_bundle
+from mem0_jax.policies.inputs import Camera
 from mem0_jax.serve.client import Client, ServerError, pack
 from mem0_jax.serve.server import Settings
 from mem0_jax.serve.service import Service
@@ -166,7 +167,9 @@ def test_numbers_may_be_arrays_without_axes(server):
 
 
 def test_another_camera_is_refused_with_both_names(bundle):
-    wrist = dataclasses.replace(bundle, inputs=dataclasses.replace(bundle.inputs, camera="observation.images.wrist"))
+    wrist = dataclasses.replace(
+        bundle, inputs=dataclasses.replace(bundle.inputs, cameras=(Camera("observation.images.wrist", (32, 32)),))
+    )
     seen = frame(0)
     image, state = seen["observation"]["head_camera"]["rgb"], seen["joint_action"]["vector"]
     own = {"observation": {"wrist": {"rgb": image}, "head_camera": {"rgb": image}}, "joint_action": {"vector": state}}
