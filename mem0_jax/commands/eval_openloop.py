@@ -40,9 +40,9 @@ def parser() -> CommandParser:
     flags.add_argument(
         "--camera",
         metavar="KEY",
-        nargs="+",
+        action="append",
         default=[],
-        help="features with the pictures, in the policy's order (default: the cameras it was trained on)",
+        help="feature with the pictures; once a camera, in the policy's order (default: those it was trained on)",
     )
     flags.add_argument(
         "--text",

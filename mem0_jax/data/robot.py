@@ -195,11 +195,8 @@ def robot_of(dataset: Any) -> Robot:
     first = _robot(parts[0])
     for part in parts[1:]:
         if (other := _robot(part)) != first:
-            kind, own, theirs = next(
-                (kind, a.names, b.names)
-                for kind, a, b in (("state", first.state, other.state), ("action", first.action, other.action))
-                if a != b
-            )
+            names = [(kind, *(getattr(robot, kind).names for robot in (first, other))) for kind in ("state", "action")]
+            kind, own, theirs = next(entry for entry in names if entry[1] != entry[2])
             raise DatasetError(
                 f"datasets trained together must be of one robot: the {kind} of {parts[0].root} has {_listed(own)}; "
                 f"that of {part.root} has {_listed(theirs)}"

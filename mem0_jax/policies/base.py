@@ -89,8 +89,9 @@ class Policy(Trainable, Protocol):
     @property
     def spec(self) -> Spec: ...
 
-    def batch(self, tokens: int) -> Shapes:
-        """(shape, dtype) of every entry of a training batch, without [L, T], for prompts of so many tokens."""
+    def batch(self, tokens: int, views: int = 1) -> Shapes:
+        """(shape, dtype) of every entry of a training batch, without [L, T], for prompts of so many tokens and pictures
+        of so many cameras."""
         ...
 
     def reset(self, state: State, where: Array) -> State:

@@ -206,8 +206,8 @@ def read_description(folder: Path) -> tuple[Config, dict[str, Any]]:
 
 def migrated(description: Mapping[str, Any]) -> dict[str, Any]:
     """A config.json of format version 1 as version 2 has it."""
-    inputs = {name: from_version_1(description[name]) for name in ("inputs",) if name in description}
-    return {**description, "format_version": FORMAT_VERSION, **inputs}
+    new = {**description, "format_version": FORMAT_VERSION}
+    return new | {"inputs": from_version_1(new["inputs"])} if "inputs" in new else new
 
 
 Shardings = Mapping[str, jax.sharding.Sharding]

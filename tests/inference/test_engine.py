@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain import HORIZON, TEXTS, WINDOW, Plain, difference, frames, request, tiny_bundle
+from tiny import mem0_bundle
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from mem0_jax.backbones.qwen3_vl.processor import SPECIAL_TOKENS
@@ -142,6 +143,29 @@ def test_the_engine_wrong(mutant, monkeypatch):
     monkeypatch.setattr(engine, "_programs", programs)
     mutant(engine, monkeypatch)
     assert error_of(engine) > 100 * GATE
+
+
+def test_several_cameras_equal_the_plain_way_and_all_count():
+    sizes = {"memory.window_size": WINDOW, "action.horizon": HORIZON}
+    cameras = [Camera("observation.images.top", (40, 48)), Camera("observation.images.wrist", (32, 24))]
+    bundle = mem0_bundle(TEXTS[:2], sizes, cameras=cameras, max_length=64, random=True)
+    engine, plain, rng = Engine(bundle, 2), Plain(bundle, 2), np.random.default_rng(0)
+
+    def asked(slot: int, count: int, fresh: bool) -> Request:
+        views = tuple(rng.integers(0, 256, (count, *camera.size, 3)).astype(np.uint8) for camera in cameras)
+        state, noise = (rng.normal(size=shape).astype(np.float32) for shape in (16, (HORIZON, 16)))
+        return Request(slot, views, TEXTS[slot], fresh, state, noise)
+
+    for step in ([asked(1, 3, True)], [asked(0, 2, True), asked(1, 4, False)]):
+        assert difference(engine.step(step), plain.step(step)) < GATE
+    [first], [again] = (engine.step([dataclasses.replace(step[0], fresh=True)]) for _ in range(2))
+    assert difference([first], [again]) == 0
+    for camera in (0, 1):
+        views = list(step[0].images)
+        views[camera] = 255 - views[camera]
+        assert difference(engine.step([dataclasses.replace(step[0], images=tuple(views), fresh=True)]), [first]) > GATE
+    with pytest.raises(UserError, match="pictures of 1 cameras, the policy has 2"):
+        engine.step([dataclasses.replace(step[0], images=step[0].images[:1])])
 
 
 @given(counts=st.lists(st.integers(1, 9), max_size=5), most=st.integers(1, 8))

@@ -105,12 +105,12 @@ class Mem0:
         action, threshold = self.config.action, self.config.classifier.threshold
         return Spec(action.horizon, action.action_dim, action.state_dim, self.config.memory.window_size, threshold)
 
-    def batch(self, tokens: int) -> Shapes:
-        """Entries of a training batch with one view a frame and images of `image_size`; `tokens` is S."""
+    def batch(self, tokens: int, views: int = 1) -> Shapes:
+        """Entries of a training batch with images of `image_size`; `tokens` is S, `views` V."""
         vision, action, (height, width) = self.config.backbone.vision, self.config.action, self.config.image_size
         patches = height * width // vision.patch_size**2
         return {
-            "patches": ((1, patches, vision.patch_width), jnp.uint8),
+            "patches": ((views, patches, vision.patch_width), jnp.uint8),
             "input_ids": ((tokens,), jnp.int32),
             "attention_mask": ((tokens,), jnp.bool_),
             "position": ((3, tokens), jnp.int32),
