@@ -301,7 +301,7 @@ def _statistics(parts: Sequence[np.ndarray]) -> list[float]:
 def _problems(kind: str, stats: Mapping[str, np.ndarray]) -> list[str]:
     problems = []
     shapes = [np.shape(value) for value in stats.values()]
-    usual = max(shapes, key=shapes.count, default=(0,))
+    usual = max(reversed(shapes), key=shapes.count, default=(0,))
     for name, value in stats.items():
         if name not in _STATS:
             problems.append(f"{kind}_{name} is unknown (expected {_STATS})")

@@ -142,7 +142,7 @@ def test_wrong_input_is_refused(tmp_path, real, capsys):
     cases = {
         (tmp_path / "none",): "none/meta/info.json is missing",
         (real.root, real.root): "given twice",
-        (tmp_path / "narrow",): "observation.state has shape [3, 14]; expected [F, 16]",
+        (real.root, tmp_path / "narrow"): "of one robot: the state of",
         (tmp_path / "other",): "no low-dimensional feature 'observation.state'",
         (real.root, "--out", real.root / "meta/info.json/stats.json"): "cannot write",
     }
