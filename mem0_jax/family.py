@@ -109,7 +109,10 @@ class PolicyFamily(Family):
     Attributes:
         policy: configuration -> `policies.base.Policy`.
         backbone: field of the configuration, and subtree of the parameters, that is a model of another family.
-        processor: (tokenizer, configuration, tokens of a prompt) -> pictures and instructions to the model's arrays.
+        processor: (tokenizer, configuration, `policies.inputs.Inputs`) -> pictures and instructions to the model's
+            arrays. `prepare(views, texts)` makes a batch of pictures uint8 [B, h, w, 3] of each camera; for the engine,
+            `prompt(text)` has the arrays of an instruction, `attention_mask` among them, `image_prefix` those of its
+            part up to the last picture, and `resized(views)` gives what `Policy.inputs` takes, with a leading B.
         word_tokenizer: texts -> a tokenizer with one token a word, for models trained from scratch.
         completed: (configuration, tokenizer, vocabulary, dtype) -> the configuration that is trained; without a
             tokenizer, None, one of the same sizes.
@@ -125,7 +128,7 @@ class PolicyFamily(Family):
 
     policy: Callable[[Config], Any]
     backbone: str
-    processor: Callable[[Any, Config, int], Any]
+    processor: Callable[[Any, Config, Any], Any]
     word_tokenizer: Callable[[Iterable[str]], Any]
     completed: Callable[[Config, Any, int, str], Config]
     parts: Callable[[Config, int], Mapping[str, Part]]

@@ -213,7 +213,7 @@ def bare(work: Callable[[], int], pool: Any = None) -> Speed:
 
 def lanes_run(dataset: Any, lanes: int, frames: int, size: tuple[int, int] | None, args: argparse.Namespace) -> Speed:
     """Time batches that are asked for as fast as they come, once what was prefetched at the start is used up."""
-    source = LaneSource(dataset, lanes=lanes, frames=frames, horizon=HORIZON, seed=0, image_size=size)
+    source = LaneSource(dataset, lanes=lanes, frames=frames, horizon=HORIZON, seed=0, cameras={CAMERA: size})
     batches = max(2, round(args.frames / (lanes * frames)))
     with make_loader(source, threads=args.processors) as loader:
         for _ in range(4):
@@ -221,7 +221,7 @@ def lanes_run(dataset: Any, lanes: int, frames: int, size: tuple[int, int] | Non
         start, used = time.perf_counter(), time.process_time()
         for _ in range(batches):
             batch = next(loader)
-            assert batch["image"].shape == (lanes, frames, *(size or (HEIGHT, WIDTH)), 3)
+            assert batch["images"][CAMERA].shape == (lanes, frames, *(size or (HEIGHT, WIDTH)), 3)
             assert batch["action"].shape == (lanes, frames, HORIZON, 16)
         seconds, cpu = time.perf_counter() - start, time.process_time() - used
     source.close()

@@ -35,7 +35,8 @@ from mem0_jax.eval.episode import Outcome
 from mem0_jax.eval.lockstep import play
 from mem0_jax.family import policy_family_of
 from mem0_jax.inference.session import Options
-from mem0_jax.policies.bundle import Bundle, Inputs, load_bundle, save_bundle
+from mem0_jax.policies.bundle import Bundle, load_bundle, save_bundle
+from mem0_jax.policies.inputs import Camera, Inputs
 from mem0_jax.policies.mem0 import Mem0
 
 FIRST_SEED, EXECUTED = 300_000_000, 2
@@ -50,7 +51,9 @@ def untrained(task: str, folder: Path) -> Path:
     config = policy_family_of(plain).completed(plain, tokenizer, tokenizer.get_vocab_size(), plain.dtype)
     span = {"min": np.full(16, -1.5), "max": np.full(16, 1.5)}
     data = settings["data"]
-    inputs = Inputs(tuple(data["camera_size"]), "bilinear", data["max_length"], "min_max")
+    inputs = Inputs(
+        cameras=(Camera(size=tuple(data["camera_size"])),), deploy_resample="bilinear", max_length=data["max_length"]
+    )
     params = jax.jit(Mem0(config).init)(jax.random.key(0))
     return save_bundle(Bundle(config, params, NormStats(span, span), tokenizer, inputs), folder)
 

@@ -28,7 +28,8 @@ from mem0_jax.backbones.qwen3_vl.config import Qwen3VLConfig, TextConfig, Vision
 from mem0_jax.backbones.qwen3_vl.processor import token_ids, word_tokenizer
 from mem0_jax.heads.dit import DiTConfig
 from mem0_jax.inference.engine import Engine, Request
-from mem0_jax.policies.bundle import Bundle, Inputs
+from mem0_jax.policies.bundle import Bundle
+from mem0_jax.policies.inputs import Camera, Inputs
 from mem0_jax.policies.mem0 import Mem0, Mem0Config
 from mem0_jax.policies.mem0.policy import serving_dtype
 from mem0_jax.tree import flatten, unflatten
@@ -51,7 +52,7 @@ def make_bundle(text_layers: int, vision_layers: int, head_layers: int, dtype: s
     make = jax.jit(lambda key, shape, kind: 0.02 * jax.random.normal(key, shape, kind), static_argnums=(1, 2))
     keys = jax.random.split(jax.random.key(0), len(shapes))
     leaves = {p: make(k, leaf.shape, serving_dtype(p, config)) for k, (p, leaf) in zip(keys, shapes.items())}
-    return Bundle(config, unflatten(leaves), None, tokenizer, Inputs((256, 256)))
+    return Bundle(config, unflatten(leaves), None, tokenizer, Inputs(cameras=(Camera(size=(256, 256)),)))
 
 
 def requests(bundle: Bundle, sessions: int, frames: int, *, fresh: bool = False) -> list[Request]:
@@ -59,8 +60,8 @@ def requests(bundle: Bundle, sessions: int, frames: int, *, fresh: bool = False)
     rng, action = np.random.default_rng(0), bundle.config.action
     state = rng.normal(size=action.state_dim).astype(np.float32)
     noise = rng.normal(size=(action.horizon, action.action_dim)).astype(np.float32)
-    images = rng.integers(0, 256, (sessions, frames, *bundle.inputs.camera_size, 3), np.uint8)
-    return [Request(slot, images[slot], TEXT, fresh, state, noise) for slot in range(sessions)]
+    images = rng.integers(0, 256, (sessions, frames, *bundle.inputs.cameras[0].size, 3), np.uint8)
+    return [Request(slot, (images[slot],), TEXT, fresh, state, noise) for slot in range(sessions)]
 
 
 def in_turns(ways: dict[str, Callable[[], Any]], turns: int) -> dict[str, list[float]]:
@@ -94,8 +95,8 @@ def deferred(bundle: Bundle, turns: int, goal: float) -> dict[str, Any]:
 
     def frame_by_frame():
         memory, context = policy.init_state(1), None
-        for image in whole.images:
-            inputs = bundle.processor.prepare(image[None], [TEXT]) | {"episode": np.zeros(1, np.int32)}
+        for image in whole.images[0]:
+            inputs = bundle.processor.prepare([image[None]], [TEXT]) | {"episode": np.zeros(1, np.int32)}
             context, info, memory = observe(bundle.params, memory, inputs)
             float(info["end_probability"][0])
         assert context is not None

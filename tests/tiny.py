@@ -10,11 +10,13 @@ import numpy as np
 from mem0_jax.backbones.qwen3_vl.config import Qwen3VLConfig, TextConfig, TokenIds, VisionConfig
 from mem0_jax.backbones.qwen3_vl.processor import token_ids, word_tokenizer
 from mem0_jax.data.normalize import NormStats
+from mem0_jax.data.robot import RMBENCH, Robot
 from mem0_jax.heads.classifier import ClassifierConfig
 from mem0_jax.heads.dit import DiTConfig
 from mem0_jax.heads.flow import FlowConfig
 from mem0_jax.memory.bank import MemoryConfig
-from mem0_jax.policies.bundle import Bundle, Inputs
+from mem0_jax.policies.bundle import Bundle
+from mem0_jax.policies.inputs import Camera, Inputs
 from mem0_jax.policies.mem0 import Mem0, Mem0Config
 
 Config = TypeVar("Config")
@@ -76,12 +78,14 @@ def mem0_bundle(
     changes: Mapping[str, Any] | None = None,
     *,
     camera_size: tuple[int, int] = (32, 32),
+    cameras: Sequence[Camera] = (),
+    robot: Robot = RMBENCH,
     max_length: int = 24,
     span: float = 1.5,
     random: bool = False,
     provenance: Mapping[str, Any] | None = None,
 ) -> Bundle:
-    """An untrained policy with a tokenizer of the words of `texts`; joints lie in [-span, span].
+    """An untrained policy with a tokenizer of the words of `texts`; numbers lie in [-span, span].
 
     With `random` all parameters are random, the classifier's too: what is at rest hides mistakes.
     """
@@ -91,6 +95,14 @@ def mem0_bundle(
     if random:
         rng = np.random.default_rng(0)
         params = jax.tree.map(lambda x: jax.numpy.asarray(rng.normal(0, 0.3, x.shape), np.float32), params)
-    limits = {"min": np.full(16, -span), "max": np.full(16, span)}
-    inputs = Inputs(camera_size, "bilinear", max_length)
-    return Bundle(config, params, NormStats(limits, limits), tokenizer, inputs, dict(provenance or {}))
+    state, action = (
+        {"min": np.full(len(vector.names), -span), "max": np.full(len(vector.names), span)}
+        for vector in (robot.state, robot.action)
+    )
+    inputs = Inputs(
+        cameras=tuple(cameras) or (Camera(size=camera_size),),
+        deploy_resample="bilinear",
+        max_length=max_length,
+        robot=robot,
+    )
+    return Bundle(config, params, NormStats(state, action), tokenizer, inputs, dict(provenance or {}))

@@ -39,6 +39,7 @@ def main(argv: Sequence[str]) -> None:
     flags = parser().parse_args(argv)
     from mem0_jax.data.lerobot import LeRobotDataset
     from mem0_jax.data.normalize import NormStats, span_warnings
+    from mem0_jax.data.robot import robot_of
 
     if len(set(map(os.path.realpath, flags.datasets))) < len(flags.datasets):
         raise UserError("a dataset is given twice; its frames would count double")
@@ -47,14 +48,15 @@ def main(argv: Sequence[str]) -> None:
             datasets = [LeRobotDataset(folder) for folder in progress.over(flags.datasets)]
         with Progress("measuring"):
             stats = NormStats.from_datasets(datasets)
-        warnings = span_warnings(stats)
+        robot = robot_of(datasets[0])
+        warnings = span_warnings(stats, robot)
     except (ValueError, OSError) as error:
         raise UserError(str(error)) from error
     rows = [{"dataset": str(d.root), "episodes": len(d.episodes), "frames": d.num_frames} for d in datasets]
     for row in rows:
         print(f"{row['dataset']}: {row['episodes']} episodes, {row['frames']:,} frames")
     for kind in ("state", "action"):
-        print(f"\n{table(kind, getattr(stats, kind))}")
+        print(f"\n{table(kind, getattr(robot, kind).names, getattr(stats, kind))}")
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
     if flags.out:
@@ -64,11 +66,10 @@ def main(argv: Sequence[str]) -> None:
         write_json(flags.json, {"datasets": rows, "stats": stats.to_json(), "warnings": warnings})
 
 
-def table(kind: str, stats: Mapping[str, Any]) -> str:
-    """The statistics of one kind of vector, a line a joint."""
-    from mem0_jax.data.layout import JOINT_NAMES
-
-    lines = [f"{kind:<15}" + "".join(f"{name:>10}" for name in COLUMNS)]
-    for d, joint in enumerate(JOINT_NAMES):
-        lines.append(f"{joint:<15}" + "".join(f"{stats[name][d]:>10.4f}" for name in COLUMNS))
+def table(kind: str, names: Sequence[str], stats: Mapping[str, Any]) -> str:
+    """The statistics of one kind of vector, a line a number."""
+    width = max(15, *(len(name) + 2 for name in names))
+    lines = [f"{kind:<{width}}" + "".join(f"{name:>10}" for name in COLUMNS)]
+    for d, own in enumerate(names):
+        lines.append(f"{own:<{width}}" + "".join(f"{stats[name][d]:>10.4f}" for name in COLUMNS))
     return "\n".join(lines)

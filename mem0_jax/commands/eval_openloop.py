@@ -38,13 +38,17 @@ def parser() -> CommandParser:
     flags.add_argument("--seed", type=int, metavar="S", default=0, help="seed of the sampled chunks")
     flags.add_argument("--parallel", type=int, metavar="N", default=16, help="episodes side by side")
     flags.add_argument(
-        "--camera", metavar="KEY", help="feature with the pictures (default: the camera the policy was trained on)"
+        "--camera",
+        metavar="KEY",
+        action="append",
+        default=[],
+        help="feature with the pictures; once a camera, in the policy's order (default: those it was trained on)",
     )
     flags.add_argument(
         "--text",
         choices=["subtask", "global_task", "task"],
         default="",
-        help="feature with the instruction, as in training (default: subtask, else task)",
+        help="feature with the instruction (default: that of training; not known of older bundles: subtask, else task)",
     )
     flags.add_argument("--out", type=Path, metavar="DIR", default=Path("openloop"), help="folder of the results")
     flags.add_argument("--json", type=Path, metavar="FILE", help="write openloop.json to this file as well")
@@ -64,7 +68,7 @@ def main(argv: Sequence[str]) -> int:
     from mem0_jax.data.pictures import EpisodeDataset
     from mem0_jax.data.subset import hold_out
     from mem0_jax.eval.closed import software
-    from mem0_jax.eval.openloop import default_text, measure, replay, trained_camera
+    from mem0_jax.eval.openloop import measure, replay, trained_cameras, trained_text
     from mem0_jax.eval.openloop_html import write_page
     from mem0_jax.eval.results import bundle_digest
     from mem0_jax.inference.compiled import keep_compiled_if_possible
@@ -79,14 +83,16 @@ def main(argv: Sequence[str]) -> int:
             dataset = hold_out(dataset, flags.held_out, flags.held_out_seed)[1]
     except (OSError, ValueError) as error:
         raise UserError(str(error)) from error
-    camera, trained = flags.camera or trained_camera(bundle, dataset), bundle.inputs.camera
-    if camera_name(camera) != camera_name(trained):
-        print(f"warning: the policy was trained on {trained!r} and is shown {camera!r}", file=sys.stderr)
+    cameras = tuple(flags.camera) or trained_cameras(bundle, dataset)
+    trained = tuple(camera.feature for camera in bundle.inputs.cameras)
+    for shown, own in zip(cameras, trained):
+        if camera_name(shown) != camera_name(own):
+            print(f"warning: the policy was trained on {own!r} and is shown {shown!r}", file=sys.stderr)
     episodes = dataset.episodes[: flags.episodes]
-    total, text = sum(episode.length for episode in episodes), flags.text or default_text(dataset)
+    total, text = sum(episode.length for episode in episodes), flags.text or trained_text(bundle, dataset)
     with Progress("showing", total, "frame") as progress:
         options = {
-            "camera": camera,
+            "cameras": cameras,
             "text": text,
             "every": flags.every,
             "seed": flags.seed,
@@ -102,8 +108,8 @@ def main(argv: Sequence[str]) -> int:
             "seed": flags.seed,
             "threshold": threshold,
             "flow_steps": bundle.flow_steps,
-            "camera": camera,
-            "trained_camera": trained,
+            "camera": ", ".join(cameras),
+            "trained_camera": ", ".join(trained),
             "text": text,
             "held_out": flags.held_out or 0,
         },
@@ -129,7 +135,8 @@ def table(result: dict[str, Any]) -> str:
     for joint in result["joints"]:
         values = (joint["mae_by_offset"][k] for k in offsets)
         cells = "".join(f"{'-' if value is None else f'{value:.4f}':>11s}" for value in values)
-        lines.append(f"{joint['name']:20s}{joint['mae']:9.4f}{cells}{joint['mae_hold']:15.4f}")
+        held = "-" if joint["mae_hold"] is None else f"{joint['mae_hold']:.4f}"
+        lines.append(f"{joint['name']:20s}{joint['mae']:9.4f}{cells}{held:>15s}")
     quality = result["classifier"]
     if quality is None:
         return "\n".join([*lines, "", "subtask-end classifier: the dataset has no positive label"])

@@ -13,8 +13,7 @@ from mem0_jax.data import lerobot_meta
 from mem0_jax.data.camera_shape import picture_shape
 from mem0_jax.data.files import AnyPath, DatasetError, MissingFile
 from mem0_jax.data.findings import Findings
-from mem0_jax.data.joint_names import VECTORS, describe, flat_names, foreign_names
-from mem0_jax.data.layout import MODEL_DIM
+from mem0_jax.data.joint_names import VECTORS, flat_names
 from mem0_jax.data.lerobot_features import AUTOMATIC, COMMON, PICTURES, unfit, unreadable
 from mem0_jax.data.lerobot_meta import Episode, Info
 from mem0_jax.data.lerobot_tasks import read_tasks, tasks_path
@@ -81,9 +80,9 @@ def _check_needed(info: Info, found: Findings) -> None:
     for key in VECTORS:
         if key not in info.features:
             found.error("feature", "info.json lacks this feature; there is nothing to train on", feature=key)
-        elif key in info.numbers and info.features[key]["shape"] != [MODEL_DIM]:
-            message = f"has shape {info.features[key]['shape']}; training and statistics need [{MODEL_DIM}]"
-            found.error("robot", f"{message}, two arms of 7 joints and a gripper", feature=key)
+        elif key in info.numbers and len(info.features[key]["shape"]) != 1:
+            message = f"has shape {info.features[key]['shape']}; training and statistics need [D]"
+            found.error("robot", f"{message}, one list of numbers a frame", feature=key)
     for key in (key for key in COMMON if key in info.features):
         if problem := unfit(key, info.features[key]):
             found.error("feature", problem, feature=key)
@@ -102,8 +101,6 @@ def _check_features(info: Info, found: Findings) -> None:
         # Names may be those of the numbers or those of the axes.
         if key in info.numbers and isinstance(names, list) and len(names) not in (0, math.prod(shape), len(shape)):
             found.warning("names", f"{len(names)} names for shape {shape}", feature=key)
-        if key in VECTORS and (foreign := foreign_names(feature)):
-            found.error("names", describe(foreign), feature=key)
         declared = (feature.get("info") or feature.get("video_info") or {}) if key in info.videos else {}
         fps = declared.get("video.fps") if isinstance(declared, dict) else None
         if fps is not None and fps != info.fps:

@@ -27,7 +27,9 @@ def check_use(meta: Metadata) -> Findings:
         _refusal((lambda key=key: vectors(dataset, key)) if key in VECTORS else read, found, key)
     _refusal(lambda: dataset.texts("task"), found)
     if not found:
-        _refusal(lambda: LaneSource(dataset, lanes=1, frames=1, horizon=1, seed=0, image_size=(1, 1), text=text), found)
+        cameras = dict.fromkeys(dataset.cameras[:1], (1, 1))
+        how = {"lanes": 1, "frames": 1, "horizon": 1, "seed": 0, "cameras": cameras, "text": text}
+        _refusal(lambda: LaneSource(dataset, **how), found)
     return found
 
 

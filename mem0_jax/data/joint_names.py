@@ -1,8 +1,4 @@
-"""Whose numbers a dataset's states and actions are, by the names that info.json gives them.
-
-Numbers without names, or with names that only count them, are taken for the model layout of `layout`, as ever; numbers
-that are named must be named as its joints, in its order.
-"""
+"""The names that info.json gives the numbers of a state or an action, however it has them."""
 
 from __future__ import annotations
 
@@ -10,11 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from mem0_jax.data.files import DatasetError
-from mem0_jax.data.layout import JOINT_NAMES
-
 VECTORS = ("observation.state", "action")
-_WIDTHS = (14, 16)  # of a robot with two arms
 _DEEPEST = 32
 _PLACES = ("index", "idx", "place")  # what entries of a number say besides its name
 _APART = re.compile(r"[,;|\n]")
@@ -25,6 +17,7 @@ _COUNTED = _SILENT | {"joints", "motor", "motors", "dim", "axis", "dof", "index"
 _COUNTED |= {"names", "axes", "values", "observation", "actions", "feature", "channel", "element", "number", "name"}
 _COUNTED |= {"q", "x", "s", "a", "m", "d", "angle", "angles", "positions", "dims", "states", "vector", "robot"}
 _MARKS, _PAIRS = " \t\r'\"", ("[]", "()", "{}")
+_TWO_ARMS = [*((side, i) for side in ("left", "right") for i in range(7)), ("left", -1), ("right", -1)]
 
 
 def flat_names(names: Any, count: int) -> list[str]:
@@ -98,40 +91,18 @@ def _place(value: Any) -> int | None:
     return int(value) if whole else None
 
 
-def foreign_names(feature: Mapping[str, Any]) -> list[str]:
-    """The names of a state or an action of 14 or 16 numbers, where they are not the model layout's; else [].
-
-    Names of the axes alone, such as ["motors"], name no number.
-    """
-    shape = list(feature.get("shape") or ())
-    if len(shape) != 1 or shape[0] not in _WIDTHS:
-        return []
-    names = flat_names(feature.get("names"), shape[0])
-    if len(names) == 1 or _only_count(names):  # one name is the axis's; what stands over or below it may name them, too
-        everywhere = [name for depth in _depths(feature.get("names")) for name in depth]
-        return list(dict.fromkeys(filter(_means, everywhere)))
+def is_rmbench(feature: Mapping[str, Any]) -> bool:
+    """Whether a state or an action is that of RMBench's two arms: 16 numbers, named as these in their order, or without
+    names, or with names that only count them; names of the axes alone, such as ["motors"], name no number."""
+    if list(feature.get("shape") or ()) != [len(_TWO_ARMS)]:
+        return False
+    names = flat_names(feature.get("names"), len(_TWO_ARMS))
+    if len(names) <= 1 or _only_count(names):  # what stands over or below them may name them, too
+        return not any(_means(name) for depth in _depths(feature.get("names")) for name in depth)
     found = [_joint(name) for name in names]
     if ("left", 7) in found:  # they count from 1
         found = [joint and (joint[0], joint[1] - (joint[1] > 0)) for joint in found]
-    return [] if found == [_joint(name) for name in JOINT_NAMES] else names
-
-
-def describe(names: list[str]) -> str:
-    """What is wrong with such names, and what to do."""
-    shown = ", ".join(name[:40] for name in names[:16]) + (", ..." if len(names) > 16 else "")
-    return (
-        f"the numbers are named {shown}; expected {', '.join(JOINT_NAMES)}, in this order. Robots of other joints "
-        "cannot be trained on yet. If the numbers are these after all, name them so in meta/info.json, or set names to "
-        "null there"
-    )
-
-
-def check_names(dataset: Any) -> None:
-    """Raises DatasetError: a dataset, or one of a mixture, has states or actions of other numbers by their names."""
-    for part in getattr(dataset, "datasets", [dataset]):
-        for key in VECTORS:
-            if names := foreign_names(part.features.get(key, {})):
-                raise DatasetError(f"{part.root}: {key}: {describe(names)}")
+    return found == _TWO_ARMS
 
 
 def _only_count(names: list[str]) -> bool:

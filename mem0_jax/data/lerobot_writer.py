@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mem0_jax.data import lerobot_stats
-from mem0_jax.data.layout import JOINT_NAMES, MODEL_DIM
 from mem0_jax.data.lerobot_columns import arrow_schema, arrow_table, checked_features, checked_frames
+from mem0_jax.data.robot import RMBENCH
 from mem0_jax.data.video_encode import VideoFile, lerobot_video_info
 from mem0_jax.data.video_join import EncodedVideo, JoinedVideo
 
@@ -32,7 +32,8 @@ def mem0_features(
     height: int, width: int, *, camera: str = "observation.image.head_camera"
 ) -> dict[str, dict[str, Any]]:
     """Return the features of a Mem-0 dataset: 16-D state and action, one camera, subtask text and end flag."""
-    vector = {"dtype": "float32", "shape": [MODEL_DIM], "names": list(JOINT_NAMES)}
+    names = list(RMBENCH.state.names)
+    vector = {"dtype": "float32", "shape": [len(names)], "names": names}
     return {
         "observation.state": vector,
         "action": dict(vector),

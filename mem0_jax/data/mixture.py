@@ -92,7 +92,7 @@ class Mixture:
     def image_shape(self, camera: str) -> tuple[int, int]:
         """Return (height, width) of a camera's pictures, the same in all datasets."""
         shapes = [dataset.image_shape(camera) for dataset in self.datasets]
-        return self._common(f"the picture size of {camera} (set image_size to resize them)", shapes)
+        return self._common(f"the picture size of {camera} (set camera_size to resize them)", shapes)
 
     def open_frames(self, camera: str) -> FrameReader:
         """Return a reader of the pictures, see `FrameReader`."""

@@ -1,19 +1,22 @@
 """Statistics of states and actions, and their normalisation.
 
-Axes: ... any leading axes, D = 16 dimensions of the model layout.
+Axes: ... any leading axes, D numbers of the vector, C horizon of an action chunk.
 Rules follow Mem-0's deployment (RMBench, policy/Mem-0/scripts/tools_for_deploy/normlization.py):
 
-- min_max:  2 (clip(x, min, max) - min) / (max - min) - 1; a dimension without range gives 0; grippers stay raw.
-- mean_std: (x - mean) / std, std below 1e-6 counting as 1; grippers stay raw; nothing is clipped.
-- quantile: as min_max with q01 and q99, for all dimensions, grippers included.
+- min_max:  2 (clip(x, min, max) - min) / (max - min) - 1; a number without range gives 0.
+- mean_std: (x - mean) / std, std below 1e-6 counting as 1; not clipped.
+- quantile: as min_max with q01 and q99.
 - none:     x.
+
+Numbers that the robot keeps raw stay as they are in all modes. Whether values are clipped to the range (with mean_std:
+from min to max) is a setting, too; so are which numbers stay raw.
 """
 
 from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,8 +24,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mem0_jax.data.files import DatasetError
-from mem0_jax.data.joint_names import check_names
-from mem0_jax.data.layout import GRIPPER_DIMS, JOINT_NAMES, MODEL_DIM, SEVENTH_JOINTS
+from mem0_jax.data.joint_names import VECTORS
+from mem0_jax.data.robot import RMBENCH, Robot, Vector, rmbench, robot_of
 from mem0_jax.disk import write_whole
 from mem0_jax.stand_in import stand_in
 
@@ -33,7 +36,7 @@ MODES = ("min_max", "mean_std", "quantile", "none")
 _KEYS = {"min_max": ("min", "max"), "mean_std": ("mean", "std"), "quantile": ("q01", "q99"), "none": ()}
 _NO_RANGE = 1e-8  # ranges up to this count as none
 _NO_STD = 1e-6
-_TINY = 1e-3  # a joint (radians) that moves less amplifies noise when stretched to [-1, 1]
+_TINY = 1e-3  # a number (mostly radians or metres) that moves less amplifies noise when stretched to [-1, 1]
 _QUANTILE_BLOCKS = {"state": "observation.state", "action": "action"}  # the reference keeps quantiles nested
 _STATS = ("min", "max", "mean", "std", "q01", "q99")
 
@@ -43,7 +46,7 @@ class NormStats:
     """Statistics of `state` and `action`: each a dict with some of min, max, mean, std, q01, q99, all float64 [D].
 
     Raises:
-        ValueError: wrong length, NaN or infinity, max below min, q99 below q01, negative std; all problems are listed.
+        ValueError: other lengths, NaN or infinity, max below min, q99 below q01, negative std; all problems are listed.
     """
 
     state: Mapping[str, np.ndarray] = field(default_factory=dict)
@@ -55,20 +58,44 @@ class NormStats:
             raise ValueError("bad normalisation statistics: " + "; ".join(problems))
 
     @classmethod
-    def from_dataset(cls, dataset: LeRobotDataset) -> NormStats:
+    def from_dataset(cls, dataset: LeRobotDataset, robot: Robot | None = None, horizon: int = 1) -> NormStats:
         """Compute all statistics over all frames of a dataset; no video is opened."""
-        return cls.from_datasets([dataset])
+        return cls.from_datasets([dataset], robot, horizon)
 
     @classmethod
-    def from_datasets(cls, datasets: Sequence[LeRobotDataset]) -> NormStats:
+    def from_datasets(
+        cls, datasets: Sequence[LeRobotDataset], robot: Robot | None = None, horizon: int = 1
+    ) -> NormStats:
         """Compute the statistics of several datasets as if they were one, from all their values.
+
+        Args:
+            datasets: of one robot.
+            robot: whose angles wrap and whose actions are differences as it says; default: as `robot_of` finds it.
+            horizon: C; differences are measured over all chunks, what lies past an episode's end left out.
 
         Raises:
             ValueError: a feature is missing, has another shape than [F, D], or NaN; names the dataset.
         """
-        return cls(
-            *(_measure([vectors(dataset, key) for dataset in datasets]) for key in ("observation.state", "action"))
-        )
+        robot = robot or robot_of(_Several(datasets))
+        state, action = ([vectors(dataset, key) for dataset in datasets] for key in VECTORS)
+
+        def differences(name: str) -> list[np.ndarray]:
+            """An action at every offset into every chunk."""
+            place, alone = robot.action.names.index(name), robot.alone(name)
+            return [
+                alone.differences(of[rows + offset, None, place : place + 1], start[rows])[:, 0, 0]
+                for dataset, start, of in zip(datasets, state, action)
+                for offset in range(horizon)
+                for rows in [_with_later(dataset, offset)]
+            ]
+
+        measured = [
+            _measure(v.wrapped(p) for p in parts) for v, parts in ((robot.state, state), (robot.action, action))
+        ]
+        for name in robot.delta:
+            for key, value in zip(_STATS, _statistics(differences(name))):
+                measured[1][key][robot.action.names.index(name)] = value
+        return cls(*measured)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], where: str = "norm_stats") -> NormStats:
@@ -125,26 +152,36 @@ class NormStats:
 class VectorNormalizer:
     """Normalisation of one kind of vector (state or action) by one mode; see the rules at the top of the file."""
 
-    def __init__(self, stats: Mapping[str, np.ndarray], mode: str, kind: str):
+    def __init__(self, stats: Mapping[str, np.ndarray], mode: str, kind: str, vector: Vector, clip: bool | None = None):
         if mode not in MODES:
             raise ValueError(f"normalisation mode {mode!r} is unknown; expected one of {MODES}")
-        missing = [f"{kind}_{name}" for name in _KEYS[mode] if name not in stats]
+        self._clip = mode != "mean_std" if clip is None else clip
+        keys = _KEYS["min_max" if mode == "mean_std" else mode] if self._clip else ()  # the range that is clipped to
+        missing = [f"{kind}_{name}" for name in dict.fromkeys((*_KEYS[mode], *keys)) if name not in stats]
         if missing:
             raise ValueError(f"normalisation mode {mode!r} needs the statistics {missing}, which are missing")
-        self.kind, self.mode = kind, mode
-        raw = np.zeros(MODEL_DIM, bool)
-        if mode in ("min_max", "mean_std"):
-            raw[list(GRIPPER_DIMS)] = True
+        for name, value in stats.items():
+            if len(value) != len(vector.names):
+                raise ValueError(f"{kind}_{name} has {len(value)} numbers, the robot's {kind} {len(vector.names)}")
+        self.kind, self.mode, self.names = kind, mode, vector.names
+        raw = vector.where(vector.raw)
+        if self._clip and keys:
+            self._low, self._high = (
+                np.where(raw, end, stats[name]).astype(np.float32) for name, end in zip(keys, (-np.inf, np.inf))
+            )
         if mode == "mean_std":
             mean, std = (np.asarray(stats[name], np.float32) for name in ("mean", "std"))
             self._offset = np.where(raw, 0, mean).astype(np.float32)
             self._std = np.where(raw, 1, std).astype(np.float32)
         elif mode != "none":
             low, high = (np.asarray(stats[name], np.float32) for name in _KEYS[mode])
-            self._raw, self._low, self._high = raw, low, high
+            self._raw, self._least = raw, low
             self._moves = high - low > np.float32(_NO_RANGE)
             self._span = np.where(self._moves, high - low, 1).astype(np.float32)
             self._warn_tiny(high - low)
+
+    def _clipped(self, x: np.ndarray) -> np.ndarray:
+        return np.clip(x, self._low, self._high) if self._clip else x
 
     def normalize(self, x: np.ndarray) -> np.ndarray:
         """Return float32 [..., D] as the model sees it."""
@@ -152,31 +189,32 @@ class VectorNormalizer:
         if self.mode == "none":
             return x
         if self.mode == "mean_std":
-            return (x - self._offset) / np.where(self._std < _NO_STD, np.float32(1), self._std)
-        scaled = 2 * (np.clip(x, self._low, self._high) - self._low) / self._span - 1
+            return (self._clipped(x) - self._offset) / np.where(self._std < _NO_STD, np.float32(1), self._std)
+        scaled = 2 * (self._clipped(x) - self._least) / self._span - 1
         return np.where(self._raw, x, np.where(self._moves, scaled, np.float32(0)))
 
     def denormalize(self, x: np.ndarray) -> np.ndarray:
-        """Return float32 [..., D] in the robot's units, clipped to the data's range (not with mean_std)."""
+        """Return float32 [..., D] in the robot's units."""
         x = self._checked(x)
         if self.mode == "none":
             return x
         if self.mode == "mean_std":
-            return x * self._std + self._offset
-        value = np.clip((x + 1) / 2 * self._span + self._low, self._low, self._high)
+            return self._clipped(x * self._std + self._offset)
+        value = self._clipped((x + 1) / 2 * self._span + self._least)
+        value = value if self._clip else np.where(self._moves, value, self._least)
         return np.where(self._raw, x, value)
 
     def _checked(self, x: np.ndarray) -> np.ndarray:
         x = np.asarray(x, np.float32)
-        if x.shape[-1:] != (MODEL_DIM,):
-            raise ValueError(f"{self.kind} has shape {list(x.shape)}; expected [..., {MODEL_DIM}] in the model layout")
+        if x.shape[-1:] != (len(self.names),):
+            raise ValueError(f"{self.kind} has shape {list(x.shape)}; expected [..., {len(self.names)}]")
         if not np.isfinite(x).all():
-            bad = sorted({JOINT_NAMES[d] for d in np.argwhere(~np.isfinite(x))[:, -1]})
+            bad = sorted({self.names[d] for d in np.argwhere(~np.isfinite(x))[:, -1]})
             raise ValueError(f"{self.kind} has NaN or infinite values in {bad}")
         return x
 
     def _warn_tiny(self, span: np.ndarray) -> None:
-        tiny = [JOINT_NAMES[d] for d in range(MODEL_DIM) if self._moves[d] and not self._raw[d] and span[d] < _TINY]
+        tiny = [name for d, name in enumerate(self.names) if self._moves[d] and not self._raw[d] and span[d] < _TINY]
         if tiny:
             warnings.warn(
                 f"{self.kind}: {tiny} span less than {_TINY} in the data; {self.mode} normalisation magnifies their "
@@ -186,54 +224,63 @@ class VectorNormalizer:
 
 
 class Normalizer:
-    """The pair of normalisers of a policy: `state` and `action`, both `VectorNormalizer`s of one mode."""
+    """The pair of normalisers of a policy: `state` and `action`, both `VectorNormalizer`s of one mode.
 
-    def __init__(self, stats: NormStats, mode: str = "min_max"):
-        self.stats, self.mode = stats, mode
-        self.state = VectorNormalizer(stats.state, mode, "state")
-        self.action = VectorNormalizer(stats.action, mode, "action")
+    `robot` says which numbers stay raw; None: RMBench's two arms, as Mem-0 has them. `clip` None: all modes but
+    mean_std clip.
+    """
+
+    def __init__(self, stats: NormStats, mode: str = "min_max", robot: Robot | None = None, clip: bool | None = None):
+        self.stats, self.mode, self.robot = stats, mode, robot or rmbench(mode)
+        self.state = VectorNormalizer(stats.state, mode, "state", self.robot.state, clip)
+        self.action = VectorNormalizer(stats.action, mode, "action", self.robot.action, clip)
 
 
-def span_warnings(stats: NormStats) -> list[str]:
-    """Say what of complete statistics will normalise badly, naming the joints; [] if all is well."""
+def span_warnings(stats: NormStats, robot: Robot = RMBENCH) -> list[str]:
+    """Say what of complete statistics will normalise badly, naming the numbers; [] if all is well."""
     found = []
     for kind in ("state", "action"):
-        of = getattr(stats, kind)
+        of, vector = getattr(stats, kind), getattr(robot, kind)
         span, inner = of["max"] - of["min"], of["q99"] - of["q01"]
-        arm = ~np.isin(np.arange(MODEL_DIM), GRIPPER_DIMS)
-        # A 6-joint arm has no seventh joint, and 0 in its place.
-        absent = np.isin(np.arange(MODEL_DIM), SEVENTH_JOINTS) & (of["min"] == 0) & (of["max"] == 0)
+        scaled = ~vector.where(vector.raw)
+        # What an environment may leave out is 0 in its place: a 6-joint arm has no seventh joint.
+        optional = np.array([any(name not in order for order in vector.orders) for name in vector.names])
+        absent = optional & (of["min"] == 0) & (of["max"] == 0)
         still, tiny = span <= _NO_RANGE, span < _TINY
         kinds = {
-            "never move: the model will always be shown 0 there": arm & still & ~absent,
-            f"span less than {_TINY} rad: min_max magnifies their noise to [-1, 1]": arm & tiny & ~still,
-            "move in less than 2 % of the frames: quantile will always give 0": arm & ~tiny & (inner <= _NO_RANGE),
-            "leave the range 0 to 1: grippers are not normalised": ~arm & ((of["min"] < 0) | (of["max"] > 1)),
+            "never move: the model will always be shown 0 there": scaled & still & ~absent,
+            f"span less than {_TINY}: min_max magnifies their noise to [-1, 1]": scaled & tiny & ~still,
+            "move in less than 2 % of the frames: quantile will always give 0": scaled & ~tiny & (inner <= _NO_RANGE),
+            "leave the range 0 to 1, and are not normalised": ~scaled & ((of["min"] < 0) | (of["max"] > 1)),
         }
         for what, where in kinds.items():
             if where.any():
-                found.append(f"{kind}: {', '.join(JOINT_NAMES[d] for d in np.flatnonzero(where))} {what}")
+                found.append(f"{kind}: {', '.join(vector.names[d] for d in np.flatnonzero(where))} {what}")
     return found
 
 
+class _Several:
+    """Datasets side by side, as `robot_of` looks at those of a mixture."""
+
+    def __init__(self, datasets: Sequence[Any]):
+        self.datasets = datasets
+
+
 def vectors(dataset: LeRobotDataset, key: str) -> np.ndarray:
-    """Return the states or actions of a dataset, [F, D]; DatasetError if they are not those of the model layout."""
-    x = finite_vectors(dataset, key)
-    if x.shape[1:] != (MODEL_DIM,):
-        raise DatasetError(
-            f"{dataset.root}: {key} has shape {list(x.shape)}; expected [F, {MODEL_DIM}], the model layout"
-        )
+    """Return the states or actions of a dataset, [F, D]; DatasetError if they are no lists of finite numbers."""
+    x, names = finite_vectors(dataset, key), _names(dataset, key)
+    if x.shape[1:] != (len(names),):
+        raise DatasetError(f"{dataset.root}: {key} has shape {list(x.shape)}; expected [F, {len(names)}]")
     return x
 
 
 def finite_vectors(dataset: Any, key: str) -> np.ndarray:
-    """Return the states or actions of a dataset, [F, ...]; DatasetError if they are not finite or not known."""
-    check_names(dataset)
+    """Return the states or actions of a dataset, [F, ...]; DatasetError if they are not finite."""
     x = dataset.column(key)
     wrong = not_numbers(x)
     if wrong.any():
         row, *d = np.argwhere(wrong)[0].tolist()
-        where = JOINT_NAMES[d[0]] if x.shape[1:] == (MODEL_DIM,) else f"number {d}"
+        where = _names(dataset, key)[d[0]] if len(d) == 1 else f"number {d}"
         episode = next(episode for episode in dataset.episodes if row < episode.start + episode.length)
         what = "values beyond float32" if np.isfinite(x).all() else "NaN or infinite values"
         raise DatasetError(
@@ -243,35 +290,52 @@ def finite_vectors(dataset: Any, key: str) -> np.ndarray:
     return x
 
 
+def _names(dataset: Any, key: str) -> tuple[str, ...]:
+    robot = robot_of(dataset)
+    return (robot.state if key == VECTORS[0] else robot.action).names
+
+
 def not_numbers(x: np.ndarray) -> np.ndarray:
     """Which values are NaN or infinite in float32, in which they are trained on: bool of the same shape."""
     with np.errstate(over="ignore"):
         return ~np.isfinite(x.astype(np.float32))
 
 
-def _measure(parts: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+def _with_later(dataset: LeRobotDataset, offset: int) -> np.ndarray:
+    """The rows of frames whose episode goes on for `offset` more."""
+    rows = [np.arange(e.start, e.start + e.length - offset) for e in dataset.episodes]
+    return np.concatenate(rows) if rows else np.empty(0, np.int64)
+
+
+def _measure(parts: Iterable[np.ndarray]) -> dict[str, np.ndarray]:
     """Statistics of the rows of all parts [F, D], dimension by dimension to need little memory in float64."""
-    rows = []
-    for d in range(MODEL_DIM):
-        x = np.concatenate([part[:, d] for part in parts]).astype(np.float64)
-        rows.append([x.min(), x.max(), x.mean(), x.std(), *np.quantile(x, [0.01, 0.99])])
-    return dict(zip(_STATS, np.array(rows).T))
+    columns = zip(*(part.T for part in parts))
+    return dict(zip(_STATS, np.array([_statistics(column) for column in columns]).T))
+
+
+def _statistics(parts: Sequence[np.ndarray]) -> list[float]:
+    x = np.concatenate(parts).astype(np.float64)
+    return [x.min(), x.max(), x.mean(), x.std(), *np.quantile(x, [0.01, 0.99])]
 
 
 def _problems(kind: str, stats: Mapping[str, np.ndarray]) -> list[str]:
     problems = []
+    shapes = [np.shape(value) for value in stats.values()]
+    usual = max(reversed(shapes), key=shapes.count, default=(0,))
     for name, value in stats.items():
         if name not in _STATS:
             problems.append(f"{kind}_{name} is unknown (expected {_STATS})")
-        elif np.shape(value) != (MODEL_DIM,):
-            problems.append(f"{kind}_{name} has shape {list(np.shape(value))}, expected [{MODEL_DIM}]")
+        elif len(np.shape(value)) != 1 or np.shape(value) != usual:
+            expected = list(usual) if len(usual) == 1 else "[D]"
+            problems.append(f"{kind}_{name} has shape {list(np.shape(value))}, expected {expected}")
         elif not np.isfinite(value).all():
             problems.append(f"{kind}_{name} has NaN or infinite values")
     if not problems:
+        names = getattr(RMBENCH, kind).names if usual == (16,) else range(usual[0])
         for low, high in (("min", "max"), ("q01", "q99")):
             if low in stats and high in stats and (np.asarray(stats[high]) < stats[low]).any():
-                joints = [JOINT_NAMES[d] for d in np.flatnonzero(np.asarray(stats[high]) < stats[low])]
-                problems.append(f"{kind}_{high} is below {kind}_{low} for {joints}")
+                wrong = [names[d] for d in np.flatnonzero(np.asarray(stats[high]) < stats[low])]
+                problems.append(f"{kind}_{high} is below {kind}_{low} for {wrong}")
         if "std" in stats and (np.asarray(stats["std"]) < 0).any():
             problems.append(f"{kind}_std is negative")
     return problems

@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -150,6 +150,7 @@ class PictureStore:
 
     Attributes:
         damaged: what is wrong with each damaged episode met so far, by its number.
+        bytes: that all pictures take.
 
     Raises:
         ValueError: the pictures do not fit into `cache_bytes`.
@@ -170,11 +171,12 @@ class PictureStore:
         self._dataset, self._camera, self._episodes, self._frames = dataset, camera, episodes, frames
         self.size, self._resample, self._strict = size or dataset.image_shape(camera), resample, strict
         self._cached = cache_bytes is not None
-        needed = sum(map(len, frames)) * self.size[0] * self.size[1] * 3
-        if cache_bytes is not None and needed > cache_bytes:
+        self.bytes = sum(map(len, frames)) * self.size[0] * self.size[1] * 3
+        if cache_bytes is not None and self.bytes > cache_bytes:
             raise ValueError(
-                f"cache_frames: {dataset.root} needs {needed / 2**20:.1f} MiB at {self.size[0]}x{self.size[1]}, but "
-                f"cache_bytes is {cache_bytes / 2**20:.1f} MiB; raise it, shrink image_size, or set cache_frames=False"
+                f"cache_frames: {dataset.root} needs {self.bytes / 2**20:.1f} MiB at {self.size[0]}x{self.size[1]}, "
+                f"but cache_bytes is {cache_bytes / 2**20:.1f} MiB; raise it, make pictures smaller, or set "
+                "cache_frames=False"
             )
         self.damaged: dict[int, str] = {}
         self._lock = threading.Lock()
@@ -268,3 +270,53 @@ class PictureStore:
     def _key_lock(self, kind: str, key: int) -> threading.Lock:
         with self._lock:
             return self._locks.setdefault((kind, key), threading.Lock())
+
+
+class Views:
+    """The stores of several cameras as one: an episode is readable as far as all of them can be read.
+
+    Args:
+        dataset, episodes, frames, resample, strict: as of each `PictureStore`.
+        cameras: (height, width), or None for the camera's own, by key.
+        cache_bytes: of all together.
+    """
+
+    def __init__(
+        self,
+        dataset: EpisodeDataset,
+        cameras: Mapping[str, tuple[int, int] | None],
+        episodes: Sequence[Episode],
+        frames: Sequence[np.ndarray],
+        *,
+        resample: str,
+        cache_bytes: int | None,
+        strict: bool,
+    ):
+        self._stores: dict[str, PictureStore] = {}
+        for camera, size in cameras.items():
+            how = {"size": size, "resample": resample, "cache_bytes": cache_bytes, "strict": strict}
+            self._stores[camera] = PictureStore(dataset, camera, episodes, frames, **how)
+            cache_bytes = None if cache_bytes is None else cache_bytes - self._stores[camera].bytes
+
+    @property
+    def damaged(self) -> dict[int, str]:
+        """What is wrong with each damaged episode met so far, by its number."""
+        return {episode: what for store in self._stores.values() for episode, what in store.damaged.items()}
+
+    def empty(self, *lead: int) -> dict[str, np.ndarray]:
+        """Black pictures uint8 [..., H, W, 3] by camera."""
+        return {camera: np.zeros((*lead, *store.size, 3), np.uint8) for camera, store in self._stores.items()}
+
+    def read(self, stream: int, episode: int, place: int, out: Mapping[str, np.ndarray]) -> None:
+        """Fill the arrays of all cameras, see `PictureStore.read`."""
+        for camera, store in self._stores.items():
+            store.read(stream, episode, place, out[camera])
+
+    def readable(self, episode: int) -> int:
+        """Return how many of an episode's played frames can be read in all cameras."""
+        return min(store.readable(episode) for store in self._stores.values())
+
+    def close(self) -> None:
+        """Release readers and cached pictures."""
+        for store in self._stores.values():
+            store.close()

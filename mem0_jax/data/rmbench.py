@@ -24,9 +24,9 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from mem0_jax.data.layout import env_to_model
 from mem0_jax.data.picture_file import DAMAGE
 from mem0_jax.data.rmbench_tasks import TASKS
+from mem0_jax.data.robot import RMBENCH
 from mem0_jax.errors import UserError
 from mem0_jax.installed import how_to_install
 
@@ -149,7 +149,7 @@ class Recording:
             arm, gripper = (self._numbers(f"joint_action/{side}_{part}") for part in ("arm", "gripper"))
             padding = np.zeros((self.length, 7 - arm.shape[1]))
             sides += [arm, padding, gripper[:, None]]
-        return env_to_model(np.concatenate(sides, axis=1))
+        return RMBENCH.state.read(np.concatenate(sides, axis=1))
 
     def pictures(self) -> Iterator[np.ndarray]:
         """Yield the head camera's pictures, uint8 [H, W, 3] RGB, all of the first one's size."""

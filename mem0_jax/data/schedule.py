@@ -175,3 +175,65 @@ class ReferenceSchedule(Schedule):
             self._shuffles[stream].shuffle(order)
             cycles.append(order)
         return np.concatenate(cycles)
+
+
+class ShuffledSchedule:
+    """Single frames in a random order, each a pass of its own: for policies that remember nothing.
+
+    All lanes together play one sequence of frames: the frames of all episodes in fresh permutations. With several
+    groups, each frame is drawn anew from a group that is drawn with the probabilities `weights` x frames an episode,
+    so that groups have the shares of frames that `LaneSchedule` gives them.
+
+    Args:
+        lengths, lanes, seed, group, weights: as of `LaneSchedule`.
+    """
+
+    def __init__(
+        self,
+        lengths: np.ndarray,
+        lanes: int,
+        seed: int,
+        group: np.ndarray | None = None,
+        weights: tuple[float, ...] = (1.0,),
+    ):
+        self.lengths, self.streams, self.seed = np.asarray(lengths, np.int64), lanes, seed
+        if not self.lengths.sum():
+            raise ValueError("a schedule needs at least one frame")
+        if not 0 <= seed < 2**64:
+            raise ValueError(f"seed is {seed}; expected 0 to 2**64 - 1")
+        group = np.zeros(self.lengths.size, np.int64) if group is None else np.asarray(group)
+        self._starts = np.cumsum(self.lengths) - self.lengths
+        frames = np.repeat(group, self.lengths)
+        self._members = [np.flatnonzero(frames == g) for g in range(len(weights))]
+        shares = np.array([w * self.lengths[group == g].mean() for g, w in enumerate(weights)])
+        self._bounds = np.append(np.cumsum(shares)[:-1] / shares.sum(), np.inf)
+        self._made: dict[int, np.ndarray] = {}  # the last blocks and permutations of the sequence, by number
+        self._lock = threading.Lock()
+
+    def window(self, lane: int, step: int, frames: int) -> tuple[int, np.ndarray]:
+        """Return (stream, its ticks int64 [T]) of a lane's window number `step`; T is `frames`."""
+        return lane, step * frames + np.arange(frames)
+
+    def locate(self, stream: int, ticks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return (pass number, unique over all streams, episode, frame within the episode), each int64 [T]."""
+        numbers = ticks * self.streams + stream
+        size = len(self._members[0]) if len(self._members) == 1 else _BLOCK
+        frame = np.array([self._part(int(number) // size)[number % size] for number in numbers])
+        episode = np.searchsorted(self._starts, frame, side="right") - 1
+        return numbers, episode, frame - self._starts[episode]
+
+    def _part(self, number: int) -> np.ndarray:
+        """The frames of one permutation, or one block of draws."""
+        with self._lock:
+            if number not in self._made:
+                while len(self._made) > 3:
+                    del self._made[min(self._made)]
+                self._made[number] = self._make(number)
+            return self._made[number]
+
+    def _make(self, number: int) -> np.ndarray:
+        if len(self._members) == 1:
+            return random(self.seed, number, ORDER).permutation(self._members[0])
+        rng = random(self.seed, number, DRAW)
+        groups, places = np.searchsorted(self._bounds, rng.random(_BLOCK), side="right"), rng.random(_BLOCK)
+        return np.array([self._members[g][int(u * len(self._members[g]))] for g, u in zip(groups, places)])

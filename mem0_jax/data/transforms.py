@@ -1,21 +1,16 @@
-"""Plain functions between observations and model inputs, and between action chunks and the robot.
+"""Plain functions on pictures and action chunks.
 
-Axes: H, W picture height and width; T frames of a window; C horizon of an action chunk; D = 16 model dimensions;
-E = 14 or 16 environment dimensions. Pictures are uint8 RGB, vectors float32.
+Axes: H, W picture height and width; T frames of a window; C horizon of an action chunk; D numbers of an action.
+Pictures are uint8 RGB, vectors float32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import cv2
 import numpy as np
 from PIL import Image
-
-from mem0_jax.data.layout import env_to_model, model_to_env
-from mem0_jax.data.normalize import Normalizer
 
 _RESAMPLE = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 _LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as torchvision and PIL weigh grey
@@ -85,58 +80,3 @@ def action_chunk(actions: np.ndarray, t: int | np.ndarray, horizon: int) -> tupl
     if np.any(np.asarray(t) < 0) or np.any(np.asarray(t) >= len(actions)):
         raise IndexError(f"frame {t} is outside the episode's {len(actions)} frames")
     return actions[np.minimum(index, len(actions) - 1)], index >= len(actions)
-
-
-@dataclass(frozen=True)
-class ObservationTransform:
-    """From an environment's observation to model inputs, and from a model's chunk back to the environment.
-
-    Attributes:
-        normalizer: statistics and mode the policy was trained with.
-        image_size: (height, width) the policy expects, or None for the camera's own.
-        resample: "bilinear" or "bicubic"; Mem-0's released weights are deployed with bicubic.
-        camera: name of the camera in the observation, the one the policy was trained on.
-    """
-
-    normalizer: Normalizer
-    image_size: tuple[int, int] | None = None
-    resample: str = "bicubic"
-    camera: str = "head_camera"
-
-    def __call__(self, observation: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """Return image uint8 [H, W, 3] and normalised state float32 [D] in the model layout.
-
-        `observation` holds `observation.<camera>.rgb` uint8 [H, W, 3] and `joint_action.vector` [E].
-
-        Raises:
-            KeyError: naming the entry the observation lacks.
-            ValueError: wrong shape, dtype, or NaN.
-        """
-        cameras = _entry(observation, "observation")
-        if isinstance(cameras, Mapping) and self.camera not in cameras:
-            raise KeyError(
-                f"observation lacks 'observation.{self.camera}', the camera the policy was trained on; found "
-                f"{sorted(map(str, cameras))} there"
-            )
-        rgb = _entry(observation, "observation", self.camera, "rgb")
-        vector = np.asarray(_entry(observation, "joint_action", "vector"))
-        if vector.ndim != 1:
-            raise ValueError(f"joint_action.vector has shape {list(vector.shape)}; expected 14 or 16 numbers")
-        return {
-            "image": resize(np.asarray(rgb), self.image_size, self.resample),
-            "state": self.normalizer.state.normalize(env_to_model(vector)),
-        }
-
-    def actions(self, chunk: np.ndarray, dim: int) -> np.ndarray:
-        """Turn a model chunk [C, D] into environment actions float32 [C, dim], `dim` being 14 or 16."""
-        return model_to_env(self.normalizer.action.denormalize(chunk), dim)
-
-
-def _entry(observation: Mapping[str, Any], *keys: str) -> Any:
-    value: Any = observation
-    for depth, key in enumerate(keys):
-        if not isinstance(value, Mapping) or key not in value:
-            has = sorted(map(str, value)) if isinstance(value, Mapping) else type(value).__name__
-            raise KeyError(f"observation lacks {'.'.join(keys[: depth + 1])!r}; found {has} there")
-        value = value[key]
-    return value

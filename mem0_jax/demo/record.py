@@ -4,8 +4,8 @@ import shutil
 
 import numpy as np
 
-from mem0_jax.data.layout import env_to_model
 from mem0_jax.data.lerobot_writer import LeRobotWriter, mem0_features
+from mem0_jax.data.robot import RMBENCH
 from mem0_jax.demo.settings import FPS, TRAIN_SEEDS, Demo
 from mem0_jax.envs import Expert, Noise, make, rollout
 from mem0_jax.errors import UserError
@@ -32,8 +32,8 @@ def record(demo: Demo) -> None:
                 continue
             frames = {
                 CAMERA: episode.image,
-                "observation.state": env_to_model(episode.state),
-                "action": env_to_model(episode.action),
+                "observation.state": RMBENCH.state.read(episode.state),
+                "action": RMBENCH.action.read(episode.action),
                 "subtask": list(episode.text),
                 "subtask_end": episode.subtask_end,
                 "episode_id": np.full(len(episode), recorded, np.int32),

@@ -18,7 +18,7 @@ from mem0_jax.envs import TASKS, make
 from mem0_jax.errors import UserError
 from mem0_jax.eval.episode import Oracle, Outcome
 from mem0_jax.eval.film import can_film
-from mem0_jax.eval.lockstep import ROWS, Films, Planners, check_camera, play
+from mem0_jax.eval.lockstep import ROWS, Films, Planners, check_cameras, play
 from mem0_jax.eval.results import Ledger, VariantResult, bundle_digest, new_folder
 from mem0_jax.inference.session import Options
 
@@ -102,7 +102,7 @@ class LocalPlayer:
     def settings(self, task: str, variant: Variant) -> dict[str, Any]:
         """See `Player`."""
         name, planner = self._planner
-        check_camera(task, self.bundle.transform.camera)
+        check_cameras(task, self.bundle.transform.cameras)
         staged = make(task, render=False).staged
         return {
             **dataclasses.asdict(variant.options.completed(self.bundle, staged and planner is not None)),
@@ -147,7 +147,7 @@ class RemotePlayer:
         if variant.branches is not None:
             raise UserError("a memory ablation changes the policy itself: give it as a bundle, not as a server")
         about, planner = self.policy["metadata"], self._planner if make(task, render=False).staged else None
-        check_camera(task, about["camera"])
+        check_cameras(task, about.get("cameras") or [about["camera"]])
         settings = {**about["options"], **_given(variant.options)}
         if not 1 <= settings["action_horizon"] <= about["horizon"]:
             got = settings["action_horizon"]

@@ -53,7 +53,7 @@ def play(
     Raises:
         UserError: the policy was trained on a camera that the environment has not.
     """
-    check_camera(task, bundle.transform.camera)
+    check_cameras(task, bundle.transform.cameras)
     table = _Table(bundle, options, planner if make(task, render=False).staged else None, parallel, rows)
     waiting = deque(enumerate(seeds))
     try:
@@ -66,12 +66,14 @@ def play(
         table.close()
 
 
-def check_camera(task: str, camera: str) -> None:
-    """Raises UserError: the environments of a task do not have the camera that a policy was trained on."""
+def check_cameras(task: str, cameras: Sequence[str]) -> None:
+    """Raises UserError: the environments of a task do not have a camera that a policy was trained on."""
     view = make(task, render=False).observation_space["observation"]  # pyright: ignore[reportIndexIssue]
     assert isinstance(view, gymnasium.spaces.Dict)
-    if camera not in view.spaces:
-        raise UserError(f"the policy was trained on the camera {camera!r}; {task} has {', '.join(view.spaces)} alone")
+    for camera in cameras:
+        if camera not in view.spaces:
+            has = ", ".join(view.spaces)
+            raise UserError(f"the policy was trained on the camera {camera!r}; {task} has {has} alone")
 
 
 class _Table:

@@ -5,7 +5,7 @@ told subtasks, with each of them, as in deployment with a faultless planner: a s
 where the label `subtask_end` falls.
 Frames whose text is "null" are left out, as in training.
 
-Axis letters: K sampled chunks, C action chunk length, D = 16 dimensions of the model layout, F frames shown.
+Axis letters: K sampled chunks, C action chunk length, D numbers of the state or of an action, F frames shown.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,11 +15,10 @@ from typing import Any
 import numpy as np
 
 from mem0_jax.data.cameras import find_camera
-from mem0_jax.data.joint_names import check_names
 from mem0_jax.data.lanes import NULL_TEXT
-from mem0_jax.data.layout import JOINT_NAMES
 from mem0_jax.data.pictures import EpisodeDataset, open_frames
-from mem0_jax.data.transforms import action_chunk, resize
+from mem0_jax.data.robot import RMBENCH, Robot, check_robot
+from mem0_jax.data.transforms import action_chunk
 from mem0_jax.errors import UserError
 from mem0_jax.eval.lockstep import ROWS
 from mem0_jax.inference.engine import Engine, Request
@@ -39,6 +38,7 @@ class Replay:
         state: float32 [K, D] where the robot was.
         episode, frame: int [K] of the chunks.
         probability: float [F] of the end of the subtask; label: int [F], empty where the dataset has none.
+        robot: whose numbers they are.
     """
 
     predicted: list[np.ndarray] = field(default_factory=list)
@@ -49,6 +49,7 @@ class Replay:
     frame: list[int] = field(default_factory=list)
     probability: list[float] = field(default_factory=list)
     label: list[int] = field(default_factory=list)
+    robot: Robot = RMBENCH
 
 
 @dataclass(frozen=True)
@@ -63,25 +64,22 @@ class _Tables:
     staged: bool
 
     @classmethod
-    def of(cls, dataset: EpisodeDataset, key: str) -> "_Tables":
-        check_names(dataset)
+    def of(cls, dataset: EpisodeDataset, robot: Robot, key: str) -> "_Tables":
+        check_robot(dataset, robot)
         text, texts = dataset.texts(key)
         end = dataset.column("subtask_end") if "subtask_end" in dataset.features else None
         state, action = (dataset.column(key).astype(np.float32) for key in ("observation.state", "action"))
-        for key, value in (("observation.state", state), ("action", action)):
-            if value.shape[1:] != (len(JOINT_NAMES),):
-                raise UserError(f"{dataset.root}: {key} has shape {list(value.shape[1:])}; expected {len(JOINT_NAMES)}")
         return cls(state, action, text, texts, end, key == "subtask")
 
 
 class _Lane:
     """One episode being shown."""
 
-    def __init__(self, dataset: EpisodeDataset, tables: _Tables, reader: Any, episode: Any):
+    def __init__(self, tables: _Tables, readers: Sequence[Any], episode: Any):
         rows = np.arange(episode.start, episode.start + episode.length)
         null = [i for i, text in enumerate(tables.texts) if text == NULL_TEXT]
         self.frames = np.flatnonzero(~np.isin(tables.text[rows], null))
-        self.episode, self.rows, self._reader, self.shown = episode, rows, reader, 0
+        self.episode, self.rows, self._readers, self.shown = episode, rows, readers, 0
         text = tables.text[rows][self.frames]
         begins = np.concatenate([[True], text[1:] != text[:-1]])[: len(text)]
         if tables.end is not None and tables.staged:
@@ -99,26 +97,35 @@ class _Lane:
         """Number of the present frame in its episode."""
         return int(self.frames[self.shown])
 
-    def picture(self) -> np.ndarray:
-        """The present frame, uint8 [height, width, 3]."""
-        return self._reader.read_frames(self.episode, self.frames[self.shown : self.shown + 1])[0]
+    def pictures(self) -> list[np.ndarray]:
+        """The present frame, uint8 [height, width, 3] of each camera."""
+        now = self.frames[self.shown : self.shown + 1]
+        return [reader.read_frames(self.episode, now)[0] for reader in self._readers]
 
 
-def default_text(dataset: EpisodeDataset) -> str:
-    """Key of what a policy is told: "subtask" where the dataset has one, else "task"."""
-    return "subtask" if "subtask" in dataset.features else "task"
-
-
-def trained_camera(bundle: Bundle, dataset: EpisodeDataset) -> str:
-    """Key of the dataset's camera that the policy was trained on, by its name. Raises UserError: there is none."""
-    cameras = [key for key, value in dataset.features.items() if value["dtype"] in ("video", "image")]
-    found = find_camera(cameras, bundle.inputs.camera)
-    if found is None:
+def trained_text(bundle: Bundle, dataset: EpisodeDataset) -> str:
+    """Key of what the policy was told in training; where that is not known "subtask" if the dataset has one, else
+    "task". Raises UserError: the dataset has no such text."""
+    text = bundle.inputs.text or ("subtask" if "subtask" in dataset.features else "task")
+    if text != "task" and text not in dataset.features:
         raise UserError(
-            f"{dataset.root}: the policy was trained on {bundle.inputs.camera!r}, which this dataset has not; its "
-            f"cameras are {cameras}. Name one that shows the same with --camera"
+            f"{dataset.root}: the policy was trained on the text {text!r}, which this dataset has not; name another "
+            "with --text"
         )
-    return found
+    return text
+
+
+def trained_cameras(bundle: Bundle, dataset: EpisodeDataset) -> tuple[str, ...]:
+    """Keys of the dataset's cameras that the policy was trained on, by name. Raises UserError: one is missing."""
+    cameras = [key for key, value in dataset.features.items() if value["dtype"] in ("video", "image")]
+    found = [find_camera(cameras, camera.feature) for camera in bundle.inputs.cameras]
+    for key, camera in zip(found, bundle.inputs.cameras):
+        if key is None:
+            raise UserError(
+                f"{dataset.root}: the policy was trained on {camera.feature!r}, which this dataset has not; its "
+                f"cameras are {cameras}. Name one that shows the same with --camera"
+            )
+    return tuple(key for key in found if key is not None)
 
 
 def replay(
@@ -126,7 +133,7 @@ def replay(
     dataset: EpisodeDataset,
     episodes: Sequence[Any],
     *,
-    camera: str = "",
+    cameras: Sequence[str] = (),
     text: str = "",
     every: int = 1,
     seed: int = 0,
@@ -139,8 +146,8 @@ def replay(
         bundle: the policy.
         dataset: where the episodes are from.
         episodes: entries of `dataset.episodes`.
-        camera: key of the pictures; "": see `trained_camera`.
-        text: key of what the policy is told, as it was trained; "": see `default_text`.
+        cameras: keys of the pictures; none: see `trained_cameras`.
+        text: key of what the policy is told, as it was trained; "": see `trained_text`.
         every: a chunk is sampled at every so many frames of an episode.
         seed: of the sampling, with the episode's number and the frame; results do not depend on `parallel`.
         parallel: episodes side by side.
@@ -152,19 +159,22 @@ def replay(
     if every < 1 or parallel < 1 or not episodes:
         raise UserError(f"expected at least one episode, one at a time, every frame; got {len(episodes)} episodes")
     try:
-        camera = camera or trained_camera(bundle, dataset)
-        dataset.image_shape(camera)
-        tables = _Tables.of(dataset, text or default_text(dataset))
+        cameras = cameras or trained_cameras(bundle, dataset)
+        if len(cameras) != len(bundle.inputs.cameras):
+            raise UserError(f"the policy has {len(bundle.inputs.cameras)} cameras, got {', '.join(cameras)}")
+        for camera in cameras:
+            dataset.image_shape(camera)
+        tables = _Tables.of(dataset, bundle.inputs.robot, text or trained_text(bundle, dataset))
         engine = Engine(bundle, parallel, rows=ROWS)
-        found = Replay()
+        found = Replay(robot=bundle.inputs.robot)
         waiting = iter(episodes)
         lanes: dict[int, _Lane] = {}
-        readers = [open_frames(dataset, camera) for _ in range(parallel)]
-        while _fill(lanes, waiting, readers, dataset, tables):
+        readers = [[open_frames(dataset, camera) for camera in cameras] for _ in range(parallel)]
+        while _fill(lanes, waiting, readers, tables):
             _show(engine, bundle, lanes, tables, every, seed, found)
             progress(len(lanes))
             lanes = {slot: lane for slot, lane in lanes.items() if not lane.over}
-        for reader in readers:
+        for reader in (reader for several in readers for reader in several):
             reader.close()
     except (OSError, ValueError) as error:
         raise UserError(str(error)) from error
@@ -173,13 +183,11 @@ def replay(
     return found
 
 
-def _fill(
-    lanes: dict[int, _Lane], waiting: Iterator[Any], readers: Sequence[Any], dataset: EpisodeDataset, tables: _Tables
-) -> bool:
+def _fill(lanes: dict[int, _Lane], waiting: Iterator[Any], readers: Sequence[Sequence[Any]], tables: _Tables) -> bool:
     """Puts the next episodes into free lanes; False: nothing is left."""
-    for slot, reader in enumerate(readers):
+    for slot, own in enumerate(readers):
         while slot not in lanes and (episode := next(waiting, None)) is not None:
-            lane = _Lane(dataset, tables, reader, episode)
+            lane = _Lane(tables, own, episode)
             if not lane.over:
                 lanes[slot] = lane
     return bool(lanes)
@@ -189,19 +197,19 @@ def _show(
     engine: Engine, bundle: Bundle, lanes: dict[int, _Lane], tables: _Tables, every: int, seed: int, found: Replay
 ) -> None:
     """The next frame of every lane."""
-    spec, normalizer = bundle.policy.spec, bundle.transform.normalizer
+    spec, transform = bundle.policy.spec, bundle.transform
     requests = []
     for slot, lane in lanes.items():
         row, decide = lane.rows[lane.frame], lane.shown % every == 0
         rng = np.random.default_rng([seed, lane.episode.index, lane.frame])
-        image = resize(lane.picture(), bundle.inputs.camera_size, bundle.inputs.resample)
+        seen = transform.recorded(lane.pictures(), tables.state[row])
         requests.append(
             Request(
                 slot,
-                image[None],
+                tuple(image[None] for image in seen.images),
                 tables.texts[tables.text[row]],
                 bool(lane.begins[lane.shown]),
-                normalizer.state.normalize(tables.state[row]) if decide else None,
+                seen.state if decide else None,
                 spec.draw(rng) if decide else None,
             )
         )
@@ -212,7 +220,7 @@ def _show(
             found.label.append(int(tables.end[row] > 0))
         if reply.chunk is not None:
             recorded, is_pad = action_chunk(tables.action[lane.rows], lane.frame, spec.horizon)
-            found.predicted.append(normalizer.action.denormalize(reply.chunk))
+            found.predicted.append(transform.chunk(reply.chunk, tables.state[row]))
             found.recorded.append(recorded)
             found.is_pad.append(is_pad)
             found.state.append(tables.state[row])
@@ -224,25 +232,28 @@ def _show(
 def measure(found: Replay, threshold: float) -> dict[str, Any]:
     """Errors and classifier quality as JSON values.
 
-    `joints`: for each joint that moves in the recording its mean absolute error at every offset into the chunk, and
-    that of holding still, in the robot's units (radians; grippers 0 to 1). `classifier`: precision, recall and F1 at
-    the threshold and at others, average precision; None where the dataset has no positive label. `broken`: how much
-    of what the policy said is not finite, in words; "" where all of it is.
+    `joints`: for each number of the action that moves in the recording its mean absolute error at every offset into the
+    chunk, and that of holding still where the state has a number of that name (else None), in the robot's units.
+    `classifier`: precision, recall and F1 at the threshold and at others, average precision; None where the dataset has
+    no positive label. `broken`: how much of what the policy said is not finite, in words; "" where all of it is.
     """
     predicted, recorded = np.stack(found.predicted), np.stack(found.recorded)
     valid, state = ~np.stack(found.is_pad), np.stack(found.state)
-    error, still = np.abs(predicted - recorded), np.abs(state[:, None] - recorded)
+    names, own = found.robot.action.names, found.robot.state.names
+    held_at = np.stack([state[:, own.index(n)] if n in own else np.full(len(state), np.nan) for n in names], 1)
+    apart = found.robot.action.wrapped
+    error, still = np.abs(apart(predicted - recorded)), np.abs(apart(held_at[:, None] - recorded))
     moving = np.flatnonzero(np.ptp(recorded.reshape(-1, recorded.shape[-1]), axis=0) > STILL)
     weight = np.maximum(valid.sum(0), 1)[:, None]
     by_offset, held = ((values * valid[..., None]).sum(0) / weight for values in (error, still))  # [C, D]
     reached = [bool(column.any()) for column in valid.T]
     joints = [
         {
-            "name": JOINT_NAMES[i],
+            "name": names[i],
             "mae": float(error[valid][:, i].mean()),
-            "mae_hold": float(still[valid][:, i].mean()),
+            "mae_hold": float(still[valid][:, i].mean()) if names[i] in own else None,
             "mae_by_offset": [float(v) if ok else None for v, ok in zip(by_offset[:, i], reached)],
-            "mae_hold_by_offset": [float(v) if ok else None for v, ok in zip(held[:, i], reached)],
+            "mae_hold_by_offset": [float(v) if ok and names[i] in own else None for v, ok in zip(held[:, i], reached)],
         }
         for i in moving.tolist()
     ]
@@ -261,7 +272,7 @@ def measure(found: Replay, threshold: float) -> dict[str, Any]:
         "horizon": predicted.shape[1],
         "broken": _broken(predicted, np.array(found.probability)),
         "mae": _mean(error[valid][:, moving]),
-        "mae_hold": _mean(still[valid][:, moving]),
+        "mae_hold": _mean(still[valid][:, [i for i in moving if names[i] in own]]),
         "joints": joints,
         "episodes": episodes,
         "classifier": classifier(np.array(found.probability), np.array(found.label), threshold),

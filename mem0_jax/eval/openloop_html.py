@@ -5,7 +5,6 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mem0_jax.data.layout import JOINT_NAMES
 from mem0_jax.disk import write_whole
 from mem0_jax.pages import Line, command, document, facts, is_known, legend, plot, section, table
 from mem0_jax.units import counted
@@ -89,7 +88,8 @@ def _errors(result: Mapping[str, Any]) -> str:
         known = [value for value in (*error, *still) if is_known(value)]
         words = f"{joint['name']}: error over the offset into the chunk, mean {_digits(joint['mae'])}"
         offsets = range(len(error))
-        lines = [Line("without dashed", offsets, still), Line("with", offsets, error)]
+        lines = [Line("without dashed", offsets, still)] if any(map(is_known, still)) else []
+        lines.append(Line("with", offsets, error))
         body += plot(_title(joint), words, lines, axis="offset", ends=(0, max(known, default=0) or 1))
     keys = legend([("line with", "the policy"), ("line without dashed", "holding still at the present state")])
     return f'{keys}<div class="card plots">{body}</div>'
@@ -101,7 +101,7 @@ def _traces(result: Mapping[str, Any], found: "Replay") -> str:
     frames = [found.frame[i] for i in chosen]
     body = ""
     for joint in result["joints"]:
-        dim = JOINT_NAMES.index(joint["name"])
+        dim = found.robot.action.names.index(joint["name"])
         recorded, predicted = (
             [float(getattr(found, name)[i][0, dim]) for i in chosen] for name in ("recorded", "predicted")
         )

@@ -4,8 +4,8 @@ All memories lie stacked on the device, and one compiled program serves any choi
 brought forward and put back, in place. A last row that belongs to nobody takes what pads a batch up to one of a few
 sizes, so that only so many programs are ever compiled.
 
-Axis letters: N frames of a request, B requests of a batch, F frames of a batch, S prompt tokens, h and w camera height
-and width, C action chunk length, D model action width.
+Axis letters: N frames of a request, B requests of a batch, F frames of a batch, S prompt tokens, h and w height and
+width of a camera's pictures, C action chunk length, D model action width.
 """
 
 import copy
@@ -33,6 +33,7 @@ from mem0_jax.progress import Progress
 Array = jax.Array
 FRAMES_AT_ONCE = 64  # that are encoded without text in one batch
 TOKEN_STEP = 32  # prompts are padded to a multiple of it
+Part = tuple[int, bool, tuple[np.ndarray, ...]]  # a slot, whether it is emptied before, its frames by camera
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,8 @@ class Request:
 
     Attributes:
         slot: its memory.
-        images: uint8 [N, h, w, 3]: the frames since its last request, oldest first; the last one is now. With N = 0,
-            now is the last frame of the request before.
+        images: uint8 [N, h, w, 3] of each camera, in the policy's order: the frames since its last request, oldest
+            first; the last one is now. With N = 0, now is the last frame of the request before.
         instruction: what it is told.
         fresh: its memory is emptied before the first of these frames. The first request of a slot must be.
         state: normalised proprioceptive state [D] now, and
@@ -50,11 +51,16 @@ class Request:
     """
 
     slot: int
-    images: np.ndarray
+    images: tuple[np.ndarray, ...]
     instruction: str
     fresh: bool = False
     state: np.ndarray | None = None
     noise: np.ndarray | None = None
+
+    @property
+    def frames(self) -> int:
+        """N."""
+        return len(self.images[0])
 
 
 @dataclass(frozen=True)
@@ -94,10 +100,10 @@ class Programs:
         self.look = jax.jit(self._look, donate_argnums=1)
         self.decide = jax.jit(self._decide)
 
-    def seen(self, params: Params, images: np.ndarray, prompts: dict[str, np.ndarray]) -> tuple[Any, dict[str, Any]]:
+    def seen(self, params: Params, images: Any, prompts: dict[str, np.ndarray]) -> tuple[Any, dict[str, Any]]:
         """Shapes of the context and the info that frames give."""
 
-        def look(params: Params, images: Array, prompts: dict[str, Array]) -> Any:
+        def look(params: Params, images: Any, prompts: dict[str, Array]) -> Any:
             return self.policy.observe(params, self.policy.init_state(1), self.policy.inputs(images, prompts))[:2]
 
         return jax.eval_shape(look, params, images, prompts)
@@ -109,18 +115,18 @@ class Programs:
         return Slots(jax.tree.map(jnp.copy, self.policy.init_state(rows)), context, info)
 
     def _remember(
-        self, params: Params, slots: Slots, rows: Array, fresh: Array, images: Array, prompts: dict[str, Array],
+        self, params: Params, slots: Slots, rows: Array, fresh: Array, images: Any, prompts: dict[str, Array],
         index: Array, count: Array,
     ) -> Slots:  # fmt: skip
-        """Writes frames uint8 [F, height, width, 3] to the memories of `rows` [F]: `count` frames each, at `index`."""
+        """Writes F resized pictures of each camera to the memories of `rows` [F]: `count` frames each, at `index`."""
         memory = self.policy.reset(_take(slots.memory, rows), fresh)
         memory = self.policy.remember(params, memory, self.policy.inputs(images, prompts), index, count)
         return dataclasses.replace(slots, memory=_put(slots.memory, rows, memory))
 
     def _look(
-        self, params: Params, slots: Slots, rows: Array, fresh: Array, images: Array, prompts: dict[str, Array]
+        self, params: Params, slots: Slots, rows: Array, fresh: Array, images: Any, prompts: dict[str, Array]
     ) -> Slots:
-        """Takes the present frame uint8 [B, height, width, 3] of `rows` [B]."""
+        """Takes the present frames, B resized pictures of each camera, of `rows` [B]."""
         memory = self.policy.reset(_take(slots.memory, rows), fresh)
         context, info, memory = self.policy.observe(params, memory, self.policy.inputs(images, prompts))
         return _put(slots, rows, Slots(memory, context, info))
@@ -168,7 +174,7 @@ class Engine:
         self._sizes = [rows] if rows else sizes_up_to(slots, growth)
         # For a growth of 4: 2, 8, 32, 64. The frames between two chunks of 30 must not be padded to 64.
         self._frame_sizes = [rows] if rows else sizes_up_to(FRAMES_AT_ONCE, growth, max(growth // 2, 1))
-        image = self._images([np.zeros((1, *bundle.inputs.camera_size, 3), np.uint8)], 1)
+        image = self._images([self._black(1)], 1)
         prompt = {name: value[None] for name, value in bundle.processor.prompt("").items()}
         self._seen = self._programs.seen(bundle.params, image, prompt)
         self._compiled = False
@@ -183,11 +189,9 @@ class Engine:
         """Compiles what steps of so many sessions (None: all slots), with so many earlier frames together (0: none) and
         prompts of so many tokens (None: any) can need: several programs at a time. Tells its progress on stderr.
         """
-        size, longest = self.bundle.inputs.camera_size, self.bundle.inputs.max_length
-        nobody, spec = self.slots, self._programs.policy.spec
-        image = np.zeros((1, *size, 3), np.uint8)
+        longest, nobody, spec = self.bundle.inputs.max_length, self.slots, self._programs.policy.spec
         state, noise = np.zeros(spec.state_dim, np.float32), np.zeros((spec.horizon, spec.action_dim), np.float32)
-        request = Request(nobody, image, "", True, state, noise)
+        request = Request(nobody, self._black(1), "", True, state, noise)
         shortest = token_bucket(int(self.bundle.processor.prompt("")["attention_mask"].sum()), longest)
         lengths = {token_bucket(n, longest) for n in range(shortest, longest + 1)} if length is None else {length}
         lengths = {longest} if self._even else lengths
@@ -195,7 +199,7 @@ class Engine:
         parts = [partial(Engine._look, requests=[request] * count, length=n) for count in counts for n in lengths]
         parts += [partial(Engine._decide, requests=[request] * count) for count in counts]
         for count in upto(frames, self._frame_sizes) if frames else []:
-            parts.append(partial(Engine._remember, batch=[(nobody, True, np.repeat(image, count, 0))]))
+            parts.append(partial(Engine._remember, batch=[(nobody, True, self._black(count))]))
 
         @same_numbers
         def compile_part(part: Callable[["Engine"], Any]) -> None:
@@ -232,20 +236,24 @@ class Engine:
 
     def _check(self, request: Request, others: list[int]) -> None:
         """Raises UserError where a request cannot be served."""
-        images, spec = request.images, self._programs.policy.spec
+        cameras, spec = self.bundle.inputs.cameras, self._programs.policy.spec
         if not 0 <= request.slot < self.slots:
             raise UserError(f"there are {self.slots} slots, from 0")
         if request.slot in others:
             raise UserError("it has two requests in one step; send one after the other")
-        if request.fresh and not len(images):
+        if request.fresh and not request.frames:
             raise UserError("an emptied memory needs a frame; got none")
         if not request.fresh and not self._begun[request.slot]:
             raise LostMemoryError("its memory was never begun, or is lost: begin the episode again, with `fresh`")
-        if len(images):
-            expected = (*self.bundle.inputs.camera_size, 3)
-            if images.dtype != np.uint8 or images.shape[1:] != expected:
-                expected = ", ".join(map(str, expected))
-                raise UserError(f"images are {images.dtype} {list(images.shape)}, expected uint8 [N, {expected}]")
+        if len(request.images) != len(cameras):
+            raise UserError(f"there are pictures of {len(request.images)} cameras, the policy has {len(cameras)}")
+        if request.frames:
+            for images, camera in zip(request.images, cameras):
+                if images.dtype != np.uint8 or images.shape != (request.frames, *camera.size, 3):
+                    expected = ", ".join(map(str, (request.frames, *camera.size, 3)))
+                    raise UserError(
+                        f"images of {camera.name} are {images.dtype} {list(images.shape)}, expected uint8 [{expected}]"
+                    )
             self.bundle.processor.prompt(request.instruction)
         if (request.state is None) != (request.noise is None):
             raise UserError("state and noise must both be given, or neither")
@@ -256,10 +264,10 @@ class Engine:
                 raise UserError(f"{name} has the shape {list(np.shape(value))}, expected {list(shape)}")
 
     def _serve(self, requests: Sequence[Request]) -> list[Reply]:
-        earlier = [(r.slot, r.fresh, r.images[:-1]) for r in requests if len(r.images) > 1]
+        earlier = [(r.slot, r.fresh, tuple(view[:-1] for view in r.images)) for r in requests if r.frames > 1]
         for batch in batches(earlier, self._frame_sizes[-1]):
             self._remember(batch)
-        seen = [request for request in requests if len(request.images)]
+        seen = [request for request in requests if request.frames]
         for start in range(0, len(seen), self._sizes[-1]):
             self._look(seen[start : start + self._sizes[-1]])
         deciding = [request for request in requests if request.noise is not None]
@@ -270,9 +278,9 @@ class Engine:
         chunk = {request.slot: row for part, rows in zip(parts, made) for request, row in zip(part, rows)}
         return [Reply({name: of[r.slot] for name, of in info.items()}, chunk.get(r.slot)) for r in requests]
 
-    def _remember(self, batch: list[tuple[int, bool, np.ndarray]]) -> None:
-        """Writes frames uint8 [N, h, w, 3] of slots, emptied before where the flag says so, to their memories."""
-        counts = [len(images) for _, _, images in batch]
+    def _remember(self, batch: list[Part]) -> None:
+        """Writes frames of slots, emptied before where the flag says so, to their memories."""
+        counts = [len(images[0]) for _, _, images in batch]
         frames, starts = bucket(sum(counts), self._frame_sizes), np.cumsum([0, *counts[:-1]])
         index = padded(starts, frames)[:, None] + np.arange(frames)
         prefix = self.bundle.processor.image_prefix
@@ -297,8 +305,8 @@ class Engine:
             self.bundle.params,
             self._slots,
             padded([request.slot for request in requests], size, self.slots),
-            padded([request.fresh and len(request.images) == 1 for request in requests], size),
-            self._images([request.images[-1:] for request in requests], size),
+            padded([request.fresh and request.frames == 1 for request in requests], size),
+            self._images([tuple(view[-1:] for view in request.images) for request in requests], size),
             {name: padded([prompt[name][..., :length] for prompt in prompts], size) for name in prompts[0]},
         )
 
@@ -311,8 +319,12 @@ class Engine:
         )
         return self._programs.decide(self.bundle.params, self._constants, self._slots, rows, state, noise)
 
-    def _images(self, images: list[np.ndarray], size: int) -> np.ndarray:
-        return padded(self.bundle.processor.resized(np.concatenate(images)), size)
+    def _black(self, count: int) -> tuple[np.ndarray, ...]:
+        return tuple(np.zeros((count, *camera.size, 3), np.uint8) for camera in self.bundle.inputs.cameras)
+
+    def _images(self, images: Sequence[tuple[np.ndarray, ...]], size: int) -> Any:
+        resized = self.bundle.processor.resized([np.concatenate(views) for views in zip(*images)])
+        return jax.tree.map(lambda leaf: padded(leaf, size), resized)
 
 
 def upto(count: int, sizes: Sequence[int]) -> list[int]:
@@ -325,13 +337,13 @@ def token_bucket(length: int, longest: int) -> int:
     return min(-(-length // TOKEN_STEP) * TOKEN_STEP, longest)
 
 
-def batches(parts: Iterable[tuple[int, bool, np.ndarray]], most: int) -> Iterator[list[tuple[int, bool, np.ndarray]]]:
-    """Cuts (slot, fresh, frames) into batches of at most `most` frames, in order; only a first part stays fresh."""
+def batches(parts: Iterable[Part], most: int) -> Iterator[list[Part]]:
+    """Cuts parts into batches of at most `most` frames, in order; only a first piece stays fresh."""
     batch, room = [], most
     for slot, fresh, images in parts:
-        while len(images):
-            batch.append((slot, fresh, images[:room]))
-            images, fresh, room = images[room:], False, room - len(batch[-1][2])
+        while len(images[0]):
+            batch.append((slot, fresh, tuple(view[:room] for view in images)))
+            images, fresh, room = tuple(view[room:] for view in images), False, room - len(batch[-1][2][0])
             if not room:
                 yield batch
                 batch, room = [], most

@@ -3,8 +3,8 @@
 `Pilot` holds the state of a session and does no computing and no waiting: it says what it needs (a plan, a step of the
 engine) and is told the answers, so that many pilots share one engine. `Session` is a pilot with an engine of its own.
 
-Axis letters: N pending frames, K actions to execute, E environment action width (14 or 16), C action chunk length,
-D model action width.
+Axis letters: N pending frames, K actions to execute, E action width of the environment, C action chunk length, D width
+of the robot's action, A of the policy's.
 Source of the stage rule and of the averaging: RMBench `policy/Mem-0/deploy_policy.py`, `memorymatters_agent.py`
 (behaviour).
 """
@@ -20,12 +20,13 @@ from mem0_jax.errors import UserError
 from mem0_jax.inference.engine import Engine, Reply, Request
 from mem0_jax.inference.planning import Finished, Plan, Planner, Situation
 from mem0_jax.policies.bundle import Bundle
+from mem0_jax.policies.inputs import Frame
 
 
 class _Frame(NamedTuple):
-    """A frame as the policy sees it, and as the camera took it, which is what planners are shown."""
+    """A frame as the policy sees it, by camera, and as the first camera took it, which is what planners are shown."""
 
-    image: np.ndarray
+    images: tuple[np.ndarray, ...]
     raw: np.ndarray
 
 
@@ -101,7 +102,7 @@ class Pilot:
         self.task, self.instruction, self.seed = task, "" if self.staged else task, seed
         self.time, self.stage, self.reply = -1, 0, None
         self._pending: list[_Frame] = []
-        self._state, self._dim = np.zeros(0), 16
+        self._seen: Frame | None = None  # the last one
         self._initial: _Frame | None = None
         self._present: _Frame | None = None
         self._finished: tuple[Finished, ...] = ()
@@ -116,7 +117,8 @@ class Pilot:
         self._decided: int | None = None  # time of the present chunk
 
     def observe(self, observation: Mapping[str, Any], instruction: str | None = None) -> None:
-        """Takes the next frame; `instruction` replaces what the policy is told (not in staged tasks).
+        """Takes the next frame, in any of the spellings of `data.observation`; `instruction`, or the observation's own
+        prompt, replaces what the policy is told (not in staged tasks).
 
         Raises:
             UserError: the observation lacks an entry or has a wrong shape or dtype; nothing has changed then.
@@ -125,12 +127,11 @@ class Pilot:
             seen = self.bundle.transform(observation)
         except (KeyError, ValueError, TypeError) as error:
             raise UserError(f"observation: {error.args[0] if error.args else error}") from error
-        if instruction is not None and not self.staged:
+        instruction = observation.get("prompt") if instruction is None else instruction
+        if isinstance(instruction, str) and not self.staged:
             self.instruction = instruction
-        raw = observation["observation"][self.bundle.transform.camera]["rgb"]
-        self._present = _Frame(seen["image"], np.array(raw) if self.staged else seen["image"])
-        self._state = seen["state"]
-        self._dim = np.shape(observation["joint_action"]["vector"])[-1]
+        self._present = _Frame(seen.images, np.array(seen.raw[0]) if self.staged else seen.images[0])
+        self._seen = seen
         if self._initial is None:
             self._initial = self._present
         self.time += 1
@@ -174,12 +175,17 @@ class Pilot:
             raise UserError("there is no frame yet: call observe before act")
         return Request(
             slot=self.slot,
-            images=np.stack([frame.image for frame in frames]) if frames else np.zeros((0, 1, 1, 3), np.uint8),
+            images=self._images(frames),
             instruction=self.instruction,
             fresh=self._fresh and bool(frames),
-            state=self._state if decide else None,
+            state=self._seen.state if decide and self._seen else None,
             noise=self._noise() if decide else None,
         )
+
+    def _images(self, frames: Sequence[_Frame]) -> tuple[np.ndarray, ...]:
+        if not frames:
+            return tuple(np.zeros((0, 1, 1, 3), np.uint8) for _ in self.bundle.inputs.cameras)
+        return tuple(np.stack(views) for views in zip(*(frame.images for frame in frames)))
 
     def _noise(self) -> np.ndarray:
         return self.bundle.policy.spec.draw(np.random.default_rng([self.seed, self.time, self.stage]))
@@ -213,7 +219,8 @@ class Pilot:
     def _remember(self, chunk: np.ndarray) -> None:
         old = self._predictions if self.options.average else {}
         self._predictions = {time: chunks for time, chunks in old.items() if time >= self.time}
-        for i, action in enumerate(chunk):
+        assert self._seen is not None
+        for i, action in enumerate(self.bundle.transform.kept(chunk, self._seen.start)):
             self._predictions.setdefault(self.time + i, []).append(action)
         self._decided = self.time
 
@@ -223,8 +230,8 @@ class Pilot:
         if self._decided is None or self.due:
             raise UserError("the present action chunk is used up: ask for a decision first")
         times = range(self.time, self._decided + self.options.action_horizon)
-        chunk = np.stack([np.mean(self._predictions[time], 0) for time in times])
-        return self.bundle.transform.actions(chunk, self._dim)
+        assert self._seen is not None
+        return self.bundle.transform.actions([self._predictions[time] for time in times], self._seen.count)
 
 
 Plans = list[tuple[Pilot, Situation]]
@@ -297,7 +304,7 @@ class Session:
         self.pilot.reset(task, seed)
 
     def observe(self, observation: Mapping[str, Any]) -> Pilot:
-        """Takes the next frame, an observation in RMBench's layout, and gives the state of the session.
+        """Takes the next frame, see `Pilot.observe`, and gives the state of the session.
 
         Raises:
             UserError: the observation cannot be used; nothing has changed then.

@@ -89,16 +89,18 @@ class Policy(Trainable, Protocol):
     @property
     def spec(self) -> Spec: ...
 
-    def batch(self, tokens: int) -> Shapes:
-        """(shape, dtype) of every entry of a training batch, without [L, T], for prompts of so many tokens."""
+    def batch(self, tokens: int, views: int = 1) -> Shapes:
+        """(shape, dtype) of every entry of a training batch, without [L, T], for prompts of so many tokens and pictures
+        of so many cameras."""
         ...
 
     def reset(self, state: State, where: Array) -> State:
         """Memories of L sessions, emptied where bool [L] says so."""
         ...
 
-    def inputs(self, images: Array, prompts: Batch) -> Batch:
-        """Observations of B frames from pictures uint8 [B, height, width, 3] and what the processor made of prompts."""
+    def inputs(self, images: Any, prompts: Batch) -> Batch:
+        """Observations of B frames from what the processor's `resized` made of the cameras' pictures, arrays [B, ...],
+        and what it made of prompts."""
         ...
 
     def observe(self, params: Params, state: State, observation: Batch) -> tuple[Any, dict[str, Array], State]:

@@ -1,6 +1,7 @@
 """Self-describing policy folders: loading one needs nothing else.
 
-config.json       format version, what it holds (a policy, or a backbone alone), its configuration, provenance
+config.json       format version, what it holds (a policy, or a backbone alone), its configuration, how observations
+                  become its inputs, provenance
 params/           Orbax checkpoint of the parameters
 norm_stats.json   statistics of state and action
 tokenizer.json    the tokenizer
@@ -24,45 +25,24 @@ from tokenizers import Tokenizer
 
 from mem0_jax import __version__
 from mem0_jax.config import from_dict, to_dict
-from mem0_jax.data.cameras import HEAD_CAMERA, camera_name
-from mem0_jax.data.normalize import Normalizer, NormStats
-from mem0_jax.data.transforms import ObservationTransform
+from mem0_jax.data.normalize import NormStats
 from mem0_jax.disk import behind, disk_told
 from mem0_jax.errors import UserError
 from mem0_jax.family import Config, Family, PolicyFamily, family, family_of, names, policy_family_of
 from mem0_jax.lock import hold_output
 from mem0_jax.nn.numbers import same_numbers
 from mem0_jax.policies.base import Params
+from mem0_jax.policies.inputs import Inputs, Transform, from_version_1
 from mem0_jax.stand_in import stand_in
 from mem0_jax.store import check_folder, first_line, open_tree
 from mem0_jax.tokenizer import load_tokenizer
 from mem0_jax.tree import flatten, unflatten
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 class BundleError(UserError):
     """A folder that is no bundle, or one of another version."""
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """How observations become inputs.
-
-    Attributes:
-        camera_size: (height, width) camera images are resized to before anything else.
-        resample: "bilinear" or "bicubic", for that resize.
-        max_length: tokens of a prompt.
-        normalization: mode of `data.normalize.Normalizer`.
-        camera: feature of the dataset with the pictures it was trained on; observations call it by
-            `data.cameras.camera_name`.
-    """
-
-    camera_size: tuple[int, int] = (224, 224)
-    resample: str = "bicubic"
-    max_length: int = 128
-    normalization: str = "min_max"
-    camera: str = HEAD_CAMERA
 
 
 @dataclass(frozen=True)
@@ -93,16 +73,14 @@ class Bundle:
             raise BundleError(
                 "this bundle has no tokenizer.json: convert it again with --backbone DIR, the folder of its backbone"
             )
-        return self.family.processor(self.tokenizer, self.config, self.inputs.max_length)
+        return self.family.processor(self.tokenizer, self.config, self.inputs)
 
     @cached_property
-    def transform(self) -> ObservationTransform:
-        """Environment observations to images and states, and chunks back to actions."""
+    def transform(self) -> Transform:
+        """Observations to images and states, and chunks back to actions."""
         if self.stats is None:
             raise BundleError("this bundle has no norm_stats.json: convert it again with --norm-stats FILE")
-        normalizer = Normalizer(self.stats, self.inputs.normalization)
-        inputs = self.inputs
-        return ObservationTransform(normalizer, inputs.camera_size, inputs.resample, camera_name(inputs.camera))
+        return Transform(self.inputs, self.stats, self.policy.spec)
 
     @property
     def flow_steps(self) -> int:
@@ -216,12 +194,20 @@ def read_description(folder: Path) -> tuple[Config, dict[str, Any]]:
     entries = description if isinstance(description, dict) else {}
     version, policy, config = (entries.get(name) for name in ("format_version", "policy", "config"))
     known = isinstance(policy, str) and policy in names()
-    if version != FORMAT_VERSION or not known or not isinstance(config, dict):
+    if version not in (1, FORMAT_VERSION) or not known or not isinstance(config, dict):
         raise BundleError(
-            f"{path}: expected {' or '.join(map(repr, names()))} of format version {FORMAT_VERSION}, got {policy!r} "
-            f"of version {version!r}"
+            f"{path}: expected {' or '.join(map(repr, names()))} of format version 1 or {FORMAT_VERSION}, got "
+            f"{policy!r} of version {version!r}"
         )
+    if version == 1:
+        entries = migrated(entries)
     return from_dict(family(policy).config, config), entries
+
+
+def migrated(description: Mapping[str, Any]) -> dict[str, Any]:
+    """A config.json of format version 1 as version 2 has it."""
+    new = {**description, "format_version": FORMAT_VERSION}
+    return new | {"inputs": from_version_1(new["inputs"])} if "inputs" in new else new
 
 
 Shardings = Mapping[str, jax.sharding.Sharding]

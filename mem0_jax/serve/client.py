@@ -11,7 +11,7 @@ Copy it into the environment of a robot or a simulator:
 ...         if policy.due:  # the actions are used up, or a subtask ended and they were abandoned
 ...             break
 
-Axis letters: H, W picture height and width; K actions to execute; E environment action width (14 or 16).
+Axis letters: H, W picture height and width; K actions to execute; E action width of the environment.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ _WHOLE, _COUNT = range(2**63), range(1, 2**63)
 _METADATA = {"camera": str} | {f"limits.{name}": _COUNT for name in ("message", "frames", "side")}
 _STATUS = {"time": range(-1, 2**63), "stage": _WHOLE, "due": bool, "plan_needed": bool, "classify": bool}
 _STATUS |= {"instruction": str}
+_COUNTS = (14, 16)  # numbers of a state and an action where a server of an older version does not say them
 _AROUND_FRAME, _AROUND_FRAMES = 512, 2**15  # bytes of a message that are no picture: for each frame, and the rest
 
 
@@ -390,9 +391,9 @@ def _holds_truth(value: Any) -> bool:
     return isinstance(value, (bool, np.bool_)) or (isinstance(value, np.ndarray) and value.dtype.kind == "b")
 
 
-def check_state(state: Any, name: str = "state") -> np.ndarray:
-    """The 14 or 16 numbers of a robot's state, float32. Raises ValueError: what is wrong, and where."""
-    must = f"{name} must be 14 or 16 numbers, got"
+def check_state(state: Any, counts: Sequence[int], name: str = "state") -> np.ndarray:
+    """The numbers of a robot's state, as many as one of `counts`, float32. Raises ValueError: what is wrong, where."""
+    must = f"{name} must be {' or '.join(map(str, counts))} numbers, got"
     if isinstance(state, np.ndarray) and state.dtype.kind in _ODD and state.ndim:
         state = state.tolist()
     if isinstance(state, (list, tuple)):
@@ -405,13 +406,166 @@ def check_state(state: Any, name: str = "state") -> np.ndarray:
         state = np.array(numbers, np.float64)
     if not isinstance(state, np.ndarray) or state.dtype.kind not in "iuf" or not state.ndim:
         raise ValueError(f"{must} {_got(state)}")
-    if state.shape not in ((14,), (16,)):
+    if state.ndim != 1 or len(state) not in counts:
         raise ValueError(f"{must} {len(state) if state.ndim == 1 else kind_of(state)}")
     state = state.astype(np.float64)
     wrong = np.flatnonzero(~(np.abs(state) <= np.finfo(np.float32).max))
     if len(wrong):
         raise ValueError(f"{name} holds {brief(state[wrong[0]])} at {wrong[0]}, expected finite numbers of float32")
     return state.astype(np.float32)
+
+
+# What an observation is: the same lines as in mem0_jax/data/observation.py, which says more.
+
+# -- spellings --
+_NAMED = ("observation/{}/rgb", "observation.images.{}", "observation.image.{}")
+_NAMED += ("observation/{}", "observation/images/{}", "{}")
+_UNNAMED = ("image", "observation/image")  # of a policy with one camera
+_STATE = ("state", "observation/state", "observation.state", "joint_action/vector")
+_ROOTS = ("images", "observation", "joint_action")
+_LOOKED_AT = 32  # entries of a stranger's map
+_AXES = 16  # of a picture in lists
+_VIEW = re.compile(r"(?:observation/)?(?:images?/)?(.+?)(/rgb)?")
+_SEES = re.compile("image|camera|cam_|rgb|view", re.IGNORECASE)
+
+
+def spelled(observation: Any, cameras: Sequence[str]) -> tuple[dict[str, Any], Any]:
+    """The pictures by camera, in this order, and the state of an observation, whatever its spelling.
+
+    Raises:
+        ValueError: an entry is missing, it says which, what is there, and which other cameras; or it is there under
+            several names and differs.
+    """
+    if not isinstance(observation, Mapping):
+        raise ValueError("an observation must be a map")
+    images = {camera: _picture(observation, camera, cameras) for camera in cameras}
+    path = ("joint_action", "vector")
+    given = _given(observation, _STATE, path)
+    return images, _one(given) if given else _lacking(observation, _STATE, path)
+
+
+def has_observation(message: Mapping[str, Any], cameras: Sequence[str]) -> bool:
+    """Whether a map has any entry of an observation, of these cameras or others."""
+    named = (form.format(camera) for form in _NAMED for camera in cameras)
+    return any(key in message for key in (*_UNNAMED, *_STATE, *_ROOTS, *named)) or bool(cameras_in(message))
+
+
+def _picture(observation: Mapping[str, Any], camera: str, cameras: Sequence[str]) -> Any:
+    """The picture of one of the policy's cameras, or, of the only one, that which names no camera, where no other is
+    named beside it."""
+    flat, paths = _names(camera)
+    named, unnamed = _given(observation, flat, *paths), {}
+    if len(cameras) == 1:
+        flat, unnamed = (*flat, *_UNNAMED), _given(observation, _UNNAMED)
+    others = [] if named else cameras_in(observation)
+    why = trained_on(cameras, others)
+    beside = [repr(key) for key, picture in unnamed.items() if not isinstance(picture, Mapping)]
+    if others and beside:
+        right = f"name the right picture {flat[0]!r}, or leave the others out"
+        raise ValueError(f"{why}; {beside[0]} names none of them: {right}")
+    if others and not any(name.split("/")[0] == camera for name in others):
+        if not any(_given(observation, names, *ways) for names, ways in map(_names, others)):
+            why = f"the observation lacks {'.'.join(paths[-1])}, or flat: {flat[0]!r}; {why}"
+        raise ValueError(why)
+    return _one(named | unnamed) if named or unnamed else _lacking(observation, flat, *paths)
+
+
+def _names(camera: str) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
+    """Flat keys of a picture that name its camera, and paths of nested ones."""
+    return tuple(form.format(camera) for form in _NAMED), (("images", camera), ("observation", camera, "rgb"))
+
+
+def _given(value: Mapping[str, Any], flat: Sequence[str], *paths: Sequence[str]) -> dict[str, Any]:
+    """What stands under flat keys and at the end of paths of nested ones."""
+    given = {key: value[key] for key in flat if key in value}
+    for path in paths:
+        depth, found = _reached(value, path)
+        if depth == len(path):
+            given[".".join(path)] = found
+    return given
+
+
+def _reached(value: Any, path: Sequence[str]) -> tuple[int, Any]:
+    """How many steps of a path can be taken, and what is there."""
+    for depth, key in enumerate(path):
+        if not isinstance(value, Mapping) or key not in value:
+            return depth, value
+        value = value[key]
+    return len(path), value
+
+
+def _one(given: Mapping[str, Any]) -> Any:
+    """What stands there, the same under every name."""
+    (first, value), *others = given.items()
+    for name, other in others:
+        if not same(value, other):
+            raise ValueError(f"the observation has {first} and {name}, and they differ: give one")
+    return value
+
+
+def same(one: Any, other: Any) -> bool:
+    """Two values of a stranger's that mean one."""
+    try:
+        return bool(np.array_equal(one, other))
+    except (TypeError, ValueError):  # maps of arrays, and what NumPy does not compare
+        return False
+
+
+def _lacking(value: Mapping[str, Any], flat: Sequence[str], *paths: Sequence[str]) -> Any:
+    """Raises ValueError: what there is instead, and what of it may be misspelt."""
+    path = max(reversed(paths), key=lambda path: _reached(value, path)[0])
+    depth, found = _reached(value, path)
+    where = ".".join(path[:depth]) or "the observation"
+    names = [str(name) for name in islice(found, _LOOKED_AT)] if isinstance(found, Mapping) else []
+    has = f"has {', '.join(names)[:100] or 'nothing'}" if isinstance(found, Mapping) else "is no map"
+    meant = [path[depth]] if depth else [*flat, *(path[0] for path in paths)]
+    hints = (f"; {name[:40]!r}, did you mean {near!r}?" for name in names if (near := _meant(name[:40], meant)))
+    raise ValueError(f"the observation lacks {'.'.join(path)}, or flat: {flat[-1]!r}; {where} {has}{next(hints, '')}")
+
+
+def _meant(name: str, known: Sequence[str]) -> str:
+    near = "".join(difflib.get_close_matches(name, known, 1))
+    other = near in (*_UNNAMED, "images") and not is_image(name)  # another camera's, perhaps
+    return "" if other else near
+
+
+def trained_on(cameras: Sequence[str], others: Sequence[str]) -> str:
+    """What is wrong with an observation of other cameras than the policy's."""
+    own, found = (", ".join(map(repr, names)) for names in (cameras, others))
+    return f"the policy was trained on the camera{'s' * (len(cameras) > 1)} {own}, the observation has {found}"
+
+
+def cameras_in(observation: Mapping[str, Any]) -> list[str]:
+    """Names of the cameras whose pictures an observation of any layout holds, the first of them."""
+    return list(dict.fromkeys(islice(_views(observation), 16)))
+
+
+def _views(value: Mapping[Any, Any], path: tuple[str, ...] = ()) -> Iterator[str]:
+    for key, entry in islice(value.items(), _LOOKED_AT):
+        parts = (*path, *re.split("[./]", str(key)[:100]))
+        if isinstance(entry, Mapping) and len(path) < 4:
+            yield from _views(entry, parts)
+            continue
+        name = _VIEW.fullmatch("/".join(parts))
+        if name and name[1] != "rgb" and not is_image(name[1]) and (name[2] or _is_picture(entry, name[0])):
+            yield name[1][:40]
+
+
+def is_image(name: str) -> bool:
+    """It is "image" or a misspelling of it, and names no camera."""
+    return bool(difflib.get_close_matches(re.split("[./]", name)[-1].lower(), ("image", "images"), 1, 0.75))
+
+
+def _is_picture(value: Any, name: str) -> bool:
+    axes = 0
+    while isinstance(value, (list, tuple)) and value and axes < _AXES:
+        value, axes = value[0], axes + 1
+    if _SEES.search(name):
+        return isinstance(value, bytes) or axes + getattr(value, "ndim", 0) >= 3
+    return (type(value) is int or getattr(value, "dtype", None) == np.uint8) and axes + getattr(value, "ndim", 0) == 3
+
+
+# -- end of spellings --
 
 
 # The client's side of WebSocket, RFC 6455, without extensions.
@@ -633,7 +787,7 @@ class Client:
         wait: seconds to wait for a server that is not up or not warm yet.
 
     Attributes:
-        metadata: what the server said of itself: "policy", "camera", "horizon", "options", "planner", "limits", ...
+        metadata: what the server said of itself: "policy", "cameras", "horizon", "options", "planner", "limits", ...
         status: the last answer: "time", "stage", "instruction", "end_probability", "plan_needed", ...
 
     Raises:
@@ -660,7 +814,7 @@ class Client:
         self._connect(time.monotonic() + wait)
 
     def _forget(self) -> None:
-        self._frames: list[dict[str, np.ndarray]] = []
+        self._frames: list[dict[str, Any]] = []
         self._time, self._stage, self._left = -1, 0, 0
 
     def _connect(self, deadline: float) -> None:
@@ -669,7 +823,7 @@ class Client:
             try:
                 self._socket = WebSocket(self.address, self._headers, deadline)
                 metadata = self._answer(deadline)
-                if what := lacks(metadata, _METADATA):
+                if what := lacks(metadata, _METADATA) or _lacks_counts(metadata):
                     raise _foreign(self.address, what)
                 self.metadata = metadata
                 return
@@ -704,7 +858,8 @@ class Client:
         return self._call(message if planner is None else message | {"planner": planner})
 
     def observe(self, observation: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Takes the next frame, an observation in RMBench's layout; call it after each executed action.
+        """Takes the next frame, an observation in any spelling: `{"images": {camera: uint8 [H, W, 3]}, "state": [..]}`,
+        RMBench's nested one or openpi's flat one; call it after each executed action.
 
         Gives the server's answer, or None where the frame is kept for later. Raises ValueError: the observation cannot
         be used; nothing has changed then.
@@ -715,19 +870,32 @@ class Client:
         return self._send({"type": "observe"})
 
     def _keep(self, observation: Mapping[str, Any]) -> None:
-        frame, limits = _frame(observation, self.metadata["camera"]), self.metadata["limits"]
-        if not self._fitting([frame]) or max(frame["image"].shape[:2]) > limits["side"]:
+        frame, limits = self._frame(observation), self.metadata["limits"]
+        largest = max(_pictures(frame), key=lambda picture: max(picture.shape[:2]))
+        if not self._fitting([frame]) or max(largest.shape[:2]) > limits["side"]:
             raise ValueError(
-                f"the picture {list(frame['image'].shape)} is larger than the server takes: sides of {limits['side']} "
+                f"the picture {list(largest.shape)} is larger than the server takes: sides of {limits['side']} "
                 f"pixels, messages of {limits['message']} bytes; make it smaller"
             )
         self._frames.append(frame)
         self._left -= 1
 
-    def _fitting(self, frames: Sequence[Mapping[str, np.ndarray]]) -> int:
+    def _frame(self, observation: Mapping[str, Any]) -> dict[str, Any]:
+        """Copies of what the policy looks at. Raises ValueError: the frame is not kept then."""
+        cameras = self.metadata.get("cameras") or [self.metadata["camera"]]
+        images, state = spelled(observation, cameras)
+        known = (bytes, str, list, tuple, Mapping, type(None))
+        images = {name: of if isinstance(of, known) else np.array(of) for name, of in images.items()}
+        images = {name: check_image(image, f"image of {name}") for name, image in images.items()}
+        state = check_state(state if isinstance(state, known) else np.array(state), self.metadata.get("state", _COUNTS))
+        if len(images) == 1:  # as servers of older versions read it, too
+            return {"image": images[cameras[0]], "state": state}
+        return {"images": images, "state": state}
+
+    def _fitting(self, frames: Sequence[Mapping[str, Any]]) -> int:
         """How many of the first of these frames one message can hold."""
         limits = self.metadata["limits"]
-        sizes = accumulate(frame["image"].nbytes + _AROUND_FRAME for frame in frames)
+        sizes = accumulate(sum(p.nbytes + _AROUND_FRAME for p in _pictures(frame)) for frame in frames)
         return sum(size <= limits["message"] - _AROUND_FRAMES for size in islice(sizes, limits["frames"]))
 
     @property
@@ -798,7 +966,7 @@ class Client:
                     raise
             time.sleep(pause)
             pause = min(2 * pause, 1.0)
-        if what := lacks(answer, _STATUS) or _lacks_actions(answer, message):
+        if what := lacks(answer, _STATUS) or _lacks_actions(answer, message, self.metadata.get("actions", _COUNTS)):
             self._drop()
             raise _foreign(self.address, what)
         answer["subtask_ended"] = answer["stage"] > self._stage
@@ -858,74 +1026,24 @@ def lacks(answer: Any, wanted: Mapping[str, type | range]) -> str:
     return ""
 
 
-def _lacks_actions(answer: Mapping[str, Any], message: Mapping[str, Any]) -> str:
+def _lacks_counts(metadata: Mapping[str, Any]) -> str:
+    """What a server sent instead of the lists that say what its policy sees and gives; "" where it sent none."""
+    for name, kind in (("cameras", str), ("state", int), ("actions", int)):
+        found = metadata.get(name, [kind()])
+        if not isinstance(found, list) or not found or any(type(entry) is not kind for entry in found):
+            return f"{brief(found)} as {name}, which must be a list of {'texts' if kind is str else 'whole numbers'}"
+    return ""
+
+
+def _lacks_actions(answer: Mapping[str, Any], message: Mapping[str, Any], widths: Sequence[int]) -> str:
     if message["type"] != "infer" or answer["plan_needed"]:
         return ""
     found = answer.get("actions")
-    if isinstance(found, np.ndarray) and found.dtype == np.float32 and found.shape[1:] in ((14,), (16,)) and len(found):
+    fitting = isinstance(found, np.ndarray) and found.dtype == np.float32 and found.ndim == 2 and len(found)
+    if fitting and found.shape[1] in widths:
         return ""
-    return f"{brief(found)} as actions, which must be float32 [K, 14 or 16]"
+    return f"{brief(found)} as actions, which must be float32 [K, {' or '.join(map(str, widths))}]"
 
 
-def _frame(observation: Mapping[str, Any], camera: str) -> dict[str, np.ndarray]:
-    """Copies of what the policy looks at. Raises ValueError: the frame is not kept then."""
-    try:
-        image = _found(observation, "observation", camera, "rgb")
-    except ValueError as error:
-        others = cameras(observation)
-        own = not others or any(name.split("/")[0] == camera for name in others)
-        raise ValueError(str(error) if own else trained_on(camera, others)) from None
-    state = _found(observation, "joint_action", "vector")
-    known = (bytes, str, list, tuple, Mapping, type(None))
-    image, state = (value if isinstance(value, known) else np.array(value) for value in (image, state))
-    return {
-        "image": check_image(image, f"observation.{camera}.rgb"),
-        "state": check_state(state, "joint_action.vector"),
-    }
-
-
-def _found(observation: Any, *path: str) -> Any:
-    for key in path:
-        if not isinstance(observation, Mapping) or key not in observation:
-            raise ValueError(f"the observation lacks {'.'.join(path)}")
-        observation = observation[key]
-    return observation
-
-
-_VIEW = re.compile(r"(?:observation/)?(?:images?/)?(.+?)(/rgb)?")
-_SEES = re.compile("image|camera|cam_|rgb|view", re.IGNORECASE)
-
-
-def cameras(observation: Any) -> list[str]:
-    """Names of the cameras whose pictures an observation of any layout holds, the first of them."""
-    return list(dict.fromkeys(islice(_views(observation), 16))) if isinstance(observation, Mapping) else []
-
-
-def _views(value: Mapping[Any, Any], path: tuple[str, ...] = ()) -> Iterator[str]:
-    for key, entry in islice(value.items(), 32):
-        parts = (*path, *re.split("[./]", str(key)[:100]))
-        if isinstance(entry, Mapping) and len(path) < 4:
-            yield from _views(entry, parts)
-            continue
-        name = _VIEW.fullmatch("/".join(parts))
-        if name and name[1] != "rgb" and not is_image(name[1]) and (name[2] or _is_picture(entry, name[0])):
-            yield name[1][:40]
-
-
-def is_image(name: str) -> bool:
-    """It is "image" or a misspelling of it, and names no camera."""
-    return bool(difflib.get_close_matches(re.split("[./]", name)[-1].lower(), ("image", "images"), 1, 0.75))
-
-
-def _is_picture(value: Any, name: str) -> bool:
-    axes = 0
-    while isinstance(value, (list, tuple)) and value and axes < MAX_DEPTH:
-        value, axes = value[0], axes + 1
-    if _SEES.search(name):
-        return isinstance(value, bytes) or axes + getattr(value, "ndim", 0) >= 3
-    return (type(value) is int or getattr(value, "dtype", None) == np.uint8) and axes + getattr(value, "ndim", 0) == 3
-
-
-def trained_on(camera: str, others: Sequence[str]) -> str:
-    """What is wrong with an observation of other cameras than the policy's."""
-    return f"the policy was trained on the camera {camera!r}, the observation has {', '.join(map(repr, others))}"
+def _pictures(frame: Mapping[str, Any]) -> list[np.ndarray]:
+    return list(frame["images"].values()) if "images" in frame else [frame["image"]]

@@ -3,8 +3,10 @@
 POST /process_frame, as users of Dexbotic know it: a form with the field `text` and the file `image`; the answer is
 `{"response": [[...], ...]}`, one row an action. More fields, all optional:
 
-    image                further files: frames, oldest first, the last one is now
-    state, states        a JSON list of 14 or 16 numbers; by default the middle of the range the policy was trained on
+    image                further files: frames, oldest first, the last one is now; of a policy with several cameras,
+                         each frame's pictures follow one another in the order of its cameras
+    image.CAMERA         instead of `image`: the files of a camera by its name, as many of each
+    state, states        a JSON list of the state's numbers; by default the middle of what the policy was trained on
     session              an id; without it every request begins anew
     episode_first_frame  "True": begin an episode; also `reset`. Needed where the session is new
     seed                 of the sampling of actions, where an episode begins
@@ -28,12 +30,11 @@ from aiohttp import BodyPartReader, web
 from aiohttp.http_exceptions import HttpProcessingError
 from PIL import Image
 
-from mem0_jax.data.layout import MODEL_DIM, model_to_env
 from mem0_jax.data.picture_file import DAMAGE, FORMATS, PictureModeError, form_of, rgb, turned
 from mem0_jax.errors import did_you_mean
-from mem0_jax.serve.client import brief
+from mem0_jax.serve.client import brief, same
 from mem0_jax.serve.page import CONTENT_SECURITY_POLICY, PAGE
-from mem0_jax.serve.protocol import RequestError, same, text_of
+from mem0_jax.serve.protocol import RequestError, text_of
 from mem0_jax.serve.service import Service
 from mem0_jax.serve.sessions import Session
 
@@ -88,16 +89,16 @@ def add_routes(app: web.Application, service: Service) -> None:
 
 async def _process_frame(request: web.Request, service: Service) -> dict[str, Any]:
     try:
-        arriving = _form(request, service.limits.message, service.limits.frames)
+        arriving = _form(request, service.limits.message, service.limits.frames, service.senses.cameras)
         fields, files = await asyncio.wait_for(arriving, FORM_SECONDS)
     except TimeoutError:
         raise RequestError("too_slow", f"the form did not arrive within {FORM_SECONDS:g} s") from None
-    images = await asyncio.to_thread(lambda: [_decode(data, service.limits.side) for data in files])
+    views = _views(files, service.senses.cameras)
+    side = service.limits.side
+    decoded = await asyncio.to_thread(lambda: [[_decode(data, side) for data in frame.values()] for frame in views])
     state = _once(fields, ("states", "state"), _json)
     state = _middle(service) if state is None else state
-    frames = [{"image": image, "state": state} for image in images]
-    if not frames:
-        raise RequestError("bad_message", "the form has no file 'image'")
+    frames = [{"images": dict(zip(service.senses.cameras, images)), "state": state} for images in decoded]
     begin = _once(fields, ("episode_first_frame", "reset"), _flag)
     temperature = _json(fields, "temperature")  # of samplers this policy has not
     if type(temperature) not in (int, float, type(None)):
@@ -119,12 +120,33 @@ async def _process_frame(request: web.Request, service: Service) -> dict[str, An
     return {"response": np.asarray(answer.get("actions", [])).tolist(), **found}
 
 
-async def _form(request: web.Request, most: int, files: int) -> tuple[dict[str, str], list[bytes]]:
-    """Text fields and image files of a multipart form, of at most so many bytes and files together."""
+def _views(files: list[tuple[str, bytes]], cameras: tuple[str, ...]) -> list[dict[str, bytes]]:
+    """The picture files of each frame by camera, from files by field."""
+    if not files:
+        raise RequestError("bad_message", "the form has no file 'image'")
+    if all(name == "image" for name, _ in files):
+        if len(files) % len(cameras):
+            whose = f"the policy's {len(cameras)} cameras, {', '.join(cameras)}"
+            raise RequestError("bad_message", f"{len(files)} files 'image' cannot be shared out to {whose}")
+        starts = range(0, len(files), len(cameras))
+        return [{name: data for name, (_, data) in zip(cameras, files[start:])} for start in starts]
+    named = {camera: [data for name, data in files if name == f"image.{camera}"] for camera in cameras}
+    counts = {camera: len(found) for camera, found in named.items()}
+    if len(set(counts.values())) > 1 or sum(counts.values()) < len(files):
+        found = ", ".join(f"{count} of {camera}" for camera, count in counts.items())
+        raise RequestError("bad_message", f"name all files image.CAMERA, as many of each camera; got {found}")
+    return [dict(zip(cameras, frame)) for frame in zip(*named.values())]
+
+
+async def _form(
+    request: web.Request, most: int, frames: int, cameras: tuple[str, ...]
+) -> tuple[dict[str, str], list[tuple[str, bytes]]]:
+    """Text fields and image files of a multipart form, of at most so many bytes and frames together."""
+    kinds, files = ("image", *(f"image.{camera}" for camera in cameras)), frames * len(cameras)
     if request.content_type != "multipart/form-data":
         raise RequestError("bad_message", "expected a form: curl -F text=... -F image=@frame.png")
     fields: dict[str, str] = {}
-    images: list[bytes] = []
+    images: list[tuple[str, bytes]] = []
     left, part = most, None
     try:
         reader = await request.multipart()
@@ -136,9 +158,10 @@ async def _form(request: web.Request, most: int, files: int) -> tuple[dict[str, 
             name = part.name if isinstance(part, BodyPartReader) else None
             if not name and request.content.at_eof():
                 raise ValueError("in the head of a part")
-            if not isinstance(part, BodyPartReader) or name not in ("image", *FIELDS):
-                hint = did_you_mean((name or "")[:40], ("image", *FIELDS))
-                raise RequestError("bad_message", f"the form may have image, {', '.join(FIELDS)}; unknown field{hint}")
+            if not isinstance(part, BodyPartReader) or name not in (*kinds, *FIELDS):
+                hint = did_you_mean((name or "")[:40], (*kinds, *FIELDS))
+                may = ", ".join((*(kinds if len(cameras) > 1 else kinds[:1]), *FIELDS))
+                raise RequestError("bad_message", f"the form may have {may}; unknown field{hint}")
             if name in fields:
                 raise RequestError("bad_message", f"the form has {name} twice")
             data = bytearray()
@@ -148,12 +171,12 @@ async def _form(request: web.Request, most: int, files: int) -> tuple[dict[str, 
                 if left < 0:
                     size = request.content_length or f"more than {most}"
                     raise RequestError("too_large", f"the form has {size} bytes; at most {most} are taken")
-            if name != "image":
+            if name not in kinds:
                 fields[name] = _text(name, data, part.get_charset("utf-8"))
             elif len(images) == files:
                 raise RequestError("bad_message", f"the form has more than {files} files 'image', the most it may")
             else:
-                images.append(bytes(data))
+                images.append((name, bytes(data)))
     except (ValueError, RuntimeError, HttpProcessingError):
         why = "its parts are none of multipart/form-data"
         if request.content.at_eof():
@@ -215,8 +238,10 @@ def _json(fields: dict[str, str], name: str) -> Any:
 
 def _middle(service: Service) -> list[float]:
     """The state in the middle of what the policy was trained on, for those who give none."""
-    normalizer = service.bundle.transform.normalizer.state
-    return model_to_env(normalizer.denormalize(np.zeros(MODEL_DIM, np.float32)), 14).tolist()
+    normalizer = service.bundle.transform.normalizer
+    state = normalizer.robot.state
+    middle = normalizer.state.denormalize(np.zeros(len(state.names), np.float32))
+    return state.give(middle, state.counts[0]).tolist()
 
 
 async def _overview(service: Service) -> dict[str, Any]:

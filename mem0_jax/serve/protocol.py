@@ -6,10 +6,12 @@ msgpack-numpy are read as well). A request that cannot be served is answered by 
 the connection stays open, but after frames that cannot be read (too_large: 1009). Any openpi client works as it is: the
 connection is its session, the memory begins with it and ends with it.
 
-An observation is a map in RMBench's layout, `{"observation": {CAMERA: {"rgb"}}, "joint_action": {"vector"}}`, or flat:
-`image` (or `observation/image`) or, with the camera's name, `observation/CAMERA/rgb` (or `observation.images.CAMERA`)
-uint8 [H, W, 3], and `state` (or `observation/state`, `observation.state`, `joint_action/vector`) of 14 or 16 numbers.
-Other cameras may stand beside the named one only.
+An observation is a map in any of three spellings: `{"images": {CAMERA: picture}, "state": numbers}`; nested as RMBench
+has it, `{"observation": {CAMERA: {"rgb"}}, "joint_action": {"vector"}}`; or flat: `observation/CAMERA`,
+`observation/CAMERA/rgb`, `observation.images.CAMERA` (of a policy with one camera also `image` or `observation/image`)
+and `state`, `observation/state`, `observation.state` or `joint_action/vector`. Pictures are uint8 [H, W, 3]; the
+metadata say which `cameras` the policy has, and how many numbers its `state` and its `actions` may have. Other cameras
+may stand beside named ones only; what is there under two names must be the same.
 
 Beyond openpi, all of it optional. Entries of any message:
 
@@ -36,7 +38,7 @@ server_timing {infer_ms, prev_total_ms}, policy_timing {infer_ms, steps}.
 Kinds of errors: bad_message, bad_observation, bad_request, too_large, unknown_session, in_use, full, busy, planner,
 failed, stopping. The HTTP road is in `http`.
 
-Axis letters: H, W picture height and width; K actions to execute; E environment action width; W memory window.
+Axis letters: H, W picture height and width; K actions to execute; E action width of the environment; W memory window.
 """
 
 import dataclasses
@@ -50,15 +52,13 @@ import numpy as np
 
 from mem0_jax.errors import did_you_mean
 from mem0_jax.inference.session import Options
-from mem0_jax.serve.client import brief, cameras, check_image, check_state, is_image, kind_of, trained_on
+from mem0_jax.serve.client import brief, check_image, check_state, has_observation, kind_of, spelled
 
 TYPES = ("infer", "observe", "reset", "plan", "batch", "close")
 PLANNERS = ("server", "client", "none")
 _ENTRIES = ("type", "session", "env", "prompt", "frames", "after", "reset", "task", "seed", "planner", "options")
 _ENTRIES += ("subtask", "messages")
 _LOOKED_AT = 32  # entries of a stranger's map
-_IMAGE = ("image", "observation/image")
-_STATE = ("state", "observation/state", "observation.state", "joint_action/vector")
 
 
 class RequestError(Exception):
@@ -93,6 +93,14 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class Senses:
+    """What an observation must have: pictures of all `cameras`, and a state of one of these `counts` of numbers."""
+
+    cameras: tuple[str, ...]
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Reset:
     """A new episode: who names the subtasks (None: the server's planner, if it has one), and options of its own."""
 
@@ -104,7 +112,7 @@ class Reset:
 
 @dataclass(frozen=True)
 class Message:
-    """One request, checked. `frames` are observations in RMBench's layout, the last one is now."""
+    """One request, checked. `frames` are observations in the general spelling, the last one is now."""
 
     type: str
     session: str | None = None
@@ -116,7 +124,7 @@ class Message:
     subtask: str = ""
 
 
-def parse(value: Any, camera: str, limits: Limits) -> Message | list[Any]:
+def parse(value: Any, senses: Senses, limits: Limits) -> Message | list[Any]:
     """A message, or the unparsed messages of a batch. Raises RequestError."""
     if not isinstance(value, Mapping):
         raise RequestError("bad_message", f"a message must be a map, got {kind_of(value)}")
@@ -137,7 +145,7 @@ def parse(value: Any, camera: str, limits: Limits) -> Message | list[Any]:
         type=kind,
         session=session,
         env=text_of(value, "env", limits.text) or "",
-        frames=_frames(value, camera, limits) if kind in ("infer", "observe") else (),
+        frames=_frames(value, senses, limits) if kind in ("infer", "observe") else (),
         prompt=prompt,
         after=_whole(value, "after", -1),
         reset=_reset(value, kind, prompt, limits) if kind == "reset" or begins else None,
@@ -184,104 +192,35 @@ def _reset(value: Mapping[str, Any], kind: str, prompt: str | None, limits: Limi
     )
 
 
-def _frames(value: Mapping[str, Any], camera: str, limits: Limits) -> tuple[Mapping[str, Any], ...]:
+def _frames(value: Mapping[str, Any], senses: Senses, limits: Limits) -> tuple[Mapping[str, Any], ...]:
     # Without `frames` the message itself must be an observation: misspelt keys must not act on an older frame.
-    keys = (*_IMAGE, *_STATE, *_named(camera), "observation", "joint_action")
-    own = any(key in value for key in keys) or "frames" not in value or bool(cameras(value))
+    own = has_observation(value, senses.cameras) or "frames" not in value
     frames = []
     for number, frame in enumerate(_listed(value, "frames", "observations", 0, limits.frames - own)):
         try:
-            frames.append(observation(frame, camera, limits))
+            frames.append(observation(frame, senses, limits))
         except RequestError as error:
             raise RequestError(error.kind, f"frames[{number}]: {error}") from None
-    return (*frames, *([observation(value, camera, limits)] if own else []))
+    return (*frames, *([observation(value, senses, limits)] if own else []))
 
 
-def observation(value: Any, camera: str, limits: Limits) -> dict[str, Any]:
-    """An observation in RMBench's layout from one in any layout. Raises RequestError."""
+def observation(value: Any, senses: Senses, limits: Limits) -> dict[str, Any]:
+    """An observation in the general spelling from one in any. Raises RequestError."""
     if not isinstance(value, Mapping):
         raise RequestError("bad_observation", f"an observation must be a map, got {kind_of(value)}")
-    path = ("joint_action", "vector")
-    image, states = _image(value, camera), _given(value, _STATE, path)
-    state = _one(states) if states else _lacking(value, _STATE, path)
     try:
-        image, state = check_image(image), check_state(state)
+        images, state = spelled(value, senses.cameras)
+        called = {camera: f"image of {camera}" if len(images) > 1 else "image" for camera in images}
+        images = {camera: check_image(image, called[camera]) for camera, image in images.items()}
+        state = check_state(state, senses.counts)
     except ValueError as error:
         raise RequestError("bad_observation", str(error)) from None
-    height, width = image.shape[:2]
-    if not 1 <= min(height, width) <= max(height, width) <= limits.side:
-        raise RequestError("bad_observation", f"image sides must be 1 to {limits.side} pixels, got {height} x {width}")
-    return {"observation": {camera: {"rgb": image}}, "joint_action": {"vector": state}}
-
-
-def _image(value: Mapping[str, Any], camera: str) -> Any:
-    """The picture of the policy's camera, or the one that names none, where no camera is named beside it."""
-    path = ("observation", camera, "rgb")
-    named, unnamed = _given(value, _named(camera), path), _given(value, _IMAGE)
-    names = [] if named else cameras(value)
-    why = trained_on(camera, names)
-    beside = [repr(key) for key, picture in unnamed.items() if not isinstance(picture, Mapping)]
-    if names and beside:
-        right = f"name the right picture {_named(camera)[0]!r}, or leave the others out"
-        raise RequestError("bad_observation", f"{why}; {beside[0]} names none of them: {right}")
-    if names and not any(name.split("/")[0] == camera for name in names):
-        if not any(_given(value, _named(name), ("observation", name, "rgb")) for name in names):
-            why = f"the observation lacks {'.'.join(path)}, or flat: {_named(camera)[0]!r}; {why}"
-        raise RequestError("bad_observation", why)
-    return _one(named | unnamed) if named or unnamed else _lacking(value, (*_named(camera), *_IMAGE), path)
-
-
-def _named(camera: str) -> tuple[str, ...]:
-    """Flat keys of a picture that name its camera: RMBench's, and LeRobot's own."""
-    return f"observation/{camera}/rgb", f"observation.images.{camera}", f"observation.image.{camera}", camera
-
-
-def _given(value: Mapping[str, Any], flat: tuple[str, ...], path: tuple[str, ...] = ()) -> dict[str, Any]:
-    """What stands under flat keys and at the end of a path of nested ones."""
-    given, found = {key: value[key] for key in flat if key in value}, value
-    for key in path:
-        if not isinstance(found, Mapping) or key not in found:
-            return given
-        found = found[key]
-    return given | ({".".join(path): found} if path else {})
-
-
-def _one(given: Mapping[str, Any]) -> Any:
-    """What stands there, the same under every name."""
-    (first, value), *others = given.items()
-    for name, other in others:
-        if not same(value, other):
-            raise RequestError("bad_observation", f"the observation has {first} and {name}, and they differ: give one")
-    return value
-
-
-def same(one: Any, other: Any) -> bool:
-    """Two values of a stranger's that mean one."""
-    try:
-        return bool(np.array_equal(one, other))
-    except (TypeError, ValueError):  # maps of arrays, and what NumPy does not compare
-        return False
-
-
-def _lacking(value: Mapping[str, Any], flat: tuple[str, ...], path: tuple[str, ...]) -> Any:
-    """Raises RequestError: what there is instead, and what of it may be misspelt."""
-    found: Any = value
-    depth = 0
-    while isinstance(found, Mapping) and path[depth] in found:
-        found, depth = found[path[depth]], depth + 1
-    where = ".".join(path[:depth]) or "the observation"
-    names = list(islice(found, _LOOKED_AT)) if isinstance(found, Mapping) else []
-    has = f"has {', '.join(names)[:100] or 'nothing'}" if isinstance(found, Mapping) else f"is {kind_of(found)}"
-    meant = (path[depth],) if depth else (*flat, path[0])
-    hints = (f"; {name[:40]!r}{hint}" for name in names if (hint := _meant(name[:40], meant)))
-    lacks = f"the observation lacks {'.'.join(path)}, or flat: {flat[-1]!r}"
-    raise RequestError("bad_observation", f"{lacks}; {where} {has}{next(hints, '')}")
-
-
-def _meant(name: str, known: tuple[str, ...]) -> str:
-    hint = did_you_mean(name, known)
-    other = any(hint.endswith(f"{image!r}?") for image in _IMAGE) and not is_image(name)  # another camera's, perhaps
-    return "" if other else hint
+    for camera, image in images.items():
+        height, width = image.shape[:2]
+        if not 1 <= min(height, width) <= max(height, width) <= limits.side:
+            sides = f"{called[camera]} sides must be 1 to {limits.side} pixels, got {height} x {width}"
+            raise RequestError("bad_observation", sides)
+    return {"images": images, "state": state}
 
 
 def _one_of(value: Mapping[str, Any], key: str, known: tuple[str, ...]) -> str | None:

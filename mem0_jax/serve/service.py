@@ -19,7 +19,7 @@ from mem0_jax.policies.bundle import Bundle
 from mem0_jax.serve.batcher import Batcher
 from mem0_jax.serve.client import MAX_DEPTH, MAX_ITEMS
 from mem0_jax.serve.metrics import Metrics
-from mem0_jax.serve.protocol import Limits, Message, RequestError, Reset, parse
+from mem0_jax.serve.protocol import Limits, Message, RequestError, Reset, Senses, parse
 from mem0_jax.serve.sessions import Session, Sessions
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ class Service:
             )
         self.bundle, self.planner, self.limits = bundle, planner, limits or Limits()
         self.options = (options or Options()).completed(bundle, False)
-        self.camera = bundle.transform.camera
+        self.senses = Senses(bundle.transform.cameras, bundle.inputs.robot.state.counts)
         self.metrics, self.sessions = Metrics(), Sessions(slots, idle_seconds)
         self.ready, self.stopping = asyncio.Event(), False
         self._queue, self._rows, self._running, self._idle = queue, rows, 0, asyncio.Event()
@@ -90,7 +90,10 @@ class Service:
             "server": f"mem0-jax {__version__}",
             "policy": self.bundle.family.name,
             "provenance": dict(self.bundle.provenance),
-            "camera": self.camera,
+            "camera": self.senses.cameras[0],
+            "cameras": list(self.senses.cameras),
+            "state": list(self.senses.counts),
+            "actions": list(self.bundle.inputs.robot.action.counts),
             "horizon": self.bundle.policy.spec.horizon,
             "flow_steps": self.bundle.flow_steps,
             "options": options,
@@ -137,7 +140,7 @@ class Service:
             if self.stopping:
                 raise RequestError("stopping", "the server is stopping")
             await self.ready.wait()
-            parsed = parse(value, self.camera, self.limits)
+            parsed = parse(value, self.senses, self.limits)
             kind = parsed.type if isinstance(parsed, Message) else "batch"
             if isinstance(parsed, Message):
                 return await self._serve(parsed, connection)
@@ -155,7 +158,7 @@ class Service:
     async def _serve_all(self, values: list[Any], connection: object) -> list[dict[str, Any]]:
         async def one(value: Any) -> dict[str, Any]:
             try:
-                message = parse(value, self.camera, self.limits)
+                message = parse(value, self.senses, self.limits)
                 if not isinstance(message, Message):
                     raise RequestError("bad_message", "a batch cannot hold a batch")
                 return await self._serve(message, connection)
@@ -244,7 +247,7 @@ class Service:
             self.bundle.processor.prompt(text or "")  # refused before anything has changed
         if unseen:
             await asyncio.to_thread(_observe, pilot, unseen, message.prompt)
-            session.image = unseen[-1]["observation"][self.camera]["rgb"]
+            session.image = unseen[-1]["images"][self.senses.cameras[0]]
         if message.type == "plan" and pilot.plan_needed:
             pilot.planned(Plan(message.subtask))
         steps = await self._advance(session, decide) if pilot.time >= 0 else 0

@@ -173,7 +173,7 @@ def compile_step(job: Job, topology: str, mesh: str = "") -> Compiled:
     tokens, trained = job.data.max_length, list(tree.flatten(state.opt_state.mu))
     batch = {
         name: jax.ShapeDtypeStruct((job.lanes, job.frames, *shape), dtype, sharding=layout.lanes_sharding)
-        for name, (shape, dtype) in plain.batch(tokens).items()
+        for name, (shape, dtype) in plain.batch(tokens, len(job.data.views)).items()
     }
     began = time.perf_counter()
     step = make_train_step(policy, optimizer, config.accumulate, config.ema_decay)

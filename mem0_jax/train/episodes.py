@@ -13,27 +13,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
 
 import jax
-import numpy as np
 from tokenizers import Tokenizer
 
 from mem0_jax.config import to_dict
-from mem0_jax.data.joint_names import check_names
 from mem0_jax.data.lanes import LaneSource
 from mem0_jax.data.mixture import Mixture
-from mem0_jax.data.normalize import Normalizer, NormStats
+from mem0_jax.data.normalize import NormStats
 from mem0_jax.data.packed import open_dataset
 from mem0_jax.data.pictures import EpisodeDataset
+from mem0_jax.data.robot import RMBENCH, Robot, matching, rmbench, robot_of
 from mem0_jax.data.subset import hold_out
 from mem0_jax.data.transforms import ColorJitter
 from mem0_jax.disk import disk_told, write_whole
 from mem0_jax.errors import UserError
 from mem0_jax.family import PolicyFamily, family_of
 from mem0_jax.policies.base import Params, Policy
-from mem0_jax.policies.bundle import Bundle, Inputs, load_backbone, load_bundle, read_description, save_bundle
+from mem0_jax.policies.bundle import Bundle, load_backbone, load_bundle, read_description, save_bundle
+from mem0_jax.policies.inputs import Camera, Inputs, check_widths, make_source
 from mem0_jax.train.config import TrainConfig
 from mem0_jax.train.flops import training_flops
 from mem0_jax.train.from_bundle import check_continues, load_optimizer
-from mem0_jax.train.job import WORDS, Job, job_settings
+from mem0_jax.train.job import WORDS, DataSettings, Job, job_settings
 from mem0_jax.train.state import TrainState, blueprint
 from mem0_jax.train.validation import Validation
 
@@ -51,7 +51,7 @@ class Episodes:
         job: the settings, its model completed by the tokenizer.
         training: the episodes to train on.
         held_out: those to validate on, by dataset.
-        stats, processor: of the bundle to be.
+        stats, inputs, processor: of the bundle to be.
         made: what the bundle tells of how it came to be.
     """
 
@@ -59,6 +59,7 @@ class Episodes:
     training: EpisodeDataset
     held_out: tuple[EpisodeDataset, ...]
     stats: NormStats
+    inputs: Inputs
     processor: Any = None
     made: Mapping[str, Any] = field(default_factory=lambda: {"made_by": "mem0-jax train"})
 
@@ -68,12 +69,15 @@ class Episodes:
         data = job.data
         with told_to_the_user():
             split = [hold_out(open_dataset(folder), data.held_out, data.seed) for folder in data.datasets]
-            for dataset, _ in split:
-                check_names(dataset)
             training, held_out = ([pair[i] for pair in split] for i in (0, 1))
-            stats = NormStats.load(data.norm_stats) if data.norm_stats else NormStats.from_datasets(cast(Any, training))
             mixed = Mixture(training, data.weights or None) if len(training) > 1 else training[0]
-        return cls(job, mixed, tuple(held_out), stats)
+            inputs, spec = make_inputs(data, robot_of(mixed)), job.family.policy(job.model).spec
+            check_widths(inputs.robot, spec)
+            if data.norm_stats:
+                stats = NormStats.load(data.norm_stats)
+            else:
+                stats = NormStats.from_datasets(cast(Any, training), inputs.robot, spec.horizon)
+        return cls(job, mixed, tuple(held_out), stats, inputs)
 
     def words(self) -> Tokenizer:
         """See `Lessons`, as of all below."""
@@ -91,7 +95,7 @@ class Episodes:
             vocabulary = tokenizer.get_vocab_size()
         with told_to_the_user():
             model = family.completed(job.model, tokenizer, vocabulary, job.compute_dtype)
-        processor = family.processor(tokenizer, model, job.data.max_length)
+        processor = family.processor(tokenizer, model, self.inputs)
         return dataclasses.replace(self, job=dataclasses.replace(job, model=model), processor=processor)
 
     def policy(self) -> Policy:
@@ -134,9 +138,8 @@ class Episodes:
     def bundle(self, params: Params) -> Bundle:
         """The policy of plain parameters with all it needs."""
         job, data = self.job, self.job.data
-        inputs = Inputs(data.camera_size, data.deploy_resample, data.max_length, data.normalization, data.camera)
         made = {"steps": job.train.steps, "init_from": job.init_from, "datasets": list(data.datasets)}
-        return Bundle(job.model, params, self.stats, self.processor.tokenizer, inputs, {**self.made, **made})
+        return Bundle(job.model, params, self.stats, self.processor.tokenizer, self.inputs, {**self.made, **made})
 
     def folder(self, workdir: Path) -> Path:
         """Where the bundle goes."""
@@ -181,21 +184,39 @@ class Episodes:
         ]
 
     def _source(self, dataset: EpisodeDataset, **arguments: Any) -> LaneSource:
-        data = self.job.data
         with told_to_the_user():
-            source = LaneSource(
-                dataset,
-                horizon=self.policy().spec.horizon,
-                seed=data.seed,
-                camera=data.camera,
-                image_size=data.camera_size,
-                resample=data.resample,
-                normalizer=Normalizer(self.stats, data.normalization),
-                text=data.text,
-                transform=lambda element: model_inputs(element, source.texts, self.processor),
-                **arguments,
-            )
-        return source
+            spec, seed = self.policy().spec, self.job.data.seed
+            return make_source(dataset, self.inputs, self.stats, spec, self.processor, seed=seed, **arguments)
+
+
+def make_inputs(data: DataSettings, robot: Robot) -> Inputs:
+    """The chain of transforms that settings ask for, of a dataset's robot.
+
+    Raises:
+        ValueError: names of numbers that the robot has not.
+    """
+    robot = rmbench(data.normalization) if robot == RMBENCH else robot
+    vectors = []
+    for kind in ("state", "action"):
+        vector = getattr(robot, kind)
+        known = (*robot.state.names, *robot.action.names)
+        raw, periodic = (
+            tuple(name for name in matching(chosen, known, what) if name in vector.names)
+            for what, chosen in (("raw", data.raw), ("periodic", data.periodic))
+        )
+        raw = raw if data.raw else vector.raw
+        vectors.append(dataclasses.replace(vector, raw=raw, periodic=periodic, period=data.period))
+    shared = [name for name in robot.action.names if name in robot.state.names]
+    return Inputs(
+        cameras=tuple(Camera(feature, size) for feature, size in data.views),
+        resample=data.resample,
+        deploy_resample=data.deploy_resample,
+        text=data.text,
+        max_length=data.max_length,
+        normalization=data.normalization,
+        clip=data.clip,
+        robot=Robot(*vectors, delta=matching(data.delta, shared, "delta")),
+    )
 
 
 @contextmanager
@@ -207,9 +228,3 @@ def told_to_the_user() -> Iterator[None]:
         if isinstance(error, UserError):
             raise
         raise UserError(str(error)) from error
-
-
-def model_inputs(element: dict[str, np.ndarray], texts: list[str], processor: Any) -> dict[str, np.ndarray]:
-    """One window of a lane as the policy's batch entries, each with a leading T, and `action_is_pad`."""
-    prepared = processor.prepare(element["image"], [texts[i] for i in element["text_id"]])
-    return prepared | {key: element[key] for key in ("state", "action", "action_is_pad", "episode", "subtask_end")}

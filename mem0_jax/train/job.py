@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+import math
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from mem0_jax.config import deciding, to_dict
+from mem0_jax.data.cameras import HEAD_CAMERA, camera_name
 from mem0_jax.data.normalize import MODES
 from mem0_jax.distributed.hardware import HARDWARE
 from mem0_jax.family import PolicyFamily, family_of, policy_family
@@ -21,14 +23,21 @@ class DataSettings:
     Attributes:
         datasets: folders of LeRobot datasets or packed shards; weights: share of episodes of each, default by size.
         text: the feature with the instruction, "subtask", "global_task" or "task".
-        camera: key of the camera; camera_size (height, width) its pictures are resized to.
+        cameras: keys of the cameras, in the policy's order; camera: of the only one, where `cameras` is empty.
+        camera_size: (height, width) all pictures are resized to; camera_sizes: that of each camera, where they differ.
         resample: for that resize in training, deploy_resample when the policy is deployed.
         jitter: random brightness, contrast and saturation.
         normalization: see `data.normalize`; norm_stats: a norm_stats.json, or "" to measure the training episodes.
+        clip: normalised values are clipped to the range; None: by all normalizations but mean_std.
+        raw: numbers of the robot that are not normalised, by name or pattern ("*gripper*", then "!left_*" takes some
+            out again); () keeps the robot's own: none, but RMBench's grippers.
+        periodic: those that are angles and wrap, in radians, or of another period.
+        delta: actions that are trained as differences from the state of the same name at the start of their chunk.
         tokenizer: a tokenizer.json, "words" for one made from the texts, or "" for that of `init_from`.
         max_length: tokens of a prompt, padding included.
         held_out: episodes of each dataset that are not trained on but validated on.
-        schedule, workers: see `LaneSource`; strict: stop at the first damaged episode.
+        schedule, workers: see `LaneSource`: "shuffled" is for policies that remember nothing.
+        strict: stop at the first damaged episode.
         cache_gib: memory for decoded pictures; 0 decodes them anew in each pass.
         threads: that load; -1 is one a processor. prefetch: batches held ready.
         seed: of the order, the jitter and the held-out episodes.
@@ -37,17 +46,24 @@ class DataSettings:
     datasets: tuple[str, ...]
     weights: tuple[float, ...] = ()
     text: str = "subtask"
-    camera: str = "observation.image.head_camera"
+    camera: str = HEAD_CAMERA
+    cameras: tuple[str, ...] = ()
     camera_size: tuple[int, int] = (224, 224)
+    camera_sizes: tuple[tuple[int, int], ...] = ()
     resample: Literal["bilinear", "bicubic"] = "bilinear"
     deploy_resample: Literal["bilinear", "bicubic"] = "bicubic"
     jitter: float = 0.1
     normalization: str = "min_max"
     norm_stats: str = ""
+    clip: bool | None = None
+    raw: tuple[str, ...] = ()
+    periodic: tuple[str, ...] = ()
+    period: float = 2 * math.pi
+    delta: tuple[str, ...] = ()
     tokenizer: str = ""
     max_length: int = 128
     held_out: int = 0
-    schedule: Literal["interleaved", "reference"] = "interleaved"
+    schedule: Literal["interleaved", "shuffled", "reference"] = "interleaved"
     workers: int = 2
     strict: bool = False
     cache_gib: float = 0.0
@@ -66,6 +82,17 @@ class DataSettings:
             raise SettingsError(f"jitter: expected a number in [0, 1], got {self.jitter}")
         if min(self.camera_size) < 1 or self.max_length < 1 or self.held_out < 0 or self.cache_gib < 0:
             raise SettingsError("camera_size and max_length must be at least 1, held_out and cache_gib at least 0")
+        if self.camera_sizes and len(self.camera_sizes) != len(self.cameras or (self.camera,)):
+            raise SettingsError(f"camera_sizes: expected {len(self.cameras) or 1}, got {len(self.camera_sizes)}")
+        names = [camera_name(camera) for camera, _ in self.views]
+        if len(set(names)) < len(names) or min(min(size) for _, size in self.views) < 1:
+            raise SettingsError("cameras: their names must differ, their sizes be at least 1")
+
+    @property
+    def views(self) -> tuple[tuple[str, tuple[int, int]], ...]:
+        """Key and size of each camera."""
+        cameras = self.cameras or (self.camera,)
+        return tuple(zip(cameras, self.camera_sizes or (self.camera_size,) * len(cameras)))
 
 
 def Rates(*rates: float, **by_group: float) -> dict[str, float]:  # noqa: N802
@@ -174,6 +201,10 @@ def job_settings(job: Job) -> dict[str, Any]:
     # Moved folders and other machines are welcome: what the data is, the loader's own state tells.
     for free in ("datasets", "norm_stats", "tokenizer", "cache_gib", "threads", "prefetch", "strict"):
         del data[free]
+    # What came later than the first runs counts where it was chosen: those runs go on.
+    for late in ("cameras", "camera_sizes", "clip", "raw", "periodic", "period", "delta"):
+        if getattr(job.data, late) == next(field.default for field in fields(DataSettings) if field.name == late):
+            del data[late]
     for free in job.family.free:
         del model[free]
     lora = {"lora": to_dict(job.lora)} if job.lora else {}

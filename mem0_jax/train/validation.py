@@ -50,6 +50,7 @@ class Validation:
         first, count = (0, self._lanes) if layout is None else layout.local_lanes(self._lanes)
         self._sources = lessons.held_out_sources(self._lanes, FRAMES, first, count)
         self._policy = lessons.policy()
+        self._width = len(lessons.inputs.robot.action.names)  # what a policy has beyond is no robot's
         self._observed = self._policy.batch(job.data.max_length).keys() - set(self._policy.labels)
         self._plain = trained.composed if isinstance(trained, LoraPolicy) else lambda params: params
         self._threads = None if job.data.threads < 0 else job.data.threads
@@ -101,7 +102,7 @@ class Validation:
             context, info, memory = policy.observe(params, memory, {name: observed[name] for name in self._observed})
             noise = spec.draws(key, len(observed["state"]))
             chunk = policy.decide(params, context, observed["state"], noise, constants)
-            error = jnp.abs(chunk - observed["action"]).mean(-1)  # [L, C]
+            error = jnp.abs(chunk - observed["action"])[..., : self._width].mean(-1)  # [L, C]
             real = ~observed["action_is_pad"]
             mean = jnp.sum(error * real, -1) / jnp.maximum(real.sum(-1), 1)
             ends = {"end": info["end_probability"]} if spec.end_threshold else {}

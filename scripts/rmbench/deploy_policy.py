@@ -10,7 +10,7 @@ from __future__ import annotations
 import atexit
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -25,16 +25,16 @@ class Model:
     Attributes:
         settings: what was asked for.
         policy: `mem0_jax.inference.session.Session`, or `Client` of mem0_jax/serve/client.py.
-        camera: what the policy calls its camera.
+        cameras: what the policy calls its cameras.
         episode: episodes begun, less one; with the seed it seeds the sampling of chunks.
     """
 
     def __init__(self, settings: Settings):
         self.settings, self.episode, self.fresh, self._said = settings, -1, True, ""
         if settings.server is None:
-            self.policy, self.camera, self._options = _in_process(settings)
+            self.policy, self.cameras, self._options = _in_process(settings)
         else:
-            self.policy, self.camera, self._options = _served(settings)
+            self.policy, self.cameras, self._options = _served(settings)
 
     @property
     def acting(self) -> dict[str, Any]:
@@ -56,14 +56,16 @@ class Model:
 
     def observe(self, observation: Mapping[str, Any]) -> None:
         """Shows the policy a frame."""
-        key = self.settings.camera_key or self.camera
-        if key not in observation["observation"]:
-            found = ", ".join(sorted(observation["observation"]))
-            what = f"camera_key is {key!r}" if self.settings.camera_key else f"the policy was trained on {key!r}"
-            raise SettingsError(f"{what}; the observation has {found}: set camera_key")
+        views = {}
+        for camera in self.cameras:
+            key = self.settings.camera_key if self.settings.camera_key and len(self.cameras) == 1 else camera
+            if key not in observation["observation"]:
+                found = ", ".join(sorted(observation["observation"]))
+                what = f"camera_key is {key!r}" if key != camera else f"the policy was trained on {key!r}"
+                raise SettingsError(f"{what}; the observation has {found}: set camera_key")
+            views[camera] = observation["observation"][key]
         self.fresh = False
-        view = {"observation": {self.camera: observation["observation"][key]}}
-        self.policy.observe({**view, "joint_action": observation["joint_action"]})
+        self.policy.observe({"observation": views, "joint_action": observation["joint_action"]})
         self._say()
 
     def _say(self) -> None:
@@ -105,8 +107,8 @@ def eval(TASK_ENV: Any, model: Model, observation: Mapping[str, Any]) -> None:
             break
 
 
-def _in_process(settings: Settings) -> tuple[Any, str, dict[str, Any]]:
-    """The policy, its camera, and what its `reset` is told besides the task and the seed."""
+def _in_process(settings: Settings) -> tuple[Any, Sequence[str], dict[str, Any]]:
+    """The policy, its cameras, and what its `reset` is told besides the task and the seed."""
     try:
         from mem0_jax.inference.session import Options, Session
         from mem0_jax.planner.remote import RemotePlanner
@@ -125,7 +127,7 @@ def _in_process(settings: Settings) -> tuple[Any, str, dict[str, Any]]:
         assert settings.vllm_url is not None
         planner = RemotePlanner(settings.vllm_url, settings.planner_model)
     options = Options(action_horizon=settings.action_horizon, patience=settings.threshold)
-    return Session(bundle, options, planner), bundle.transform.camera, {}
+    return Session(bundle, options, planner), bundle.transform.cameras, {}
 
 
 def _check_statistics(bundle: Any, path: str) -> None:
@@ -145,7 +147,7 @@ def _check_statistics(bundle: Any, path: str) -> None:
             )
 
 
-def _served(settings: Settings) -> tuple[Any, str, dict[str, Any]]:
+def _served(settings: Settings) -> tuple[Any, Sequence[str], dict[str, Any]]:
     client = find("client", "mem0_jax/serve/client.py")
     policy = client.Client(
         settings.server,
@@ -164,4 +166,4 @@ def _served(settings: Settings) -> tuple[Any, str, dict[str, Any]]:
         )
     options = {"planner": "server" if settings.staged else "none", "patience": settings.threshold}
     horizon = {} if settings.action_horizon is None else {"action_horizon": settings.action_horizon}
-    return policy, about["camera"], {**options, **horizon}
+    return policy, about.get("cameras") or [about["camera"]], {**options, **horizon}

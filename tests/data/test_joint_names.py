@@ -1,7 +1,8 @@
-"""Whose numbers states and actions are: RMBench's joints, numbers without names, and other robots' refused by name."""
+"""Whose numbers states and actions are: RMBench's joints, numbers without names, and robots of their own."""
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,21 +11,23 @@ from hypothesis import strategies as st
 
 from mem0_jax.cli import main
 from mem0_jax.data.files import DatasetError
-from mem0_jax.data.joint_names import check_names, foreign_names
+from mem0_jax.data.joint_names import flat_names, is_rmbench
 from mem0_jax.data.lanes import LaneSource
-from mem0_jax.data.layout import JOINT_NAMES
 from mem0_jax.data.lerobot import LeRobotDataset
 from mem0_jax.data.lerobot_writer import LeRobotWriter, mem0_features
 from mem0_jax.data.mixture import Mixture
+from mem0_jax.data.packed import open_dataset
+from mem0_jax.data.robot import RMBENCH, robot_of
 
-JOINTS = list(JOINT_NAMES)
+JOINTS = list(RMBENCH.state.names)
 ENVIRONMENT = [*JOINTS[:7], "left_gripper", *JOINTS[7:14], "right_gripper"]  # the order of RMBench's environments
+KEYS = ("observation.state", "action")
 FINGERS = [f"finger_{i}" for i in range(16)]
 FROM_ONE = [f"{side}Arm.joint{i}.pos" for side in ("left", "right") for i in range(1, 8)]
 
 
-def foreign(names) -> list[str]:
-    return foreign_names({"dtype": "float32", "shape": [16], "names": names})
+def rmbench(names) -> bool:
+    return is_rmbench({"dtype": "float32", "shape": [16], "names": names})
 
 
 @pytest.mark.parametrize(
@@ -62,7 +65,7 @@ def foreign(names) -> list[str]:
     ],
 )
 def test_the_two_arms_and_numbers_without_names_pass(names):
-    assert foreign(names) == []
+    assert rmbench(names)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +100,7 @@ def test_the_two_arms_and_numbers_without_names_pass(names):
     ],
 )
 def test_other_joints_and_other_orders_do_not(names):
-    assert foreign(names)
+    assert not rmbench(names)
 
 
 @pytest.mark.parametrize(
@@ -127,23 +130,23 @@ def test_other_joints_and_other_orders_do_not(names):
     ],
 )
 def test_names_are_found_wherever_they_stand(names):
-    assert [name.split("finger_")[-1] for name in foreign(names)] == [str(i) for i in range(16)]
+    assert [name.split("finger_")[-1] for name in flat_names(names, 16)] == [str(i) for i in range(16)]
 
 
 @pytest.mark.parametrize("wrap", [str, lambda names: names, ",".join, lambda names: [names]])
 def test_brackets_of_a_name_stay(wrap):
     names = [f"{side} arm {i} [rad]" for side in ("LEFT", "RIGHT") for i in range(8)]
-    assert foreign(wrap(names)) == names
+    assert flat_names(wrap(names), 16) == names
 
 
 @pytest.mark.parametrize("wrap", [lambda name, place: place, lambda name, place: {"index": place}])
 def test_places_count_not_the_order_of_keys(wrap):
-    assert foreign({name: wrap(name, 15 - place) for place, name in enumerate(JOINTS)})
+    assert not rmbench({name: wrap(name, 15 - place) for place, name in enumerate(JOINTS)})
 
 
 @given(st.permutations(JOINTS))
 def test_no_other_order_passes(names):
-    assert bool(foreign(names)) == (list(names) != JOINTS)
+    assert rmbench(names) == (list(names) == JOINTS)
 
 
 @pytest.fixture(scope="module")
@@ -165,46 +168,50 @@ def named(recorded, root, key: str, names):
     return root
 
 
-COMMANDS = {
-    "stats": ["data", "stats", "DATASET", "--out", "OUT"],
-    "pack": ["data", "pack", "DATASET", "OUT"],
-    "train": [
-        "train",
-        "--config=small",
-        "--workdir=OUT",
-        "--config.data.datasets=('GOOD', 'DATASET')",
-        "--config.data.held_out=0",
-        "--config.train.validate_every=0",
-    ],
-}
+def test_robots_of_their_own_are_measured_checked_and_packed(recorded, tmp_path, capsys):
+    root = named(recorded, tmp_path / "fingers", "action", {"motors": FINGERS})
+    robot = robot_of(LeRobotDataset(root))
+    assert (robot.action.names, robot.state) == (tuple(FINGERS), RMBENCH.state.__class__(tuple(JOINTS)))
+    assert main(["data", "stats", str(root), "--out", str(tmp_path / "stats.json")]) == 0
+    assert "\nfinger_15 " in capsys.readouterr().out
+    assert main(["data", "check", str(root)]) == 0
+    assert main(["data", "pack", str(root), str(tmp_path / "packed")]) == 0
+    assert robot_of(open_dataset(tmp_path / "packed")) == robot
+    assert (
+        LaneSource(LeRobotDataset(root), lanes=1, frames=1, horizon=2, seed=0, cameras={})[0]["action"].shape[-1] == 16
+    )
 
 
-@pytest.mark.parametrize("key", ["observation.state", "action"])
-@pytest.mark.parametrize("command", COMMANDS)
-def test_commands_refuse_them_by_name_and_write_nothing(command, key, recorded, tmp_path, capsys):
-    root, out = named(recorded, tmp_path / "fingers", key, {"motors": FINGERS}), tmp_path / "out"
-    places = {"DATASET": str(root), "GOOD": str(recorded), "OUT": str(out)}
-    words = COMMANDS[command]
-    for word, place in places.items():
-        words = [part.replace(word, place) for part in words]
-    assert main(words) == 1
+def test_robots_that_differ_are_not_trained_together(recorded, tmp_path, capsys):
+    other, out = named(recorded, tmp_path / "fingers", "action", FINGERS), tmp_path / "out"
+    command = ["train", "--config=small", f"--workdir={out}", f"--config.data.datasets=('{recorded}', '{other}')"]
+    assert main([*command, "--config.data.held_out=0", "--config.train.validate_every=0"]) == 1
     error = capsys.readouterr().err
-    assert f"{root}: {key}: the numbers are named finger_0, finger_1," in error
-    assert "expected left_joint_0, left_joint_1," in error
-    assert "to null there" in error
+    assert f"the action of {recorded} has 16 numbers, left_joint_0, left_joint_1," in error
+    assert f"that of {other} has 16 numbers, finger_0, finger_1," in error
     assert not out.exists()
+    mixture = Mixture([LeRobotDataset(recorded), LeRobotDataset(other)])
+    with pytest.raises(DatasetError, match=r"of one robot.*fingers has 16 numbers, finger_0"):
+        LaneSource(mixture, lanes=1, frames=1, horizon=2, seed=0)
 
 
-def test_a_check_finds_them(recorded, tmp_path, capsys):
-    assert main(["data", "check", str(recorded)]) == 0
-    assert main(["data", "check", str(named(recorded, tmp_path / "other", "action", ENVIRONMENT))]) == 1
-    assert "action: the numbers are named left_joint_0," in capsys.readouterr().out
+POSE = ["x", "y", "z", "roll", "pitch", "yaw", "gripper", "gripper"]
 
 
-def test_lanes_refuse_them_in_a_mixture_too(recorded, tmp_path):
-    other = LeRobotDataset(named(recorded, tmp_path / "fingers", "action", FINGERS))
-    for dataset in (other, Mixture([LeRobotDataset(recorded), other])):
-        with pytest.raises(DatasetError, match=r"fingers: action: the numbers are named finger_0"):
-            LaneSource(dataset, lanes=1, frames=1, horizon=2, seed=0)
-        with pytest.raises(DatasetError, match="finger_0"):
-            check_names(dataset)
+@pytest.mark.parametrize(
+    ("shapes", "names", "found"),
+    [
+        ((6, 6), [f"{joint}.pos" for joint in ("pan", "lift", "elbow", "flex", "roll", "grip")], None),
+        ((8, 7), None, ([f"state_{i}" for i in range(8)], [f"action_{i}" for i in range(7)])),
+        ((14, 14), None, ([f"number_{i}" for i in range(14)],) * 2),
+        ((14, 14), [*JOINTS[:6], "left_gripper", *JOINTS[7:13], "right_gripper"], None),
+        ((8, 8), POSE, ([*POSE[:7], "gripper_7"],) * 2),
+        ((32, 32), [f"joint {i}" for i in range(32)], None),
+        ((1, 1), None, (["number_0"],) * 2),
+    ],
+)
+def test_any_width_is_a_robot(shapes, names, found):
+    features = {key: {"dtype": "float32", "shape": [n], "names": names} for key, n in zip(KEYS, shapes)}
+    robot = robot_of(SimpleNamespace(root="somewhere", features=features))
+    assert [list(robot.state.names), list(robot.action.names)] == list(found or (names, names))
+    assert (robot.state.counts, robot.state.raw, robot.delta) == ((shapes[0],), (), ())

@@ -21,6 +21,7 @@ from mem0_jax.data.normalize import Normalizer, NormStats
 from mem0_jax.data.pipeline import make_loader
 from mem0_jax.data.schedule import LaneSchedule
 from mem0_jax.data.transforms import ColorJitter, action_chunk
+from mem0_jax.tree import flatten
 
 lengths_of_episodes = st.lists(st.integers(1, 12), min_size=1, max_size=9)
 
@@ -31,6 +32,7 @@ def source_of(dataset: LeRobotDataset, **changes) -> LaneSource:
 
 
 def equal(a, b):
+    a, b = flatten(a), flatten(b)
     assert a.keys() == b.keys()
     for key in a:
         np.testing.assert_array_equal(a[key], b[key], err_msg=key)
@@ -97,7 +99,7 @@ def test_elements_are_the_frames_they_say(recorded, cache, frames):
             episode = recorded.episodes[element["episode_index"][t]]
             frame = int(element["frame"][t])
             row = episode.start + frame
-            assert read_code(element["image"][t]) == (episode.index, frame)
+            assert read_code(element["images"][CAMERA][t]) == (episode.index, frame)
             assert frame not in NULLS.get(episode.index, ())
             np.testing.assert_array_equal(element["state"][t], normalizer.state.normalize(state[row]))
             actions = action[episode.start : episode.start + episode.length]
@@ -106,12 +108,12 @@ def test_elements_are_the_frames_they_say(recorded, cache, frames):
             np.testing.assert_array_equal(element["action_is_pad"][t], pad)
             assert element["subtask_end"][t] == recorded.column("subtask_end")[row]
             assert element["text_id"][t] == ids[row]
-    dtypes = {key: str(value.dtype) for key, value in element.items()}
+    dtypes = {key: str(value.dtype) for key, value in flatten(element).items()}
     assert dtypes == {
+        f"images/{CAMERA}": "uint8",
         **dict.fromkeys(("state", "action"), "float32"),
         **dict.fromkeys(("action_is_pad", "is_first"), "bool"),
         **dict.fromkeys(("episode", "episode_index", "frame", "subtask_end", "text_id"), "int32"),
-        "image": "uint8",
     }
     source.close()
 
@@ -142,19 +144,19 @@ def test_one_episode_replayed_shows_a_boundary(tmp_path):
     assert element["frame"].tolist() == [0, 1, 2, 0, 1, 2, 0]
     assert element["is_first"].tolist() == [True, False, False, True, False, False, True]
     assert element["episode"].tolist() == [1, 1, 1, 3, 3, 3, 5]
-    assert [read_code(image) for image in element["image"]] == [(0, f) for f in element["frame"]]
+    assert [read_code(image) for image in element["images"][CAMERA]] == [(0, f) for f in element["frame"]]
     source.close()
 
 
 def test_real_datasets_stream_alike(real, truth):
-    source = source_of(real, lanes=2, frames=16, horizon=30, image_size=(60, 80))
+    source = source_of(real, lanes=2, frames=16, horizon=30, cameras={CAMERA: (60, 80)})
     for index in range(12):
         element = source[index]
         rows = [real.episodes[e].start + f for e, f in zip(element["episode_index"], element["frame"])]
         np.testing.assert_array_equal(element["state"], truth["state"][rows])
         np.testing.assert_array_equal((~element["action_is_pad"]).sum(1), truth["n_valid_future_actions_of_30"][rows])
         grid = truth["v21_grid" if real.version == "v2.1" else "v30_grid"][rows]
-        means = element["image"].reshape(16, 4, 15, 5, 16, 3).mean((2, 4))
+        means = element["images"][CAMERA].reshape(16, 4, 15, 5, 16, 3).mean((2, 4))
         assert np.abs(means - grid).max() < 3  # block borders blend when the picture shrinks
         assert [source.texts[i] for i in element["text_id"]] == truth["subtask"][rows].tolist()
     source.close()
@@ -166,17 +168,17 @@ def test_image_columns_and_videos_stream_alike(version, camera):
     """The front camera is an image column; ground truth is what lerobot's own reader returned."""
     dataset = LeRobotDataset(ASSETS / f"lerobot_{version}_cameras")
     truth = np.load(ASSETS / f"lerobot_{version}_cameras.npz")[camera]
-    source = source_of(dataset, lanes=2, frames=3, camera=f"observation.images.{camera}", text="task")
+    source = source_of(dataset, lanes=2, frames=3, cameras={f"observation.images.{camera}": None}, text="task")
     with make_loader(source) as loader:
         for _ in range(6):
             batch = next(loader)
             start = np.array([episode.start for episode in dataset.episodes])
             rows = start[batch["episode_index"]] + batch["frame"]
-            np.testing.assert_array_equal(batch["image"], truth[rows])
+            np.testing.assert_array_equal(batch["images"][f"observation.images.{camera}"], truth[rows])
 
 
 def test_cached_and_decoded_pictures_are_equal_in_any_order(recorded):
-    cached, decoded = (source_of(recorded, cache_frames=c, image_size=(32, 40)) for c in (True, False))
+    cached, decoded = (source_of(recorded, cache_frames=c, cameras={CAMERA: (32, 40)}) for c in (True, False))
     for index in np.random.default_rng(0).permutation(60):
         equal(cached[index], decoded[index])
     cached.close()
@@ -186,22 +188,22 @@ def test_cached_and_decoded_pictures_are_equal_in_any_order(recorded):
 def test_jitter_depends_on_seed_step_and_lane_alone(recorded):
     def images(seed):
         source = source_of(recorded, seed=seed, cache_frames=True, jitter=ColorJitter(0.3, 0.3, 0.3))
-        return [source[i]["image"] for i in (0, 1, 3, 0)]
+        return [source[i]["images"][CAMERA] for i in (0, 1, 3, 0)]
 
     a, b = images(7), images(7)
     for x, y in zip(a, b):
         np.testing.assert_array_equal(x, y)
     np.testing.assert_array_equal(a[0], a[3])
-    plain = source_of(recorded, cache_frames=True)[0]["image"].astype(float)
+    plain = source_of(recorded, cache_frames=True)[0]["images"][CAMERA].astype(float)
     ratios = {round(float(x.mean() / y.mean()), 3) for x, y in zip(a[0], plain)}
     assert len(ratios) > 1  # drawn anew for each frame
     assert all(0.6 < ratio < 1.4 for ratio in ratios)
 
 
 def test_transform_prepares_each_element(recorded):
-    source = source_of(recorded, cache_frames=True, transform=lambda e: {"mean": e["image"].mean((1, 2, 3))})
+    source = source_of(recorded, cache_frames=True, transform=lambda e: {"mean": e["images"][CAMERA].mean((1, 2, 3))})
     raw = source_of(recorded, cache_frames=True)
-    np.testing.assert_array_equal(source[4]["mean"], raw[4]["image"].mean((1, 2, 3)))
+    np.testing.assert_array_equal(source[4]["mean"], raw[4]["images"][CAMERA].mean((1, 2, 3)))
     with make_loader(source) as loader:
         assert next(loader)["mean"].shape == (3, 4)
 
@@ -221,7 +223,7 @@ def test_threads_do_not_change_a_byte(recorded, cache):
     for threads, prefetch in ((1, 1), (2, 2), (8, 3)):
         for a, b in zip(reference, batches(make(), 12, threads=threads, prefetch=prefetch)):
             equal(a, b)
-    assert reference[0]["image"].shape == (3, 4, 64, 96, 3)
+    assert reference[0]["images"][CAMERA].shape == (3, 4, 64, 96, 3)
 
 
 def test_resume_is_exact_for_any_thread_count_and_a_fresh_object(recorded):
@@ -321,7 +323,7 @@ def test_bad_settings_are_refused(recorded):
     with pytest.raises(ValueError, match="seed is -1"):
         source_of(recorded, seed=-1)
     with pytest.raises(ValueError, match="wrist"):
-        source_of(recorded, camera="wrist")
+        source_of(recorded, cameras={"wrist": None})
     with pytest.raises(ValueError, match=r"threads \(-1\)"):
         make_loader(source_of(recorded), threads=-1)
     assert source_of(recorded, text="task").texts == ["task 0", "task 1"]
@@ -341,7 +343,7 @@ def test_speed_with_a_warm_cache(recorded):
     """32 lanes of one 64x64 frame: more than 2 000 frames a second on one core; measured 17 000."""
     normalizer = Normalizer(NormStats.from_dataset(recorded))
     source = source_of(
-        recorded, lanes=32, frames=1, horizon=10, image_size=(64, 64), cache_frames=True, normalizer=normalizer
+        recorded, lanes=32, frames=1, horizon=10, cameras={CAMERA: (64, 64)}, cache_frames=True, normalizer=normalizer
     )
     with make_loader(source, threads=0) as loader:
         for _ in range(60):

@@ -159,7 +159,7 @@ def use(root: Path) -> None:
     dataset = LeRobotDataset(root)
     NormStats.from_datasets([dataset])
     read_columns(dataset)
-    LaneSource(dataset, lanes=1, frames=1, horizon=2, seed=0, image_size=(4, 4))
+    LaneSource(dataset, lanes=1, frames=1, horizon=2, seed=0, cameras={CAMERA: (4, 4)})
 
 
 # Cameras

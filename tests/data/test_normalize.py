@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from mem0_jax.data.layout import env_to_model, model_to_env
 from mem0_jax.data.normalize import Normalizer, NormStats
+from mem0_jax.data.robot import RMBENCH
 
+env_to_model, model_to_env = RMBENCH.state.read, RMBENCH.action.give
 finite = st.floats(-100, 100, width=32)
 
 

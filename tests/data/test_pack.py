@@ -112,8 +112,8 @@ def test_pictures_are_resized_as_the_lanes_would(recorded, tmp_path):
     assert found.image_shape(CAMERA) == (48, 40)
     assert found.features[CAMERA]["shape"] == [48, 40, 3]
     options = {"lanes": 1, "frames": sum(LENGTHS), "horizon": 1, "seed": 0, "text": "task"}
-    resized = LaneSource(recorded, image_size=(48, 40), **options)[0]["image"]
-    assert psnr(LaneSource(found, **options)[0]["image"], resized).min() > 30
+    resized = LaneSource(recorded, cameras={CAMERA: (48, 40)}, **options)[0]["images"][CAMERA]
+    assert psnr(LaneSource(found, **options)[0]["images"][CAMERA], resized).min() > 30
 
 
 def test_quality_costs_bytes(recorded, tmp_path):
@@ -135,10 +135,10 @@ def test_lanes_over_packed_are_lanes_over_video(recorded, packed, cache):
     for i in range(60):
         expected, found = video[i], shards[i]
         assert expected.keys() == found.keys()
-        for key in expected.keys() - {"image"}:
+        for key in expected.keys() - {"images"}:
             np.testing.assert_array_equal(found[key], expected[key], err_msg=key)
             assert found[key].dtype == expected[key].dtype
-        assert psnr(found["image"], expected["image"]).min() > 32
+        assert psnr(found["images"][CAMERA], expected["images"][CAMERA]).min() > 32
 
 
 FEATURES = {

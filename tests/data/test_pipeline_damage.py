@@ -24,6 +24,7 @@ from mem0_jax.data.lerobot_writer import LeRobotWriter, mem0_features
 from mem0_jax.data.pack import pack
 from mem0_jax.data.packed import PackedDataset
 from mem0_jax.data.pipeline import make_loader
+from mem0_jax.tree import flatten
 
 STAND_IN = 2**30  # passes numbered from here on play in the place of others
 PLAYED = {e: [f for f in range(n) if f not in NULLS.get(e, ())] for e, n in enumerate(LENGTHS) if e != 2}
@@ -80,7 +81,7 @@ def source_of(dataset, **changes) -> LaneSource:
 
 
 def stream(source: LaneSource, lane: int, steps: int) -> dict[str, np.ndarray]:
-    windows = [source[step * source.num_local_lanes + lane] for step in range(steps)]
+    windows = [flatten(source[step * source.num_local_lanes + lane]) for step in range(steps)]
     return {key: np.concatenate([window[key] for window in windows]) for key in windows[0]}
 
 
@@ -93,7 +94,7 @@ def check_stand_ins(healthy: LaneSource, damaged: LaneSource, first_bad: dict[in
     for lane in range(damaged.num_local_lanes):
         plain, found = stream(healthy, lane, steps), stream(damaged, lane, steps)
         stands_in = found["episode"] >= STAND_IN
-        for key in ("episode", "episode_index", "frame", "is_first", "action", "image", "state", "text_id"):
+        for key in ("episode", "episode_index", "frame", "is_first", "action", f"images/{CAMERA}", "state", "text_id"):
             np.testing.assert_array_equal(found[key][~stands_in], plain[key][~stands_in], err_msg=key)
         begin = 0
         for t in range(steps * frames):
@@ -115,7 +116,7 @@ def check_stand_ins(healthy: LaneSource, damaged: LaneSource, first_bad: dict[in
                 assert found["episode"][t - 1] == found["episode"][t]
             elif not starts:
                 assert found["episode"][t - 1] != found["episode"][t]
-        codes = [read_code(image) for image in found["image"]]
+        codes = [read_code(image) for image in found[f"images/{CAMERA}"]]
         assert codes == list(zip(found["episode_index"].tolist(), found["frame"].tolist()))
 
 
@@ -208,6 +209,7 @@ def test_resume_over_damage_in_a_new_process_and_on_two_hosts(packed, tmp_path):
         from mem0_jax.data.lanes import LaneSource
         from mem0_jax.data.packed import PackedDataset
         from mem0_jax.data.pipeline import make_loader
+        from mem0_jax.tree import flatten
         root, options, states, out = sys.argv[1], *map(json.loads, sys.argv[2:4]), sys.argv[4]
         found = {}
         for host in range(2):
@@ -216,7 +218,7 @@ def test_resume_over_damage_in_a_new_process_and_on_two_hosts(packed, tmp_path):
             with make_loader(source, threads=1) as loader:
                 for i, state in enumerate(states):
                     loader.set_state(state)
-                    found |= {f"{i} {host} {key}": value for key, value in next(loader).items()}
+                    found |= {f"{i} {host} {key}": value for key, value in flatten(next(loader)).items()}
         np.savez(out, **found)
     """
     states = json.dumps([json.loads(state) for state, _ in batches])
@@ -224,7 +226,7 @@ def test_resume_over_damage_in_a_new_process_and_on_two_hosts(packed, tmp_path):
     subprocess.run([sys.executable, "-c", code, *arguments], check=True)
     with np.load(tmp_path / "found.npz") as found:
         for i, (_, batch) in enumerate(batches):
-            for key, value in batch.items():
+            for key, value in flatten(batch).items():
                 np.testing.assert_array_equal(np.concatenate([found[f"{i} 0 {key}"], found[f"{i} 1 {key}"]]), value)
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from episodes import episode_frames, read_code
+from episodes import CAMERA, episode_frames, read_code
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -98,7 +98,7 @@ def test_elements_are_the_frames_they_say(recorded, other, tmp_path, packed):
             row = dataset.episodes[own].start + frame
             seen.add(number)
             assert episode.start + frame == row + (0 if number < 7 else first)
-            assert read_code(element["image"][t]) == (own if number < 7 else 40 + own, frame)
+            assert read_code(element["images"][CAMERA][t]) == (own if number < 7 else 40 + own, frame)
             np.testing.assert_array_equal(element["state"][t], dataset.column("observation.state")[row])
             ids, texts = dataset.texts("subtask")
             assert source.texts[element["text_id"][t]] == texts[ids[row]]
@@ -148,7 +148,8 @@ def test_datasets_that_do_not_fit_are_refused(recorded, other, tmp_path):
     small = LeRobotDataset(tmp_path / "small")
     with pytest.raises(ValueError, match=r"picture size of .* \(64, 96\) in .*, \(32, 48\) in .*small"):
         source_of(Mixture([recorded, small]))
-    assert source_of(Mixture([recorded, small]), image_size=(16, 24))[0]["image"].shape == (4, 16, 24, 3)
+    resized = source_of(Mixture([recorded, small]), cameras={CAMERA: (16, 24)})
+    assert resized[0]["images"][CAMERA].shape == (4, 16, 24, 3)
     with LeRobotWriter(tmp_path / "fast", 20, mem0_features(64, 96), "planar") as writer:
         writer.add_episode(episode_frames(0, 4), "task")
     with pytest.raises(ValueError, match=r"agree in fps: 10\.0 in .*, 20\.0 in .*fast"):

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from episodes import ASSETS, LENGTHS, NULLS, episode_frames, read_code
+from episodes import ASSETS, CAMERA, LENGTHS, NULLS, episode_frames, read_code
 
 from mem0_jax.data.lanes import LaneSource
 from mem0_jax.data.lerobot import LeRobotDataset
@@ -48,7 +48,7 @@ def test_batches_are_those_of_the_reference(dataset, name):
             element = {key: value[0] for key, value in next(loader).items()}
             found = np.stack([element["episode_index"], element["frame"]], -1)
             np.testing.assert_array_equal(found, batch)
-            assert [list(read_code(image)) for image in element["image"]] == batch.tolist()
+            assert [list(read_code(image)) for image in element["images"][CAMERA]] == batch.tolist()
 
 
 def test_streams_of_workers_keep_their_own_decoders(dataset):
@@ -56,7 +56,7 @@ def test_streams_of_workers_keep_their_own_decoders(dataset):
     run = {"world": 1, "rank": 0, "workers": 3, "seed": 1}
     cached, decoded = (source_of(dataset, run, 4, cache_frames=cache) for cache in (True, False))
     for index in range(60):
-        np.testing.assert_array_equal(cached[index]["image"], decoded[index]["image"])
+        np.testing.assert_array_equal(cached[index]["images"][CAMERA], decoded[index]["images"][CAMERA])
     passes = np.concatenate([decoded[index]["episode"] for index in range(60)])
     first = np.concatenate([decoded[index]["is_first"] for index in range(60)])
     assert len(np.unique(passes[first])) == first.sum()  # a number names one pass only

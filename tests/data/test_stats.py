@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mem0_jax.cli import main
-from mem0_jax.data.layout import JOINT_NAMES
 from mem0_jax.data.lerobot import LeRobotDataset
 from mem0_jax.data.lerobot_writer import LeRobotWriter, mem0_features
 from mem0_jax.data.normalize import NormStats, span_warnings
+from mem0_jax.data.robot import RMBENCH
 
 KINDS = {"state": "observation.state", "action": "action"}
 
@@ -48,7 +48,7 @@ def test_two_datasets_are_measured_as_one(tmp_path, recorded, real, capsys):
     printed = capsys.readouterr().out
     rows = [line.split() for line in printed.splitlines() if line.startswith("right_joint_2")]
     for row, kind in zip(rows, KINDS, strict=True):
-        of = {name: value[JOINT_NAMES.index("right_joint_2")] for name, value in getattr(stats, kind).items()}
+        of = {name: value[RMBENCH.action.names.index("right_joint_2")] for name, value in getattr(stats, kind).items()}
         assert row[1:] == [f"{of[name]:.4f}" for name in ("min", "q01", "mean", "q99", "max", "std")]
 
 
@@ -142,7 +142,7 @@ def test_wrong_input_is_refused(tmp_path, real, capsys):
     cases = {
         (tmp_path / "none",): "none/meta/info.json is missing",
         (real.root, real.root): "given twice",
-        (tmp_path / "narrow",): "observation.state has shape [3, 14]; expected [F, 16]",
+        (real.root, tmp_path / "narrow"): "of one robot: the state of",
         (tmp_path / "other",): "no low-dimensional feature 'observation.state'",
         (real.root, "--out", real.root / "meta/info.json/stats.json"): "cannot write",
     }

@@ -40,7 +40,7 @@ def test_lanes_and_mixtures_play_only_the_chosen_episodes_with_their_own_picture
         seen = set()
         for i in range(24):
             element = source[i]
-            for image, frame, state in zip(element["image"], element["frame"], element["state"]):
+            for image, frame, state in zip(element["images"][CAMERA], element["frame"], element["state"]):
                 episode, coded = read_code(image)
                 assert coded == frame
                 row = recorded.episodes[episode].start + frame

@@ -1,4 +1,4 @@
-"""Resizing, colour jitter, action chunks and the transform shared by training and deployment."""
+"""Resizing, colour jitter and action chunks."""
 
 import numpy as np
 import pytest
@@ -6,9 +6,7 @@ from episodes import ASSETS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mem0_jax.data.layout import env_to_model
-from mem0_jax.data.normalize import Normalizer, NormStats
-from mem0_jax.data.transforms import ColorJitter, ObservationTransform, action_chunk, adjust_colors, resize
+from mem0_jax.data.transforms import ColorJitter, action_chunk, adjust_colors, resize
 
 LUMA = np.array([0.299, 0.587, 0.114])
 
@@ -17,11 +15,6 @@ LUMA = np.array([0.299, 0.587, 0.114])
 def golden():
     with np.load(ASSETS / "deploy/golden.npz") as file:
         return dict(file)
-
-
-@pytest.fixture(scope="module")
-def normalizer():
-    return Normalizer(NormStats.load(ASSETS / "deploy/norm_stats.json"))
 
 
 def test_resize_equals_deployment(golden):
@@ -87,43 +80,3 @@ def test_action_chunk_clamps_to_the_episode(length, horizon, data):
 def test_action_chunk_outside_the_episode():
     with pytest.raises(IndexError, match="frame 5 is outside the episode's 5 frames"):
         action_chunk(np.zeros((5, 2)), 5, 3)
-
-
-def observation(rgb, vector):
-    return {"observation": {"head_camera": {"rgb": rgb}}, "joint_action": {"vector": vector}}
-
-
-def test_observation_transform_equals_deployment(golden, normalizer):
-    transform = ObservationTransform(normalizer, (224, 224))
-    for dim in (14, 16):
-        for i, vector in enumerate(golden[f"env{dim}"]):
-            out = transform(observation(golden["image_rgb"], vector))
-            np.testing.assert_array_equal(out["image"], golden["image_224"])
-            np.testing.assert_allclose(out["state"], golden[f"env{dim}_model_normalized"][i], atol=1e-6)
-            assert out["state"].dtype == np.float32
-        actions = transform.actions(golden["action_normalized"], dim)
-        np.testing.assert_allclose(actions, golden[f"action_env{dim}"], atol=1e-6)
-
-
-@given(st.sampled_from([14, 16]), st.integers(0, 10**6))
-def test_actions_inverts_what_training_sees(normalizer, dim, seed):
-    rng = np.random.default_rng(seed)
-    low, high = (normalizer.stats.action[k] for k in ("min", "max"))
-    model = rng.uniform(low, high, (10, 16)).astype(np.float32)
-    env = ObservationTransform(normalizer).actions(normalizer.action.normalize(model), dim)
-    np.testing.assert_allclose(env_to_model(env), model, atol=1e-5)
-
-
-def test_observation_errors_name_the_entry(golden, normalizer):
-    transform = ObservationTransform(normalizer, (224, 224))
-    good = observation(golden["image_rgb"], golden["env14"][0])
-    with pytest.raises(KeyError, match=r"lacks 'joint_action'.*\['observation'\]"):
-        transform({"observation": good["observation"]})
-    with pytest.raises(KeyError, match=r"observation\.head_camera.*\['wrist'\]"):
-        transform(good | {"observation": {"wrist": {}}})
-    with pytest.raises(ValueError, match="13 numbers"):
-        transform(observation(golden["image_rgb"], np.zeros(13)))
-    with pytest.raises(ValueError, match=r"NaN or infinite values in \['right_joint_0'\]"):
-        transform(observation(golden["image_rgb"], np.where(np.arange(14) == 7, np.nan, 0)))
-    with pytest.raises(ValueError, match="float64"):
-        transform(observation(golden["image_rgb"] / 255, golden["env14"][0]))

@@ -18,6 +18,7 @@ from mem0_jax.eval.rollout import evaluate
 from mem0_jax.inference.planning import PlannerError
 from mem0_jax.inference.session import Options
 from mem0_jax.policies.bundle import load_bundle, save_bundle
+from mem0_jax.policies.inputs import Camera
 
 SEEDS = (300, 301, 302)
 
@@ -203,7 +204,7 @@ def test_what_cannot_be_is_refused_before_anything_is_written(bundle_folder, tmp
 
 
 def test_a_policy_of_a_camera_that_the_environments_lack_is_refused_by_name(bundle, tmp_path, capsys):
-    inputs = dataclasses.replace(bundle.inputs, camera="observation.images.wrist")
+    inputs = dataclasses.replace(bundle.inputs, cameras=(Camera("observation.images.wrist", (32, 32)),))
     wrist = save_bundle(dataclasses.replace(bundle, inputs=inputs), tmp_path / "wrist")
     assert run(wrist, tmp_path / "out") == 1
     error = capsys.readouterr().err

@@ -15,15 +15,16 @@ from hypothesis import strategies as st
 
 from mem0_jax.cli import main
 from mem0_jax.commands.eval_openloop import table
-from mem0_jax.data.layout import JOINT_NAMES
 from mem0_jax.data.lerobot import LeRobotDataset
 from mem0_jax.data.lerobot_writer import LeRobotWriter, mem0_features
+from mem0_jax.data.robot import RMBENCH
 from mem0_jax.data.subset import hold_out
 from mem0_jax.data.transforms import action_chunk
 from mem0_jax.errors import UserError
 from mem0_jax.eval.openloop import Replay, classifier, measure, replay
 from mem0_jax.eval.openloop_html import page
 from mem0_jax.policies.bundle import save_bundle
+from mem0_jax.policies.inputs import Camera
 
 CAMERA, LENGTHS = "observation.image.head_camera", (6, 4, 7, 5)
 TEXTS = ("press the button", "press the confirm button")
@@ -103,7 +104,7 @@ def test_errors_by_hand():
     )
     result = measure(found, 0.5)
     [joint] = result["joints"]
-    assert joint["name"] == JOINT_NAMES[0]
+    assert joint["name"] == RMBENCH.action.names[0]
     assert joint["mae_by_offset"] == [0.75, 1.0, None]  # (0.5 + 1) / 2; 1; the episodes had ended
     assert joint["mae_hold_by_offset"] == [0.25, 1.0, None]
     assert (joint["mae"], joint["mae_hold"]) == (pytest.approx(2.5 / 3), pytest.approx(0.5))
@@ -184,7 +185,7 @@ def test_every_chunk_stands_beside_what_was_recorded(shown, folder, bundle):
     assert len(shown.probability) == sum(LENGTHS)
     assert sum(shown.label) == 2 * len(LENGTHS)
     names = [joint["name"] for joint in measure(shown, 0.5)["joints"]]
-    assert names == [name for i, name in enumerate(JOINT_NAMES) if i != 6]
+    assert names == [name for i, name in enumerate(RMBENCH.action.names) if i != 6]
 
 
 def test_chunks_do_not_depend_on_what_is_shown_beside_them(shown, bundle, folder):
@@ -268,7 +269,7 @@ def test_frames_without_a_subtask_are_left_out(bundle, tmp_path):
 
 
 def test_a_policy_sees_the_camera_it_was_trained_on_or_says_so(bundle, folder, shown, tmp_path, capsys):
-    inputs = dataclasses.replace(bundle.inputs, camera="observation.image.wrist")
+    inputs = dataclasses.replace(bundle.inputs, cameras=(Camera("observation.image.wrist", (32, 32)),))
     wrist = dataclasses.replace(bundle, inputs=inputs)
     root = write(tmp_path / "wrist", camera="observation.images.wrist")  # the same camera, spelt otherwise
     dataset = LeRobotDataset(root)

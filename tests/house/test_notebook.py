@@ -21,14 +21,15 @@ def bundle(tmp_path_factory) -> Path:
     from mem0_jax.demo.arm import policy_config
     from mem0_jax.envs import make
     from mem0_jax.family import policy_family_of
-    from mem0_jax.policies.bundle import Bundle, Inputs, save_bundle
+    from mem0_jax.policies.bundle import Bundle, save_bundle
+    from mem0_jax.policies.inputs import Camera, Inputs
     from mem0_jax.policies.mem0 import Mem0
 
     tokenizer = word_tokenizer([make("put_back_block").instruction])
     plain = policy_config(get_config().to_dict(), ("window", "anchor"))
     config = policy_family_of(plain).completed(plain, tokenizer, tokenizer.get_vocab_size(), plain.dtype)
     limits = {"min": np.full(16, -1.0), "max": np.ones(16)}
-    inputs = Inputs((64, 64), "bilinear", 18, "min_max")
+    inputs = Inputs(cameras=(Camera(size=(64, 64)),), deploy_resample="bilinear", max_length=18)
     params = Mem0(config).init(jax.random.key(0))
     made = Bundle(config, params, NormStats(limits, limits), tokenizer, inputs, {"task": "put_back_block"})
     return save_bundle(made, tmp_path_factory.mktemp("notebook") / "bundle")

@@ -42,8 +42,9 @@ class Plain:
         bundle, slot = self.bundle, request.slot
         if request.fresh:
             self._memory[slot] = bundle.policy.init_state(1)
-        for image in request.images:
-            inputs = bundle.processor.prepare(image[None], [request.instruction]) | {"episode": np.zeros(1, np.int32)}
+        for views in zip(*request.images):
+            inputs = bundle.processor.prepare([view[None] for view in views], [request.instruction])
+            inputs |= {"episode": np.zeros(1, np.int32)}
             context, info, self._memory[slot] = self._observe(bundle.params, self._memory[slot], inputs)
             self._last[slot] = context, info
         context, info = self._last[slot]
@@ -65,7 +66,7 @@ def request(rng: np.random.Generator, slot: int, count: int, *, fresh=False, dec
     action = tiny_bundle().config.action
     state = rng.normal(size=action.state_dim).astype(np.float32) if decide else None
     noise = rng.normal(size=(action.horizon, action.action_dim)).astype(np.float32) if decide else None
-    return Request(slot, frames(rng, count), TEXTS[text], fresh, state, noise)
+    return Request(slot, (frames(rng, count),), TEXTS[text], fresh, state, noise)
 
 
 def difference(ours: list[Reply], theirs: list[Reply]) -> float:

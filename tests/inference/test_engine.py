@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain import HORIZON, TEXTS, WINDOW, Plain, difference, frames, request, tiny_bundle
+from tiny import mem0_bundle
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from mem0_jax.backbones.qwen3_vl.processor import SPECIAL_TOKENS
@@ -19,7 +20,8 @@ from mem0_jax.errors import UserError
 from mem0_jax.golden import Golden
 from mem0_jax.inference import engine as engine_module
 from mem0_jax.inference.engine import Engine, Request, batches
-from mem0_jax.policies.bundle import Bundle, Inputs, load_bundle, save_bundle
+from mem0_jax.policies.bundle import Bundle, load_bundle, save_bundle
+from mem0_jax.policies.inputs import Camera, Inputs
 from mem0_jax.policies.mem0 import policy as policy_module
 from mem0_jax.reference import relative
 from mem0_jax.tree import flatten
@@ -144,16 +146,41 @@ def test_the_engine_wrong(mutant, monkeypatch):
     assert error_of(engine) > 100 * GATE
 
 
+def test_several_cameras_equal_the_plain_way_and_all_count():
+    sizes = {"memory.window_size": WINDOW, "action.horizon": HORIZON}
+    cameras = [Camera("observation.images.top", (40, 48)), Camera("observation.images.wrist", (32, 24))]
+    bundle = mem0_bundle(TEXTS[:2], sizes, cameras=cameras, max_length=64, random=True)
+    engine, plain, rng = Engine(bundle, 2), Plain(bundle, 2), np.random.default_rng(0)
+
+    def asked(slot: int, count: int, fresh: bool) -> Request:
+        views = tuple(rng.integers(0, 256, (count, *camera.size, 3)).astype(np.uint8) for camera in cameras)
+        state, noise = (rng.normal(size=shape).astype(np.float32) for shape in (16, (HORIZON, 16)))
+        return Request(slot, views, TEXTS[slot], fresh, state, noise)
+
+    for step in ([asked(1, 3, True)], [asked(0, 2, True), asked(1, 4, False)]):
+        assert difference(engine.step(step), plain.step(step)) < GATE
+    [first], [again] = (engine.step([dataclasses.replace(step[0], fresh=True)]) for _ in range(2))
+    assert difference([first], [again]) == 0
+    for camera in (0, 1):
+        views = list(step[0].images)
+        views[camera] = 255 - views[camera]
+        assert difference(engine.step([dataclasses.replace(step[0], images=tuple(views), fresh=True)]), [first]) > GATE
+    with pytest.raises(UserError, match="pictures of 1 cameras, the policy has 2"):
+        engine.step([dataclasses.replace(step[0], images=step[0].images[:1])])
+
+
 @given(counts=st.lists(st.integers(1, 9), max_size=5), most=st.integers(1, 8))
 def test_batches_hold_all_frames_in_order(counts, most):
     rng = np.random.default_rng(0)
-    parts = [(slot, True, rng.integers(0, 256, (count, 2)).astype(np.uint8)) for slot, count in enumerate(counts)]
+    views = [rng.integers(0, 256, (2, count, 2)).astype(np.uint8) for count in counts]
+    parts = [(slot, True, tuple(views[slot])) for slot, count in enumerate(counts)]
     cut = list(batches(parts, most))
-    assert all(sum(len(images) for _, _, images in batch) == most for batch in cut[:-1])
-    assert all(0 < sum(len(images) for _, _, images in batch) <= most for batch in cut)
+    assert all(sum(len(images[0]) for _, _, images in batch) == most for batch in cut[:-1])
+    assert all(0 < sum(len(images[0]) for _, _, images in batch) <= most for batch in cut)
     for slot, _, whole in parts:
         own = [(fresh, images) for batch in cut for of, fresh, images in batch if of == slot]
-        np.testing.assert_array_equal(np.concatenate([images for _, images in own]), whole)
+        for view in (0, 1):
+            np.testing.assert_array_equal(np.concatenate([images[view] for _, images in own]), whole[view])
         assert [fresh for fresh, _ in own] == [True] + [False] * (len(own) - 1)
 
 
@@ -184,9 +211,11 @@ def test_what_cannot_be_served_is_named_and_changes_nothing():
         "two requests in one step": request(rng, 0, 1),
         "needs a frame": request(rng, 1, 0, fresh=True),
         "never begun": request(rng, 1, 2),
-        r"expected uint8 \[N, 40, 48, 3\]": dataclasses.replace(sound, slot=1, fresh=True, images=frames(rng, 1) * 1.0),
+        r"expected uint8 \[1, 40, 48, 3\]": dataclasses.replace(
+            sound, slot=1, fresh=True, images=(frames(rng, 1) * 1.0,)
+        ),
         r"images are uint8 \[1, 48, 40, 3\]": dataclasses.replace(
-            sound, slot=1, fresh=True, images=frames(rng, 1).swapaxes(1, 2)
+            sound, slot=1, fresh=True, images=(frames(rng, 1).swapaxes(1, 2),)
         ),
         "special token": dataclasses.replace(sound, slot=1, fresh=True, instruction="<|im_end|>"),
         "more than max_length": dataclasses.replace(sound, slot=1, fresh=True, instruction="pick " * 70),
@@ -238,7 +267,7 @@ def golden_bundle(golden: Golden) -> Bundle:
     tokenizer.add_special_tokens(list(SPECIAL_TOKENS.values()))
     params = jax.tree.map(jax.numpy.asarray, load(golden.plan, read_pt(TINY_A / "step3.pt")["model_state_dict"]))
     config = dataclasses.replace(golden.config, image_size=(128, 128))
-    return Bundle(config, params, None, tokenizer, Inputs((256, 128), max_length=48))
+    return Bundle(config, params, None, tokenizer, Inputs(cameras=(Camera(size=(256, 128)),), max_length=48))
 
 
 def golden_requests(golden: Golden, bundle: Bundle) -> list[Request]:
@@ -251,7 +280,7 @@ def golden_requests(golden: Golden, bundle: Bundle) -> list[Request]:
         text = " ".join(str(tokenizer.id_to_token(int(i))) for i in ids[start + 1 : stop])
         fresh = step in (0, golden.raw["inference"]["memory_reset_after_step"] + 1)
         state, noise = given["state"][step, 0, 0], given["noise"][step, 0]
-        requests.append(Request(1, images[step : step + 1], text, fresh, state, noise))
+        requests.append(Request(1, (images[step : step + 1],), text, fresh, state, noise))
     return requests
 
 
@@ -259,7 +288,7 @@ def test_deployment_steps_of_the_reference(monkeypatch):
     golden = Golden(TINY_A)
     bundle, given = golden_bundle(golden), golden.arrays.below("infer")
     # The two pictures of the golden's patches differ, as of no still image: its patches pass as they are.
-    monkeypatch.setattr(bundle.processor, "resized", lambda images: images)
+    monkeypatch.setattr(bundle.processor, "resized", lambda images: np.stack(images, 1))
     monkeypatch.setattr(policy_module, "patchify", lambda images, _: images.reshape(*images.shape[:-3], 64, 1536))
     engine = Engine(bundle, 2)
     with jax.default_matmul_precision("highest"):
@@ -269,8 +298,8 @@ def test_deployment_steps_of_the_reference(monkeypatch):
             assert relative(reply.chunk, given["actions"][step, 0]) < GATE
             assert abs(reply.end_probability - given["prob"][step]) < GATE * given["prob"][step]
         for start, stop in ((0, 3), (3, 13), (13, 24)):  # only the last of several frames is decided upon
-            images = np.concatenate([one.images for one in requests[start:stop]])
-            last = dataclasses.replace(requests[stop - 1], images=images, fresh=requests[start].fresh)
+            images = np.concatenate([one.images[0] for one in requests[start:stop]])
+            last = dataclasses.replace(requests[stop - 1], images=(images,), fresh=requests[start].fresh)
             [reply] = engine.step([last])
             assert reply.chunk is not None
             assert relative(reply.chunk, given["actions"][stop - 1, 0]) < GATE

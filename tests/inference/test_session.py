@@ -109,7 +109,7 @@ def test_stages_end_after_patience_and_begin_with_the_frame_that_ended_them(stre
     shown(session, stream[4])
     assert pilot.stage == 2
     assert [len(asked.finished) for asked in script.asked] == [0, 1, 2]
-    last, seen = script.asked[-1], [pilot.bundle.transform(observation(image))["image"] for image in stream]
+    last, seen = script.asked[-1], [pilot.bundle.transform(observation(image)).images[0] for image in stream]
     assert (last.task, last.summary) == ("the whole task", "summary 2")
     assert [finished.subtask for finished in last.finished] == [TEXTS[0], TEXTS[1]]
     for finished, number in zip(last.finished, (2, 4)):
@@ -162,10 +162,10 @@ def test_overlapping_chunks_are_averaged_as_the_reference_does():
         pilot.observe(observation(image, dim=16))
         if pilot.due:
             request = pilot.request(True)
-            assert len(request.images) == (1 if time == 0 else 4)
+            assert request.frames == (1 if time == 0 else 4)
             pilot.receive(Reply({}, chunks[time // 4]))
         taken.append(pilot.actions()[0])
-    np.testing.assert_allclose(taken, bundle.transform.actions(executed, 16), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(taken, bundle.transform.actions(executed[:, None], 16), rtol=1e-6, atol=1e-6)
 
 
 def test_noise_depends_on_seed_and_time_and_not_on_the_company(engine, stream):
@@ -187,7 +187,7 @@ def test_wrong_use_is_named():
     session.reset("task")
     with pytest.raises(UserError, match="call observe before act"):
         session.act()
-    with pytest.raises(UserError, match=r"lacks 'joint_action'"):
+    with pytest.raises(UserError, match=r"lacks joint_action.vector"):
         session.observe({"observation": {"head_camera": {"rgb": np.zeros((*CAMERA, 3), np.uint8)}}})
     with pytest.raises(UserError, match="13 numbers; expected 14"):
         session.observe(observation(np.zeros((*CAMERA, 3), np.uint8), dim=13))

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from mem0_jax.data.layout import JOINT_NAMES
+from mem0_jax.data.robot import RMBENCH
 from mem0_jax.data.show import show_dataset
 from mem0_jax.eval.openloop import Replay, measure
 from mem0_jax.eval.openloop_html import write_page
@@ -107,7 +107,7 @@ def openloop(joints: int) -> tuple[dict[str, Any], Replay]:
         "settings": {"threshold": 0.5, "every": 10},
         "versions": {"jax": "0.9"},
     }
-    assert len(JOINT_NAMES) == 16
+    assert len(RMBENCH.action.names) == 16
     return measure(found, 0.5) | about, found
 
 

@@ -2,15 +2,20 @@
 
 import dataclasses
 import json
+import tarfile
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from tiny import mem0_bundle
 
+from mem0_jax.data.robot import RMBENCH, rmbench
 from mem0_jax.errors import UserError
 from mem0_jax.eval.rollout import evaluate
+from mem0_jax.inference.session import Session
 from mem0_jax.policies.bundle import Bundle, BundleError, load_bundle, save_bundle
+from mem0_jax.policies.inputs import Camera, Inputs
 
 TEXTS = ["put the block back where it was", "press the button", "press the confirm button"]
 
@@ -63,13 +68,40 @@ def test_descriptions_that_do_not_fit_are_refused(bundle, tmp_path, change, mess
         load_bundle(folder)
 
 
-def test_bundles_from_before_cameras_were_recorded_mean_the_head_camera(bundle, tmp_path):
-    folder = save_bundle(bundle, tmp_path / "bundle")
+@pytest.fixture
+def version_1(tmp_path):
+    """A bundle as the first version wrote it, and the actions that it gave after three frames."""
+    with tarfile.open(Path(__file__).parent / "assets" / "version_1.tar.xz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    return tmp_path / "bundle", np.load(tmp_path / "actions.npy")
+
+
+def test_a_bundle_of_the_first_version_acts_as_ever(version_1, tmp_path):
+    folder, expected = version_1
+    assert json.loads((folder / "config.json").read_text())["format_version"] == 1
+    loaded = load_bundle(folder)
+    wrist = Camera("observation.images.wrist", (32, 32))
+    assert loaded.inputs == Inputs(cameras=(wrist,), deploy_resample="bilinear", max_length=24, robot=RMBENCH)
+    again = load_bundle(save_bundle(loaded, tmp_path / "again"))
+    assert json.loads((tmp_path / "again" / "config.json").read_text())["format_version"] == 2
+    assert again.inputs == loaded.inputs
+    session = Session(again)
+    session.reset("press the button", seed=3)
+    rng = np.random.default_rng(1)
+    for _ in range(3):
+        image = rng.integers(0, 256, (20, 30, 3)).astype(np.uint8)
+        session.observe({"observation": {"wrist": {"rgb": image}}, "joint_action": {"vector": rng.uniform(-1, 1, 14)}})
+    np.testing.assert_allclose(session.act(), expected, atol=1e-6)
+
+
+def test_what_a_first_version_left_out_means_what_it_meant(version_1):
+    folder, _ = version_1
     description = json.loads((folder / "config.json").read_text())
-    assert description["inputs"].pop("camera") == "observation.image.head_camera"
-    (folder / "config.json").write_text(json.dumps(description))
-    assert load_bundle(folder).inputs == bundle.inputs
-    assert load_bundle(folder).inputs.camera == "observation.image.head_camera"
+    for inputs, robot in (({}, RMBENCH), ({"normalization": "quantile"}, rmbench("quantile"))):
+        (folder / "config.json").write_text(json.dumps(description | {"inputs": inputs}))
+        found = load_bundle(folder).inputs
+        assert found == Inputs(normalization=inputs.get("normalization", "min_max"), robot=robot)
+    assert robot.state.raw == ()
 
 
 def test_what_is_no_bundle_is_named(tmp_path):

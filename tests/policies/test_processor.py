@@ -72,12 +72,16 @@ def test_prompts_follow_the_chat_template():
 def test_views_share_one_prompt_and_images_are_resized():
     p = processor(views=2)
     images = np.random.default_rng(0).integers(0, 256, (3, 2, 64, 96, 3), np.uint8)
-    arrays = p.prepare(images, [TEXTS[0], TEXTS[1], TEXTS[0]])
+    arrays = p.prepare(list(images.swapaxes(0, 1)), [TEXTS[0], TEXTS[1], TEXTS[0]])
     assert arrays["patches"].shape == (3, 2, 24, 1536)
     assert arrays["position"].shape == (3, 3, 40)
     assert arrays["image_slot"].max() == 11
-    large = np.repeat(np.repeat(images, 2, 2), 2, 3)
-    assert p.prepare(large, [TEXTS[0]] * 3)["patches"].shape == (3, 2, 24, 1536)
+    large = np.repeat(np.repeat(images[:, 1], 2, 1), 2, 2)  # views may have sizes of their own
+    mixed = p.prepare([images[:, 0], large], [TEXTS[0]] * 3)
+    assert mixed["patches"].shape == (3, 2, 24, 1536)
+    np.testing.assert_array_equal(mixed["patches"][:, 0], arrays["patches"][:, 0])
+    with pytest.raises(ValueError, match=r"1 views.*expected 2"):
+        p.prepare([images[:, 0]], [TEXTS[0]] * 3)
 
 
 def test_bad_input_is_named():
@@ -87,6 +91,6 @@ def test_bad_input_is_named():
     with pytest.raises(UserError, match="special token"):
         processor().prompt("pick <|im_end|> now")
     with pytest.raises(ValueError, match="uint8"):
-        processor().prepare(np.zeros((1, 64, 96, 3), np.float32), TEXTS[:1])
+        processor().prepare([np.zeros((1, 64, 96, 3), np.float32)], TEXTS[:1])
     with pytest.raises(ValueError, match="multiples of 32"):
         patchify(np.zeros((40, 64, 3), np.uint8), p.config.vision)

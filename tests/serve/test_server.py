@@ -32,6 +32,7 @@ from websockets.sync.client import connect
 from mem0_jax.errors import UserError
 from mem0_jax.inference.session import Session
 from mem0_jax.policies.bundle import save_bundle
+from mem0_jax.policies.inputs import Camera
 from mem0_jax.serve.client import Client, ServerError, pack, unpack
 from mem0_jax.serve.server import Settings
 from mem0_jax.serve.service import Service
@@ -189,7 +190,9 @@ def test_numbers_may_be_arrays_without_axes(server):
 
 
 def test_another_camera_is_refused_with_both_names(bundle):
-    wrist = dataclasses.replace(bundle, inputs=dataclasses.replace(bundle.inputs, camera="observation.images.wrist"))
+    wrist = dataclasses.replace(
+        bundle, inputs=dataclasses.replace(bundle.inputs, cameras=(Camera("observation.images.wrist", (32, 32)),))
+    )
     seen = frame(0)
     image, state = seen["observation"]["head_camera"]["rgb"], seen["joint_action"]["vector"]
     own = {"observation": {"wrist": {"rgb": image}, "head_camera": {"rgb": image}}, "joint_action": {"vector": state}}
@@ -236,7 +239,7 @@ OTHERS = {  # the layouts of RMBench, LeRobot, and openpi's policies for ALOHA, 
 @pytest.fixture(scope="module")
 def wrist(bundle):
     """A server of a policy trained on another camera."""
-    inputs = dataclasses.replace(bundle.inputs, camera="observation.images.wrist_left")
+    inputs = dataclasses.replace(bundle.inputs, cameras=(Camera("observation.images.wrist_left", (32, 32)),))
     with serving(lambda: Service(dataclasses.replace(bundle, inputs=inputs), slots=8, rows=8)) as server:
         yield server
 

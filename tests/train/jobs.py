@@ -68,7 +68,9 @@ def policy_and_batch(lanes: int, frames: int) -> tuple[GivenNoise, dict[str, np.
     rng = np.random.default_rng(0)
     samples = lanes * frames
     images = rng.integers(0, 256, (samples, 32, 32, 3), np.uint8)
-    arrays = Processor(tokenizer, config.backbone, (32, 32), 12).prepare(images, [TEXTS[i % 2] for i in range(samples)])
+    arrays = Processor(tokenizer, config.backbone, (32, 32), 12).prepare(
+        [images], [TEXTS[i % 2] for i in range(samples)]
+    )
     batch = {name: value.reshape(lanes, frames, *value.shape[1:]) for name, value in arrays.items()}
     ends = np.cumsum(rng.random((lanes, frames)) < 0.2, 1)
     return GivenNoise(config), batch | {

@@ -137,8 +137,8 @@ def test_a_policy_knows_the_camera_it_is_trained_on(tmp_path):
     prepared = prepare(job(str(config), f"--config.data.camera={wrist}"))
     folder = save_bundle(prepared.lessons.bundle(prepared.policy.init(jax.random.key(0))), tmp_path / "bundle")
     bundle = load_bundle(folder)
-    assert (bundle.inputs.camera, bundle.transform.camera) == (wrist, "wrist")
-    with pytest.raises(UserError, match=r"'observation.wrist', the camera the policy was trained on.*head_camera"):
+    assert (bundle.inputs.cameras[0].feature, bundle.transform.cameras) == (wrist, ("wrist",))
+    with pytest.raises(UserError, match=r"trained on the camera 'wrist', the observation has 'head_camera'"):
         Session(bundle).observe({"observation": {"head_camera": {"rgb": np.zeros((32, 32, 3), np.uint8)}}})
 
 

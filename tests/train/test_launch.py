@@ -18,6 +18,7 @@ from mem0_jax import tree
 from mem0_jax.cli import main
 from mem0_jax.eval.rollout import evaluate
 from mem0_jax.policies.bundle import load_bundle
+from mem0_jax.policies.inputs import Camera
 from mem0_jax.train.log import read_rows
 
 PROGRAM = Path(__file__).parent / "jobs.py"
@@ -67,8 +68,8 @@ def test_a_run_leaves_logs_validations_and_a_bundle_to_deploy(finished):
     figures = json.loads((finished.parent / "figures.json").read_text())
     assert figures["last_row"] == rows[-1]
     bundle = load_bundle(finished / "bundle")
-    assert bundle.inputs.camera_size == (32, 32)
-    assert bundle.inputs.resample == "bicubic"
+    assert bundle.inputs.cameras == (Camera(size=(32, 32)),)
+    assert bundle.inputs.deploy_resample == "bicubic"
     assert bundle.tokenizer is not None
     assert bundle.config.backbone.text.vocab_size == bundle.tokenizer.get_vocab_size()
     [result] = evaluate(bundle, "put_back_block", [0], execute=3)

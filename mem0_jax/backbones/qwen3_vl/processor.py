@@ -142,27 +142,30 @@ class Processor:
         ends = np.flatnonzero(prompt["input_ids"] == self.config.tokens.vision_end)
         return {name: value[..., : ends[-1] + 1] for name, value in prompt.items()}
 
-    def prepare(self, images: np.ndarray, texts: Sequence[str]) -> dict[str, np.ndarray]:
+    def prepare(self, images: Sequence[np.ndarray], texts: Sequence[str]) -> dict[str, np.ndarray]:
         """Backbone arrays of a batch.
 
         Args:
-            images: uint8 [B, height, width, 3], or [B, V, height, width, 3].
+            images: uint8 [B, height, width, 3] of each of the V views, whose sizes may differ.
             texts: B instructions.
 
         Returns:
             patches uint8 [B, V, P, C], input_ids, attention_mask, image_slot [B, S], position [B, 3, S].
         """
-        images = images if images.ndim == 5 else images[:, None]
-        if images.shape[:2] != (len(texts), self.views) or images.dtype != np.uint8:
-            raise ValueError(f"images {images.dtype} {images.shape}: expected uint8 [{len(texts)}, {self.views}, ...]")
+        for view in images:
+            if view.dtype != np.uint8 or view.ndim != 4 or len(view) != len(texts) or len(images) != self.views:
+                what = f"{len(images)} views, {view.dtype} {list(view.shape)}"
+                raise ValueError(f"{what}: expected {self.views}, uint8 [{len(texts)}, height, width, 3]")
         prompts = [self.prompt(text) for text in texts]
         arrays = {key: np.stack([prompt[key] for prompt in prompts]) for key in prompts[0]}
         return arrays | {"patches": patchify(self.resized(images), self.config.vision)}
 
-    def resized(self, images: np.ndarray) -> np.ndarray:
-        """Images uint8 [..., height, width, 3] as the tower sees them: bicubic, of `image_size`."""
-        if images.shape[-3:-1] == self.image_size:
-            return images
+    def resized(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        """Views, each uint8 [B, height, width, 3], as the tower sees them: bicubic, of `image_size`, [B, V, ...]."""
         size = (self.image_size[1], self.image_size[0])
-        flat = [np.asarray(Image.fromarray(im).resize(size)) for im in images.reshape(-1, *images.shape[-3:])]
-        return np.stack(flat).reshape(*images.shape[:-3], *self.image_size, 3)
+
+        def resized(view: np.ndarray) -> Any:
+            same = view.shape[1:3] == self.image_size
+            return view if same else [np.asarray(Image.fromarray(picture).resize(size)) for picture in view]
+
+        return np.stack([resized(view) for view in images], 1)

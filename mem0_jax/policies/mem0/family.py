@@ -37,7 +37,9 @@ FAMILY = PolicyFamily(
     check_tokenizer=lambda tokenizer, config: check_tokenizer(tokenizer, config.backbone),
     serving_dtype=serving_dtype,
     backbone="backbone",
-    processor=lambda tokenizer, config, length: Processor(tokenizer, config.backbone, config.image_size, length),
+    processor=lambda tokenizer, config, inputs: Processor(
+        tokenizer, config.backbone, config.image_size, inputs.max_length, len(inputs.cameras)
+    ),
     word_tokenizer=word_tokenizer,
     completed=completed,
     parts=parts,

@@ -48,22 +48,27 @@ class Mem0Model(nnx.Module):
 def pooled_features(hidden: Array, input_ids: Array, tokens: TokenIds) -> tuple[Array, Array]:
     """Image and text feature [B, H] of hidden states [B, S, H].
 
-    The image feature is the mean strictly between the first vision_start and the first vision_end, the text feature
-    strictly between the first vision_end and the first im_end; an empty or missing span gives zeros.
+    The image feature is the mean of all views, strictly between their vision_start and vision_end, the text feature
+    that strictly between the last view's vision_end and the first im_end; an empty or missing span gives zeros.
     """
     place = jnp.arange(input_ids.shape[1])
+    starts, ends = input_ids == tokens.vision_start, input_ids == tokens.vision_end
 
-    def first(token):
-        found = input_ids == token
-        return jnp.argmax(found, 1)[:, None], found.any(1)[:, None]
+    def last(found):  # where the last one was, up to each place
+        return jax.lax.cummax(jnp.where(found, place, -1), axis=1)
 
-    def mean(start, end):
-        inside = (place > start[0]) & (place < end[0]) & start[1] & end[1]
+    last_end = last(ends)
+    opened = last(starts) > jnp.pad(last_end[:, :-1], [(0, 0), (1, 0)], constant_values=-1)  # a view, its end included
+    final = last(ends & opened)[:, -1:]  # of the last view
+    image = opened & ~starts & ~ends & (place < final)
+    found = input_ids == tokens.im_end
+    text = (place > final) & (place < jnp.argmax(found, 1)[:, None]) & (final >= 0) & found.any(1)[:, None]
+
+    def mean(inside):
         weight = inside / jnp.maximum(inside.sum(1, keepdims=True), 1)
         return jnp.einsum("bs,bsh->bh", weight.astype(hidden.dtype), hidden)
 
-    vision_end = first(tokens.vision_end)
-    return mean(first(tokens.vision_start), vision_end), mean(vision_end, first(tokens.im_end))
+    return mean(image), mean(text)
 
 
 class Mem0:
@@ -100,12 +105,12 @@ class Mem0:
         action, threshold = self.config.action, self.config.classifier.threshold
         return Spec(action.horizon, action.action_dim, action.state_dim, self.config.memory.window_size, threshold)
 
-    def batch(self, tokens: int) -> Shapes:
-        """Entries of a training batch with one view a frame and images of `image_size`; `tokens` is S."""
+    def batch(self, tokens: int, views: int = 1) -> Shapes:
+        """Entries of a training batch with images of `image_size`; `tokens` is S, `views` V."""
         vision, action, (height, width) = self.config.backbone.vision, self.config.action, self.config.image_size
         patches = height * width // vision.patch_size**2
         return {
-            "patches": ((1, patches, vision.patch_width), jnp.uint8),
+            "patches": ((views, patches, vision.patch_width), jnp.uint8),
             "input_ids": ((tokens,), jnp.int32),
             "attention_mask": ((tokens,), jnp.bool_),
             "position": ((3, tokens), jnp.int32),
@@ -121,8 +126,8 @@ class Mem0:
         return bank.reset(state, where)
 
     def inputs(self, images: Array, prompts: Batch) -> Batch:
-        """Observations from pictures uint8 [B, height, width, 3] of `image_size` and prompts of the processor."""
-        return prompts | {"patches": patchify(images[:, None], self.config.backbone.vision)}
+        """Observations from pictures uint8 [B, V, height, width, 3] of `image_size` and prompts of the processor."""
+        return prompts | {"patches": patchify(images, self.config.backbone.vision)}
 
     @same_numbers
     def init(self, key: Array) -> Params:
