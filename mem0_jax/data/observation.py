@@ -3,10 +3,12 @@
     general  {"images": {CAMERA: picture}, "state": numbers}
     nested   {"observation": {CAMERA: {"rgb": picture}}, "joint_action": {"vector": numbers}}, as RMBench has it
     flat     "observation/CAMERA", "observation/CAMERA/rgb", "observation/images/CAMERA", "observation.images.CAMERA",
-             "image" or "observation/image" of a policy with one camera; "state", "observation/state",
+             CAMERA alone, "image" or "observation/image" of a policy with one camera; "state", "observation/state",
              "observation.state", "joint_action/vector"; as clients of openpi and LeRobot have them
 
-Pictures are uint8 [H, W, 3], RGB. The client in `serve.client`, one file that stands alone, has the same lines.
+Pictures are uint8 [H, W, 3], RGB. What stands there under two names must be the same, and a picture that names no
+camera is taken only where no other camera is named. The client in `serve.client`, one file that stands alone, has the
+same lines.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import numpy as np
 
 # -- spellings --
 _NAMED = ("observation/{}/rgb", "observation.images.{}", "observation.image.{}")
-_NAMED += ("observation/{}", "observation/images/{}", "{}")
+_NAMED += ("{}", "observation/images/{}", "observation/{}")
 _UNNAMED = ("image", "observation/image")  # of a policy with one camera
 _STATE = ("state", "observation/state", "observation.state", "joint_action/vector")
 _ROOTS = ("images", "observation", "joint_action")

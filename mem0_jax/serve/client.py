@@ -419,7 +419,7 @@ def check_state(state: Any, counts: Sequence[int], name: str = "state") -> np.nd
 
 # -- spellings --
 _NAMED = ("observation/{}/rgb", "observation.images.{}", "observation.image.{}")
-_NAMED += ("observation/{}", "observation/images/{}", "{}")
+_NAMED += ("{}", "observation/images/{}", "observation/{}")
 _UNNAMED = ("image", "observation/image")  # of a policy with one camera
 _STATE = ("state", "observation/state", "observation.state", "joint_action/vector")
 _ROOTS = ("images", "observation", "joint_action")
