@@ -8,7 +8,7 @@ from typing import Any
 
 from mem0_jax.convert.rules import AnyRule, ConversionError
 from mem0_jax.family import Config
-from mem0_jax.policies.bundle import Inputs
+from mem0_jax.policies.inputs import Inputs
 from mem0_jax.train.config import OptimizerConfig
 
 Shapes = Mapping[str, tuple[int, ...]]

@@ -10,7 +10,7 @@ from mem0_jax.convert.format import Format, Inside, Names, Optimizer, Settings
 from mem0_jax.convert.models import qwen3_vl
 from mem0_jax.convert.rules import TRANSPOSE, AnyRule, Constant, ConversionError, Rule, linear, norm
 from mem0_jax.heads.flow import FlowConfig
-from mem0_jax.policies.bundle import Inputs
+from mem0_jax.policies.inputs import Inputs
 from mem0_jax.policies.mem0 import Mem0Config
 from mem0_jax.train.config import OptimizerConfig
 
