@@ -1039,8 +1039,8 @@ def _lacks_actions(answer: Mapping[str, Any], message: Mapping[str, Any], widths
     if message["type"] != "infer" or answer["plan_needed"]:
         return ""
     found = answer.get("actions")
-    fitting = isinstance(found, np.ndarray) and found.dtype == np.float32 and found.ndim == 2 and len(found)
-    if fitting and found.shape[1] in widths:
+    shape = found.shape if isinstance(found, np.ndarray) and found.dtype == np.float32 else ()
+    if len(shape) == 2 and shape[0] and shape[1] in widths:
         return ""
     return f"{brief(found)} as actions, which must be float32 [K, {' or '.join(map(str, widths))}]"
 
