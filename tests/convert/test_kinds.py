@@ -157,7 +157,7 @@ def test_a_folder_of_hugging_face_with_a_torch_file(tmp_path):
     write_pt(tmp_path / "pytorch_model.bin", tensors)
     for path in (tmp_path, tmp_path / "pytorch_model.bin"):
         source = open_source(path)
-        assert (source.format, source.model, source.model_folder) == ("pt", "qwen3_vl", tmp_path)
+        assert (source.format, source.model.name, source.model_folder) == ("pt", "qwen3_vl", tmp_path)
         assert source.shapes == {name: tensor.shape for name, tensor in tensors.items()}
     (tmp_path / "pytorch_model.bin").rename(tmp_path / "model.pt")
     assert open_source(tmp_path / "model.pt").model_folder is None

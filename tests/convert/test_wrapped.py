@@ -199,7 +199,7 @@ JOINED = {f"{module}.{name}": value for module, state in PARTS.items() for name,
 )
 def test_modules_saved_apart_are_one_model(tmp_path, content):
     source = opened(tmp_path, content)
-    assert source.model == "mem0"
+    assert source.model.name == "mem0"
     assert_are(source.tensors, JOINED)
     assert source.checkpoint.get("global_step") == content.get("global_step")
     assert any(note.startswith("modules saved apart are taken together: qwen_model, ") for note in source.notes)

@@ -108,7 +108,7 @@ def test_without_a_planner_the_policy_is_told_the_whole_task(bundle_folder, tmp_
 @pytest.mark.parametrize(
     ("planner", "more", "message"),
     [
-        ("policy", (), "holds a policy: a planner is a Qwen3-VL alone"),
+        ("policy", (), "holds a policy: a planner is a backbone alone"),
         ("ftp://127.0.0.1", (), "expected one such as http://"),
         ("http://127.0.0.1:1/v1", ("--planner-timeout", "0"), "timeout is 0.0 s"),
         ("somebody", (), "expected oracle, none, server, a planner's folder"),

@@ -84,7 +84,7 @@ def test_commands_are_read(page, words, monkeypatch):
         elif rest != ["--help"]:
             read_by_the_program(rest, monkeypatch)
     elif program == "make":
-        targets = re.findall(r"^([a-z]+)(?: [a-z ]+)?:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        targets = re.findall(r"^([a-z-]+)(?: [a-z -]+)?:", (ROOT / "Makefile").read_text(), re.MULTILINE)
         assert rest[0] in targets
     elif program == "python":
         read_by_a_script(rest)
