@@ -104,11 +104,10 @@ class ChatFamily(Family):
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyFamily(Family):
-    """A kind of policy.
+    """A kind of policy; its configurations have a field `flow`, see `heads.flow.FlowConfig`.
 
     Attributes:
         policy: configuration -> `policies.base.Policy`.
-        backbone: field of the configuration, and subtree of the parameters, that is a model of another family.
         processor: (tokenizer, configuration, `policies.inputs.Inputs`) -> pictures and instructions to the model's
             arrays. `prepare(views, texts)` makes a batch of pictures uint8 [B, h, w, 3] of each camera; for the engine,
             `prompt(text)` has the arrays of an instruction, `attention_mask` among them, `image_prefix` those of its
@@ -117,6 +116,7 @@ class PolicyFamily(Family):
         completed: (configuration, tokenizer, vocabulary, dtype) -> the configuration that is trained; without a
             tokenizer, None, one of the same sizes.
         parts: (configuration, tokens of a prompt) -> operations by part, see `train.flops`.
+        backbone: field of the configuration, and subtree of the parameters, that is a model of another family; or "".
         learning_rates, floors: of a job that names none, by the policy's learning-rate groups.
         presets: by name; the first is that of a job that names none.
         reference: parameters that precision "reference" keeps in bfloat16, as path regexes; empty: there is none such.
@@ -127,11 +127,11 @@ class PolicyFamily(Family):
     """
 
     policy: Callable[[Config], Any]
-    backbone: str
     processor: Callable[[Any, Config, Any], Any]
     word_tokenizer: Callable[[Iterable[str]], Any]
     completed: Callable[[Config, Any, int, str], Config]
     parts: Callable[[Config, int], Mapping[str, Part]]
+    backbone: str = ""
     learning_rates: Mapping[str, float] = field(default_factory=dict)
     floors: Mapping[str, float] = field(default_factory=dict)
     presets: Mapping[str, Preset] = field(default_factory=lambda: {"full": Preset()})

@@ -246,7 +246,7 @@ def _names(feature: Any, unnamed: str) -> tuple[str, ...]:
 
 
 def matching(patterns: Sequence[str], names: Sequence[str], what: str) -> tuple[str, ...]:
-    """The names that patterns such as "*" or "left_*" choose, one after the other; "!gripper" takes some out again.
+    """The names, each once, that patterns such as "*" or "left_*" choose one by one; "!gripper" takes some out again.
 
     Raises:
         ValueError: a pattern that matches none.
@@ -257,4 +257,4 @@ def matching(patterns: Sequence[str], names: Sequence[str], what: str) -> tuple[
         if not found:
             raise ValueError(f"{what}: {pattern!r} matches none of {', '.join(names)}")
         chosen = chosen - found if pattern.startswith("!") else chosen | found
-    return tuple(name for name in names if name in chosen)
+    return tuple(name for name in dict.fromkeys(names) if name in chosen)

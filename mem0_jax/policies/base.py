@@ -89,7 +89,7 @@ class Policy(Trainable, Protocol):
     @property
     def spec(self) -> Spec: ...
 
-    def batch(self, tokens: int, views: int = 1) -> Shapes:
+    def batch(self, tokens: int, views: int) -> Shapes:
         """(shape, dtype) of every entry of a training batch, without [L, T], for prompts of so many tokens and pictures
         of so many cameras."""
         ...

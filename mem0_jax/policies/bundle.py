@@ -243,8 +243,10 @@ def load_backbone(folder: str | Path, dtype: Any = jnp.float32, shardings: Shard
     """Reads the backbone of a bundle, of one alone or of a policy's; arguments as in `load_bundle`."""
     folder = Path(folder).absolute()
     config, _ = read_description(folder)
+    if isinstance(found := family_of(config), PolicyFamily) and not found.backbone:
+        raise BundleError(f"{folder} holds a {found.name}, a policy without a backbone")
     params = _load_params(folder, config, dtype, shardings)
-    if isinstance(found := family_of(config), PolicyFamily):
+    if isinstance(found, PolicyFamily):
         config, params = getattr(config, found.backbone), params[found.backbone]
     return Backbone(config, params, _tokenizer(folder))
 

@@ -167,7 +167,7 @@ class Transform:
         state that it was sampled in, else as it is: the reference averages what is normalised."""
         return self.chunk(chunk, start) if self.robot.relative else np.asarray(chunk)
 
-    def actions(self, kept: Sequence[Sequence[np.ndarray]], count: int) -> np.ndarray:
+    def actions(self, kept: Sequence[Sequence[np.ndarray]] | np.ndarray, count: int) -> np.ndarray:
         """Actions float32 [K, E] for an environment that gives `count` numbers, from what was kept for each of K times:
         one or more predictions, whose mean is taken."""
         if self.robot.relative:

@@ -90,6 +90,7 @@ class Episodes:
         vocabulary = family.vocabulary(job.model)
         if job.init_from:
             found = read_description(Path(job.init_from).absolute())[0]
+            check_start(job, found)
             vocabulary = family_of(found).vocabulary(found)
         elif job.data.tokenizer == WORDS:
             vocabulary = tokenizer.get_vocab_size()
@@ -187,6 +188,17 @@ class Episodes:
         with told_to_the_user():
             spec, seed = self.policy().spec, self.job.data.seed
             return make_source(dataset, self.inputs, self.stats, spec, self.processor, seed=seed, **arguments)
+
+
+def check_start(job: Job, found: Any) -> None:
+    """Raises UserError: a bundle of this configuration is neither the policy that is trained nor its backbone."""
+    inner = job.family.backbone and family_of(getattr(job.model, job.family.backbone)).name
+    name, fitting = family_of(found).name, [known for known in (job.policy, inner) if known]
+    if name not in fitting:
+        raise UserError(
+            f"init_from: {job.init_from} holds a {name}, and a {job.policy} is trained; name a bundle of "
+            f"{' or '.join(fitting)}"
+        )
 
 
 def make_inputs(data: DataSettings, robot: Robot) -> Inputs:

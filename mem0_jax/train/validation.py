@@ -51,7 +51,8 @@ class Validation:
         self._sources = lessons.held_out_sources(self._lanes, FRAMES, first, count)
         self._policy = lessons.policy()
         self._width = len(lessons.inputs.robot.action.names)  # what a policy has beyond is no robot's
-        self._observed = self._policy.batch(job.data.max_length).keys() - set(self._policy.labels)
+        announced = self._policy.batch(job.data.max_length, len(lessons.inputs.cameras))
+        self._observed = announced.keys() - set(self._policy.labels)
         self._plain = trained.composed if isinstance(trained, LoraPolicy) else lambda params: params
         self._threads = None if job.data.threads < 0 else job.data.threads
         self._layout = layout

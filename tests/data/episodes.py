@@ -7,12 +7,21 @@ import cv2
 import numpy as np
 
 from mem0_jax.data.lerobot_writer import LeRobotWriter, mem0_features
+from mem0_jax.tree import flatten
 
 ASSETS = Path(__file__).parent / "assets"
 CAMERA = "observation.image.head_camera"
 
 LENGTHS = (7, 12, 5, 9, 1, 16, 8)
 NULLS = {1: (0, 1, 5), 2: (0, 1, 2, 3, 4), 5: (15,)}  # episode 2 is never played
+
+
+def assert_same(found: dict, expected: dict) -> None:
+    """Equal elements or batches, to the byte."""
+    found, expected = flatten(found), flatten(expected)
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        np.testing.assert_array_equal(found[key], value, err_msg=key)
 
 
 def picture(episode: int, frame: int, height: int = 64, width: int = 96) -> np.ndarray:

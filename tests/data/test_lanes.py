@@ -8,9 +8,10 @@ import sys
 import time
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
-from episodes import ASSETS, CAMERA, LENGTHS, NULLS, episode_frames, read_code
+from episodes import ASSETS, CAMERA, LENGTHS, NULLS, assert_same, episode_frames, read_code
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,7 +22,7 @@ from mem0_jax.data.normalize import Normalizer, NormStats
 from mem0_jax.data.pipeline import make_loader
 from mem0_jax.data.schedule import LaneSchedule
 from mem0_jax.data.transforms import ColorJitter, action_chunk
-from mem0_jax.tree import flatten
+from mem0_jax.tree import flatten, unflatten
 
 lengths_of_episodes = st.lists(st.integers(1, 12), min_size=1, max_size=9)
 
@@ -29,13 +30,6 @@ lengths_of_episodes = st.lists(st.integers(1, 12), min_size=1, max_size=9)
 def source_of(dataset: LeRobotDataset, **changes) -> LaneSource:
     settings: dict[str, Any] = {"lanes": 3, "frames": 4, "horizon": 5, "seed": 7} | changes
     return LaneSource(dataset, **settings)
-
-
-def equal(a, b):
-    a, b = flatten(a), flatten(b)
-    assert a.keys() == b.keys()
-    for key in a:
-        np.testing.assert_array_equal(a[key], b[key], err_msg=key)
 
 
 # Schedule
@@ -180,7 +174,7 @@ def test_image_columns_and_videos_stream_alike(version, camera):
 def test_cached_and_decoded_pictures_are_equal_in_any_order(recorded):
     cached, decoded = (source_of(recorded, cache_frames=c, cameras={CAMERA: (32, 40)}) for c in (True, False))
     for index in np.random.default_rng(0).permutation(60):
-        equal(cached[index], decoded[index])
+        assert_same(cached[index], decoded[index])
     cached.close()
     decoded.close()
 
@@ -222,7 +216,7 @@ def test_threads_do_not_change_a_byte(recorded, cache):
     reference = batches(make(), 12, threads=0)
     for threads, prefetch in ((1, 1), (2, 2), (8, 3)):
         for a, b in zip(reference, batches(make(), 12, threads=threads, prefetch=prefetch)):
-            equal(a, b)
+            assert_same(a, b)
     assert reference[0]["images"][CAMERA].shape == (3, 4, 64, 96, 3)
 
 
@@ -235,11 +229,11 @@ def test_resume_is_exact_for_any_thread_count_and_a_fresh_object(recorded):
             assert state["step"] == step
             with make_loader(make(), threads=step % 3) as other:
                 other.set_state(state)
-                equal(next(other), reference[step])
-            equal(next(loader), reference[step])
+                assert_same(next(other), reference[step])
+            assert_same(next(loader), reference[step])
         loader.set_state(state)
-        equal(next(loader), reference[8])
-    equal(batches(make(), 1, start_step=6)[0], reference[6])
+        assert_same(next(loader), reference[8])
+    assert_same(batches(make(), 1, start_step=6)[0], reference[6])
     assert len(json.dumps(state)) < 300
 
 
@@ -266,15 +260,16 @@ def test_resume_in_a_new_process(recorded, tmp_path):
         from mem0_jax.data.lerobot import LeRobotDataset
         from mem0_jax.data.pipeline import make_loader
         from mem0_jax.data.transforms import ColorJitter
+        from mem0_jax.tree import flatten
         dataset = LeRobotDataset({str(recorded.root)!r})
         source = LaneSource(dataset, lanes=3, frames=4, horizon=5, seed=7, jitter=ColorJitter())
         with make_loader(source) as loader:
             loader.set_state({state!r})
-            np.savez({str(tmp_path / "batch.npz")!r}, **next(loader))
+            np.savez({str(tmp_path / "batch.npz")!r}, **flatten(next(loader)))
     """
     subprocess.run([sys.executable, "-c", code], check=True)
     with np.load(tmp_path / "batch.npz") as file:
-        equal(dict(file), expected)
+        assert_same(unflatten(dict(file)), expected)
 
 
 def test_a_state_of_another_stream_is_refused(recorded):
@@ -293,7 +288,7 @@ def test_hosts_with_lane_blocks_make_up_the_global_batch(recorded, split):
     firsts = np.cumsum((0, *split[:-1])).tolist()
     parts = [batches(make(first_lane=f, num_local_lanes=n), 6) for f, n in zip(firsts, split)]
     for step, batch in enumerate(whole):
-        equal({key: np.concatenate([part[step][key] for part in parts]) for key in batch}, batch)
+        assert_same(jax.tree.map(lambda *blocks: np.concatenate(blocks), *(part[step] for part in parts)), batch)
 
 
 def test_a_state_moves_to_another_number_of_hosts(recorded):
@@ -305,7 +300,7 @@ def test_a_state_moves_to_another_number_of_hosts(recorded):
             next(whole)
         half.set_state(whole.get_state())
         batch, part = next(whole), next(half)
-        equal({key: value[2:] for key, value in batch.items()}, part)
+        assert_same(jax.tree.map(lambda value: value[2:], batch), part)
 
 
 # Refusals

@@ -45,7 +45,7 @@ def name(request, tmp_path, monkeypatch):
 
 def test_datasets_are_read_packed_and_shown(name, tmp_path, capsys):
     shutil.copytree(ASSETS / "lerobot_v21_cameras", name)
-    assert {finding.kind for finding in check_dataset(name).findings} == {"robot"}  # of another size than ours
+    assert not check_dataset(name).findings
     assert main(["data", "pack", "--", name, f"{name}.packed"]) == 0
     assert main(["data", "show", f"--out={name}.html", "--", name]) == 0
     assert "not a readable" not in (tmp_path / f"{name}.html").read_text()

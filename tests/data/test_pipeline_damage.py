@@ -14,7 +14,7 @@ import av
 import numpy as np
 import pytest
 from av.error import FFmpegError
-from episodes import CAMERA, LENGTHS, NULLS, episode_frames, read_code
+from episodes import CAMERA, LENGTHS, NULLS, assert_same, episode_frames, read_code
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -155,8 +155,7 @@ def test_an_episode_plays_up_to_its_damage(videos, tmp_path, cache):
     assert list(source.damaged) == [5]
     jumping = source_of(LeRobotDataset(root), cache_frames=not cache)
     for index in np.random.default_rng(0).permutation(120):
-        for key, value in source[index].items():
-            np.testing.assert_array_equal(jumping[index][key], value)
+        assert_same(jumping[index], source[index])
 
 
 def break_pictures(root: Path, episode_frames: dict[int, int], starts: list[int]) -> None:
@@ -191,8 +190,7 @@ def test_any_damage_leaves_a_pure_stream(packed, tmp_path_factory, harm, lanes, 
     order.shuffle(indices)
     jumping = source_of(PackedDataset(root), cache_frames=not cache, **options)
     for index in indices:
-        for key, value in source[index].items():
-            np.testing.assert_array_equal(jumping[index][key], value)
+        assert_same(jumping[index], source[index])
     assert set(jumping.damaged) <= set(harm)
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from episodes import CAMERA, episode_frames, read_code
+from episodes import CAMERA, assert_same, episode_frames, read_code
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -127,9 +127,8 @@ def test_threads_and_resume_do_not_change_a_byte(recorded, other):
             with make_loader(make(), threads=step % 2) as again:
                 again.set_state(state)
                 resumed = next(again)
-            for key, value in expected.items():
-                np.testing.assert_array_equal(batch[key], value)
-                np.testing.assert_array_equal(resumed[key], value)
+            assert_same(batch, expected)
+            assert_same(resumed, expected)
     with (
         make_loader(source_of(Mixture([recorded, other], [1, 1]))) as changed,
         pytest.raises(ValueError, match=r"schedule was 'interleaved-1 0\.666666667 0\.333333333', now"),

@@ -1,6 +1,7 @@
 """Several cameras of different sizes, earlier frames by index, and single frames in a random order."""
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -58,7 +59,8 @@ def test_a_camera_does_not_depend_on_the_others(arm):
 def test_a_batch_holds_all_cameras(arm):
     with make_loader(source_of(arm, cameras=SIZES), threads=2) as loader:
         batch = next(loader)
-    assert {key: view.shape[:2] for key, view in batch["images"].items()} == {TOP: (2, 4), WRIST: (2, 4)}
+    images: Any = batch["images"]
+    assert {key: view.shape[:2] for key, view in images.items()} == {TOP: (2, 4), WRIST: (2, 4)}
 
 
 def test_an_episode_that_one_camera_lost_is_replaced_in_all(arm, tmp_path_factory):

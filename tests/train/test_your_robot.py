@@ -1,11 +1,9 @@
 """From a LeRobot dataset of another robot to its served policy, by the commands of docs/your_robot.md."""
 
 import json
-import sys
 import urllib.error
 import urllib.request
 from io import BytesIO
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -89,7 +87,6 @@ def test_open_loop_takes_cameras_and_text_from_the_bundle(folder, dataset, tmp_p
 
 def test_the_session_and_the_server_decide_alike(folder):
     pytest.importorskip("aiohttp")
-    sys.path.append(str(Path(__file__).parents[1] / "serve"))
     from live import address, serving
 
     from mem0_jax.serve.client import Client

@@ -105,7 +105,7 @@ class Mem0:
         action, threshold = self.config.action, self.config.classifier.threshold
         return Spec(action.horizon, action.action_dim, action.state_dim, self.config.memory.window_size, threshold)
 
-    def batch(self, tokens: int, views: int = 1) -> Shapes:
+    def batch(self, tokens: int, views: int) -> Shapes:
         """Entries of a training batch with images of `image_size`; `tokens` is S, `views` V."""
         vision, action, (height, width) = self.config.backbone.vision, self.config.action, self.config.image_size
         patches = height * width // vision.patch_size**2
