@@ -46,7 +46,7 @@ def test_batches_are_those_of_the_reference(dataset, name):
     source = source_of(dataset, run, expected.shape[1], cache_frames=True)
     with make_loader(source) as loader:
         for batch in expected:
-            element = {key: value[0] for key, value in next(loader).items()}
+            element = jax.tree.map(lambda value: value[0], next(loader))
             found = np.stack([element["episode_index"], element["frame"]], -1)
             np.testing.assert_array_equal(found, batch)
             assert [list(read_code(image)) for image in element["images"][CAMERA]] == batch.tolist()
@@ -99,5 +99,5 @@ def test_too_few_episodes_are_refused(dataset):
         source_of(dataset, {"world": 4, "rank": 0, "workers": 3, "seed": 1}, 4)
     with pytest.raises(ValueError, match=r"seed is 4294967296"):
         source_of(dataset, {"world": 1, "rank": 0, "workers": 1, "seed": 2**32}, 4)
-    with pytest.raises(ValueError, match=r"schedule is 'shuffled'"):
-        LaneSource(dataset, lanes=1, frames=1, horizon=1, seed=0, schedule="shuffled")
+    with pytest.raises(ValueError, match=r"schedule is 'random'"):
+        LaneSource(dataset, lanes=1, frames=1, horizon=1, seed=0, schedule="random")
