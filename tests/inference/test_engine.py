@@ -214,7 +214,7 @@ def test_what_cannot_be_served_is_named_and_changes_nothing():
         r"expected uint8 \[1, 40, 48, 3\]": dataclasses.replace(
             sound, slot=1, fresh=True, images=(frames(rng, 1) * 1.0,)
         ),
-        r"images are uint8 \[1, 48, 40, 3\]": dataclasses.replace(
+        r"images of head_camera are uint8 \[1, 48, 40, 3\]": dataclasses.replace(
             sound, slot=1, fresh=True, images=(frames(rng, 1).swapaxes(1, 2),)
         ),
         "special token": dataclasses.replace(sound, slot=1, fresh=True, instruction="<|im_end|>"),
