@@ -63,6 +63,6 @@ def get_config() -> ConfigDict:
                 "warmup_steps": 50,
                 "b2": 0.99,
             },
-            "eval": {"episodes": 100, "execute": 3, "recorded": 3},
+            "eval": {"episodes": 100, "n_action_steps": 3, "recorded": 3},
         }
     )

@@ -65,7 +65,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "serve": Command(
         "serve a bundle to robots and simulators: WebSocket, HTTP, a page of live sessions",
-        "mem0-jax serve runs/demo/with_memory/bundle --action-horizon 2",
+        "mem0-jax serve runs/demo/with_memory/bundle --n-action-steps 2",
         "mem0_jax.commands.serve",
     ),
     "eval": Command(
@@ -145,6 +145,9 @@ def usage(commands: Mapping[str, Command], program: str = "mem0-jax") -> str:
     )
 
 
+RENAMED = {"--action-horizon": "--n-action-steps"}  # flags of version 0.1 that are called otherwise since
+
+
 class CommandParser(argparse.ArgumentParser):
     """The flags of one command: defaults in the help, examples below it, no abbreviations, help with misspellings.
 
@@ -168,7 +171,17 @@ class CommandParser(argparse.ArgumentParser):
         print(self.format_help(), end="", file=file)
 
     def parse_known_args(self, args=None, namespace=None):  # pyright: ignore[reportIncompatibleMethodOverride]
-        """As argparse does; an address such as gs://bucket in place of a file or folder of this machine is refused."""
+        """As argparse does; an address such as gs://bucket in place of a file or folder of this machine is refused.
+
+        A flag's old name is taken for its new one, with a word.
+        """
+        args = list(sys.argv[1:] if args is None else args)
+        for place, word in enumerate(args):
+            flag, equals, value = word.partition("=")
+            new = RENAMED.get(flag)
+            if new in self._option_string_actions:
+                print(f"{self.prog}: {flag} is now called {new}", file=sys.stderr)
+                args[place] = f"{new}{equals}{value}"
         parsed, unknown = super().parse_known_args(args, namespace)
         for name, value in vars(parsed).items():
             if isinstance(value, Path) and (match := re.match(r"([a-z][a-z0-9+.-]+):/(?!/)", str(value))):

@@ -88,9 +88,9 @@ def rate(outcomes: Iterable[Outcome]) -> float:
 
 def measure(bundle: Path, task: str, turns: int, sessions: int, alone: int) -> dict[str, list[float]]:
     """Episodes a minute of each way, once a turn. The episodes of a turn have the same seeds, as far as they go."""
-    policy, options = load_bundle(bundle), Options(action_horizon=EXECUTED)
+    policy, options = load_bundle(bundle), Options(n_action_steps=EXECUTED)
     with serving(bundle, sessions) as address:
-        given = {"action_horizon": EXECUTED}
+        given = {"n_action_steps": EXECUTED}
 
         def on_server(parallel: int) -> Callable[[range], Iterable[Outcome]]:
             return lambda seeds: play_on_server(address, task, seeds, given, parallel=parallel)

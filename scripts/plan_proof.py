@@ -137,7 +137,7 @@ def play(demo: Demo, episodes: int) -> dict[str, list[dict[str, Any]]]:
                 load_bundle(demo.out / policy / "bundle"),
                 TASK,
                 demo.seeds(TEST_SEEDS, episodes),
-                execute=EXECUTED,
+                n_action_steps=EXECUTED,
                 options=Options(rearm=True),
                 planner=namer,
             )

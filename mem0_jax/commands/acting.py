@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def add_acting(flags: argparse.ArgumentParser, note: str = "") -> None:
     """The flags of `inference.session.Options`, and of the flow solver."""
     group = flags.add_argument_group("acting", note)
-    group.add_argument("--action-horizon", type=int, metavar="K", help="actions of a chunk to execute (default: all)")
+    group.add_argument("--n-action-steps", type=int, metavar="K", help="actions of a chunk to execute (default: all)")
     group.add_argument("--average", action="store_true", help="average what overlapping chunks predict")
     group.add_argument("--threshold", type=float, metavar="P", help="end-of-subtask probability (default: trained)")
     group.add_argument("--patience", type=int, default=2, metavar="N", help="positive frames that end a subtask")
@@ -29,7 +29,7 @@ def options_of(flags: argparse.Namespace) -> "Options":
     """How the policy acts, by the flags of `add_acting`."""
     from mem0_jax.inference.session import Options
 
-    return Options(flags.action_horizon, flags.average, flags.threshold, flags.patience, rearm=flags.rearm)
+    return Options(flags.n_action_steps, flags.average, flags.threshold, flags.patience, rearm=flags.rearm)
 
 
 def add_planner(flags: argparse.ArgumentParser, who: str, default: str | None = None) -> None:

@@ -23,9 +23,9 @@ SUMMARY = (
     "Several variants play the same episodes, so they are compared in pairs. Ctrl-C keeps what is finished."
 )
 EXAMPLES = [
-    "mem0-jax eval closed put_back_block --bundle runs/demo/with_memory/bundle --action-horizon 2",
+    "mem0-jax eval closed put_back_block --bundle runs/demo/with_memory/bundle --n-action-steps 2",
     "mem0-jax eval closed put_back_block --bundle runs/demo/with_memory/bundle --sweep-horizon 1,2,4,6",
-    "mem0-jax eval closed put_back_block --bundle runs/demo/with_memory/bundle --action-horizon 2 --ablate",
+    "mem0-jax eval closed put_back_block --bundle runs/demo/with_memory/bundle --n-action-steps 2 --ablate",
     "mem0-jax eval closed press_button --bundle runs/proof/staged/bundle --planner runs/proof/planner --rearm",
     "mem0-jax eval closed press_button --server ws://127.0.0.1:8000 --planner server",
 ]

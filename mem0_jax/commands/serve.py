@@ -26,7 +26,7 @@ SUMMARY = (
 
 def parser() -> CommandParser:
     """The flags."""
-    flags = CommandParser("serve", SUMMARY, ["mem0-jax serve runs/demo/with_memory/bundle --action-horizon 2"])
+    flags = CommandParser("serve", SUMMARY, ["mem0-jax serve runs/demo/with_memory/bundle --n-action-steps 2"])
     flags.add_argument("bundle", type=Path, metavar="BUNDLE", help="the bundle's folder")
     flags.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 opens it to the network")
     flags.add_argument("--port", type=int, default=8000, help="port to listen on; 0 takes a free one")

@@ -109,7 +109,7 @@ def evaluate_arm(demo: Demo, arm: str, tell: Tell) -> None:
         load_bundle(folder / "bundle"),
         demo.task,
         demo.seeds(TEST_SEEDS, settings["episodes"]),
-        execute=settings["execute"],
+        n_action_steps=settings["n_action_steps"],
         record=settings["recorded"],
         progress=progress,
     )

@@ -16,7 +16,7 @@ from mem0_jax.serve.client import Client, ServerError, lacks
 # What results record of a server, besides what a client needs of it.
 _COUNT = range(1, 2**63)
 _ABOUT = {"horizon": _COUNT, "flow_steps": _COUNT, "provenance": dict, "planner": str, "options.threshold": float}
-_ABOUT |= {f"options.{name}": _COUNT for name in ("action_horizon", "patience")}
+_ABOUT |= {f"options.{name}": _COUNT for name in ("n_action_steps", "patience")}
 _ABOUT |= {f"options.{name}": bool for name in ("average", "classify", "rearm")}
 
 

@@ -42,7 +42,7 @@ class Variant:
 
 def horizon_sweep(options: Options, horizons: Sequence[int]) -> list[Variant]:
     """Variants that differ in how many actions of a chunk they execute."""
-    return [Variant(f"horizon {k}", dataclasses.replace(options, action_horizon=k)) for k in horizons]
+    return [Variant(f"horizon {k}", dataclasses.replace(options, n_action_steps=k)) for k in horizons]
 
 
 def memory_ablation(options: Options) -> list[Variant]:
@@ -149,9 +149,9 @@ class RemotePlayer:
         about, planner = self.policy["metadata"], self._planner if make(task, render=False).staged else None
         check_cameras(task, about.get("cameras") or [about["camera"]])
         settings = {**about["options"], **_given(variant.options)}
-        if not 1 <= settings["action_horizon"] <= about["horizon"]:
-            got = settings["action_horizon"]
-            raise UserError(f"action_horizon must lie between 1 and the policy's horizon {about['horizon']}, got {got}")
+        if not 1 <= settings["n_action_steps"] <= about["horizon"]:
+            got = settings["n_action_steps"]
+            raise UserError(f"n_action_steps must lie between 1 and the policy's horizon {about['horizon']}, got {got}")
         if planner == "server" and about["planner"] != "server":
             raise UserError(f"{self.address} has no planner: start it with --planner URL, or give another --planner")
         settings["classify"] |= planner not in (None, "none")  # staged sessions judge every frame

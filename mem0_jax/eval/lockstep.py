@@ -96,8 +96,8 @@ class _Table:
     @property
     def at_decision(self) -> bool:
         """Episodes that begin now decide together with those that are under way, which makes fewer steps."""
-        assert self._options.action_horizon is not None
-        return self._turns % self._options.action_horizon == 0
+        assert self._options.n_action_steps is not None
+        return self._turns % self._options.n_action_steps == 0
 
     def seat(self, episode: Episode) -> None:
         """Begins an episode."""

@@ -18,7 +18,7 @@ def evaluate(
     task: str,
     seeds: Sequence[int],
     *,
-    execute: int,
+    n_action_steps: int,
     sessions: int = ROWS,
     record: int = 0,
     options: Options | None = None,
@@ -31,7 +31,7 @@ def evaluate(
         bundle: the policy.
         task: a task of `mem0_jax.envs`.
         seeds: environment seeds; they also seed the sampling of chunks, so a result can be repeated.
-        execute: actions of a chunk that are executed before the next one is sampled.
+        n_action_steps: actions of a chunk that are executed before the next one is sampled.
         sessions: episodes played side by side, and rows of every batch: results repeat for the same number.
         record: the outcomes of the first so many episodes have a recording.
         options: how the policy acts otherwise.
@@ -41,7 +41,7 @@ def evaluate(
     Raises:
         UserError: the options do not fit the policy, or an episode could not be played to its end.
     """
-    options, outcomes = dataclasses.replace(options or Options(), action_horizon=execute), []
+    options, outcomes = dataclasses.replace(options or Options(), n_action_steps=n_action_steps), []
     how: dict[str, Any] = {"planner": planner, "parallel": sessions, "rows": sessions, "record": record}
     for outcome in play(bundle, task, seeds, options, **how):
         if outcome.error:

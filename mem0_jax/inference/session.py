@@ -35,7 +35,7 @@ class Options:
     """How a session acts; recorded with every result.
 
     Attributes:
-        action_horizon: actions of a chunk that are executed before the next one is sampled; None: all.
+        n_action_steps: actions of a chunk that are executed before the next one is sampled; None: all.
         average: predictions of overlapping chunks for the same time are averaged.
         threshold: end-of-subtask probability that counts as positive; None: the policy's own.
         patience: positive frames after which a staged task goes on to its next subtask.
@@ -45,7 +45,7 @@ class Options:
             several frames; where two subtasks in a row look alike, what is left of the end of one would end the next.
     """
 
-    action_horizon: int | None = None
+    n_action_steps: int | None = None
     average: bool = False
     threshold: float | None = None
     patience: int = 2
@@ -56,10 +56,10 @@ class Options:
         """These options with the policy's own in place of None. Raises UserError where a value cannot be."""
         spec = bundle.policy.spec
         horizon = spec.horizon
-        execute = horizon if self.action_horizon is None else self.action_horizon
+        steps = horizon if self.n_action_steps is None else self.n_action_steps
         threshold = spec.end_threshold if self.threshold is None else self.threshold
-        if not 1 <= execute <= horizon:
-            raise UserError(f"action_horizon must lie between 1 and the policy's horizon {horizon}, got {execute}")
+        if not 1 <= steps <= horizon:
+            raise UserError(f"n_action_steps must lie between 1 and the policy's horizon {horizon}, got {steps}")
         if threshold is None:
             if staged or self.classify:
                 raise UserError("this policy sees no ends of subtasks: a planner's stages cannot be followed")
@@ -67,7 +67,7 @@ class Options:
             raise UserError(f"threshold must lie between 0 and 1, got {threshold}")
         if self.patience < 1:
             raise UserError(f"patience must be at least 1, got {self.patience}")
-        return dataclasses.replace(self, action_horizon=execute, threshold=threshold, classify=self.classify or staged)
+        return dataclasses.replace(self, n_action_steps=steps, threshold=threshold, classify=self.classify or staged)
 
 
 class Pilot:
@@ -147,8 +147,8 @@ class Pilot:
     @property
     def due(self) -> bool:
         """The present chunk is used up or was abandoned: `actions` needs a decision first."""
-        assert self.options.action_horizon is not None
-        return self._decided is None or self.time - self._decided >= self.options.action_horizon
+        assert self.options.n_action_steps is not None
+        return self._decided is None or self.time - self._decided >= self.options.n_action_steps
 
     @property
     def situation(self) -> Situation:
@@ -226,10 +226,10 @@ class Pilot:
 
     def actions(self) -> np.ndarray:
         """Environment actions float32 [K, E] from now to the end of the present chunk's executed part."""
-        assert self.options.action_horizon is not None
+        assert self.options.n_action_steps is not None
         if self._decided is None or self.due:
             raise UserError("the present action chunk is used up: ask for a decision first")
-        times = range(self.time, self._decided + self.options.action_horizon)
+        times = range(self.time, self._decided + self.options.n_action_steps)
         assert self._seen is not None
         return self.bundle.transform.actions([self._predictions[time] for time in times], self._seen.count)
 

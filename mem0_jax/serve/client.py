@@ -850,7 +850,7 @@ class Client:
             seed: of the sampling of action chunks.
             planner: who names the subtasks: "server", "client" (see `plan`), or "none": the task has none. By default
                 the server's planner, where it has one.
-            options: of this episode instead of the server's: action_horizon, average, threshold, patience,
+            options: of this episode instead of the server's: n_action_steps, average, threshold, patience,
                 classify, rearm.
         """
         self._forget()

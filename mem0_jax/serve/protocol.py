@@ -175,12 +175,14 @@ def _reset(value: Mapping[str, Any], kind: str, prompt: str | None, limits: Limi
     if not isinstance(options, Mapping):
         raise RequestError("bad_message", f"options must be a map of {', '.join(known)}, got {kind_of(options)}")
     options = _plain(options)
+    if "action_horizon" in options:  # as clients before 0.2 call it
+        options = {"n_action_steps": options.pop("action_horizon")} | options
     for name, number in options.items():
         if name not in known:
             hint = did_you_mean(name[:40], known)
             what = f"unknown {brief(name)}{hint}"
             raise RequestError("bad_message", f"options must be a map of {', '.join(known)}; {what}")
-        wanted = {"action_horizon": (int,), "patience": (int,), "threshold": (float, int)}.get(name, (bool,))
+        wanted = {"n_action_steps": (int,), "patience": (int,), "threshold": (float, int)}.get(name, (bool,))
         if type(number) not in wanted or number != number:  # NaN
             must = kind_of(wanted[0]())
             raise RequestError("bad_message", f"option {name} must be {must}, got {brief(number)}")

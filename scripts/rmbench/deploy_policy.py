@@ -126,7 +126,7 @@ def _in_process(settings: Settings) -> tuple[Any, Sequence[str], dict[str, Any]]
     if settings.staged:
         assert settings.vllm_url is not None
         planner = RemotePlanner(settings.vllm_url, settings.planner_model)
-    options = Options(action_horizon=settings.action_horizon, patience=settings.threshold)
+    options = Options(n_action_steps=settings.action_horizon, patience=settings.threshold)
     return Session(bundle, options, planner), bundle.transform.cameras, {}
 
 
@@ -165,5 +165,5 @@ def _served(settings: Settings) -> tuple[Any, Sequence[str], dict[str, Any]]:
             "'mem0-jax serve BUNDLE --planner URL'"
         )
     options = {"planner": "server" if settings.staged else "none", "patience": settings.threshold}
-    horizon = {} if settings.action_horizon is None else {"action_horizon": settings.action_horizon}
+    horizon = {} if settings.action_horizon is None else {"n_action_steps": settings.action_horizon}
     return policy, about.get("cameras") or [about["camera"]], {**options, **horizon}

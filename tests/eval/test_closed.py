@@ -45,9 +45,9 @@ def only_folder(out):
 
 
 def test_results_stand_in_the_layout_and_repeat(bundle_folder, tmp_path, capsys):
-    assert run(bundle_folder, tmp_path / "a", "--action-horizon", "2", "--json", str(tmp_path / "copy.json")) == 0
+    assert run(bundle_folder, tmp_path / "a", "--n-action-steps", "2", "--json", str(tmp_path / "copy.json")) == 0
     assert "0% (0% to 56%)" in capsys.readouterr().out
-    assert run(bundle_folder, tmp_path / "b", "--action-horizon", "2", "--parallel", "2") == 0
+    assert run(bundle_folder, tmp_path / "b", "--n-action-steps", "2", "--parallel", "2") == 0
     folder = only_folder(tmp_path / "a")
     assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d", folder.name)
     assert comparable(folder) == comparable(only_folder(tmp_path / "b"))
@@ -64,7 +64,7 @@ def test_results_stand_in_the_layout_and_repeat(bundle_folder, tmp_path, capsys)
     results = comparable(folder)
     assert results["complete"] is True
     [variant] = results["variants"]
-    expected = {"action_horizon": 2, "average": False, "patience": 2, "flow_steps": 2, "memory": ["window", "anchor"]}
+    expected = {"n_action_steps": 2, "average": False, "patience": 2, "flow_steps": 2, "memory": ["window", "anchor"]}
     assert expected.items() <= variant["settings"].items()
     assert [episode["steps"] for episode in variant["episodes"]] == [7, 7, 7]
     assert len(results["policy"]["sha256"]) == 64
@@ -76,7 +76,7 @@ def test_results_stand_in_the_layout_and_repeat(bundle_folder, tmp_path, capsys)
 
 
 def test_a_film_shows_what_the_policy_saw(bundle_folder, tmp_path):
-    assert run(bundle_folder, tmp_path, "--videos", "1", "--action-horizon", "3") == 0
+    assert run(bundle_folder, tmp_path, "--videos", "1", "--n-action-steps", "3") == 0
     folder = only_folder(tmp_path)
     assert sorted(path.name for path in folder.glob("*.mp4")) == ["episode0.mp4"]
     with av.open(str(folder / "episode0.mp4")) as film:
@@ -119,7 +119,7 @@ def test_memory_branches_change_what_is_done(bundle):
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("mem0_jax.envs.put_back_block.PutBackBlock", Watching)
-            list(play(changed, "put_back_block", [300], Options(action_horizon=1)))
+            list(play(changed, "put_back_block", [300], Options(n_action_steps=1)))
         seen.append(np.stack(joints))
     for i in range(4):
         for j in range(i):
@@ -186,7 +186,7 @@ def test_staged_tasks_are_told_their_subtasks(bundle):
 @pytest.mark.parametrize(
     ("flags", "code", "message"),
     [
-        (["--action-horizon", "4"], 1, "between 1 and the policy's horizon 3, got 4"),
+        (["--n-action-steps", "4"], 1, "between 1 and the policy's horizon 3, got 4"),
         (["--sweep-horizon", "1,9"], 1, "got 9"),
         (["--sweep-horizon", "2,2"], 2, "--sweep-horizon"),
         (["--threshold", "2"], 1, "threshold must lie between 0 and 1"),
@@ -212,7 +212,7 @@ def test_a_policy_of_a_camera_that_the_environments_lack_is_refused_by_name(bund
     assert "has head_camera alone" in error
     assert not (tmp_path / "out").exists()
     with pytest.raises(UserError, match="'wrist'"):
-        evaluate(load_bundle(wrist), "press_button", [1], execute=1)
+        evaluate(load_bundle(wrist), "press_button", [1], n_action_steps=1)
 
 
 def test_unknown_tasks_bundles_and_servers_are_named(tmp_path, capsys, monkeypatch):

@@ -84,14 +84,14 @@ def outcomes(generator):
 
 
 def test_a_server_plays_as_this_process_does(server, bundle_folder, tmp_path):
-    shared = ["--episodes", "3", "--first-seed", "300", "--action-horizon", "2", "--videos", "1"]
+    shared = ["--episodes", "3", "--first-seed", "300", "--n-action-steps", "2", "--videos", "1"]
     address = ["--server", server, "--parallel", "2", "--setting", "far"]
     command = ["eval", "closed", "put_back_block", *shared, "--out", str(tmp_path)]
     assert main([*command, *address, "--json", str(tmp_path / "far.json")]) == 0
     far = json.loads((tmp_path / "far.json").read_text())
     assert far["complete"] is True
     assert far["policy"]["metadata"]["policy"] == "mem0"
-    assert far["variants"][0]["settings"]["action_horizon"] == 2
+    assert far["variants"][0]["settings"]["n_action_steps"] == 2
     [folder] = (tmp_path / "put_back_block/mem0_jax/builtin/far").glob("*")
     assert sorted(path.name for path in folder.glob("*.mp4")) == ["episode0.mp4"]
     assert main([*command, "--bundle", str(bundle_folder), "--json", str(tmp_path / "near.json")]) == 0
@@ -103,7 +103,7 @@ def test_a_server_plays_as_this_process_does(server, bundle_folder, tmp_path):
 @pytest.mark.parametrize(("who", "planner"), [("client", Oracle), ("server", lambda env: Clerk()), ("none", None)])
 def test_staged_episodes_equal_those_of_this_process_to_the_last_bit(server, bundle, who, planner):
     """Batches of the same size: not even rounding differs. The subtasks told show in the stages and the rewards."""
-    options = {"action_horizon": 2, **STAGED}
+    options = {"n_action_steps": 2, **STAGED}
     far = outcomes(play_on_server(server, "press_button", SEEDS, options, planner=who, parallel=2))
     near = outcomes(play(bundle, "press_button", SEEDS, Options(**options), planner=planner, parallel=2))
     assert far == near
@@ -112,9 +112,9 @@ def test_staged_episodes_equal_those_of_this_process_to_the_last_bit(server, bun
 
 
 def test_an_episode_that_the_server_refuses_is_no_result(server):
-    found = outcomes(play_on_server(server, "put_back_block", SEEDS, {"action_horizon": 9}, parallel=1))
+    found = outcomes(play_on_server(server, "put_back_block", SEEDS, {"n_action_steps": 9}, parallel=1))
     assert [outcome.error for outcome in found] == [
-        "policy server: action_horizon must lie between 1 and the policy's horizon 3, got 9"
+        "policy server: n_action_steps must lie between 1 and the policy's horizon 3, got 9"
     ] * 3
 
 
@@ -138,7 +138,7 @@ def test_a_server_without_room_ends_the_run(server):
 def test_a_server_that_goes_away_ends_the_run(bundle, monkeypatch):
     monkeypatch.setitem(Client.__init__.__kwdefaults__, "timeout", 2.0)
     with serving(bundle) as (address, stop):
-        found = play_on_server(address, "put_back_block", range(40), {"action_horizon": 1}, parallel=2)
+        found = play_on_server(address, "put_back_block", range(40), {"n_action_steps": 1}, parallel=2)
         next(found)
         stop()
         with pytest.raises(LostServerError, match=address):

@@ -47,8 +47,8 @@ def address(bundle):
 def test_all_that_decides_how_it_acts_is_recorded(address, bundle, bundle_folder, task, staged):
     player = RemotePlayer(address)
     assert player.policy["provenance"] == bundle.provenance != {}
-    far = player.settings(task, Variant("", Options(action_horizon=2)))
-    options = Options(action_horizon=2, average=True, threshold=0.25)
+    far = player.settings(task, Variant("", Options(n_action_steps=2)))
+    options = Options(n_action_steps=2, average=True, threshold=0.25)
     near = LocalPlayer(bundle_folder).settings(task, Variant("", options))
     assert far.pop("planner") == ("client" if staged else None)
     assert far == {name: value for name, value in near.items() if name not in ("planner", "memory", "rows")}
@@ -57,7 +57,7 @@ def test_all_that_decides_how_it_acts_is_recorded(address, bundle, bundle_folder
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["put_back_block", "--action-horizon", "9"], "between 1 and the policy's horizon 3, got 9"),
+        (["put_back_block", "--n-action-steps", "9"], "between 1 and the policy's horizon 3, got 9"),
         (["put_back_block", "--sweep-horizon", "2,4"], "between 1 and the policy's horizon 3, got 4"),
         (["press_button", "--planner", "server"], "has no planner: start it with --planner URL"),
     ],

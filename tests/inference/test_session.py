@@ -156,7 +156,7 @@ def test_overlapping_chunks_are_averaged_as_the_reference_does():
     config = dataclasses.replace(BUNDLE.config, action=dataclasses.replace(BUNDLE.config.action, horizon=10))
     bundle = dataclasses.replace(BUNDLE, config=config)
     image, taken = np.zeros((*CAMERA, 3), np.uint8), []
-    pilot = Pilot(bundle, Options(action_horizon=4, average=True))
+    pilot = Pilot(bundle, Options(n_action_steps=4, average=True))
     pilot.reset("task")
     for time in range(len(executed)):
         pilot.observe(observation(image, dim=16))
@@ -195,7 +195,7 @@ def test_wrong_use_is_named():
     with pytest.raises(UserError, match="seed must be a whole number"):
         session.reset("task", seed=-1)
     for wrong, message in (
-        (Options(action_horizon=6), "between 1 and the policy's horizon 5"),
+        (Options(n_action_steps=6), "between 1 and the policy's horizon 5"),
         (Options(threshold=1.0), "threshold must lie between 0 and 1"),
         (Options(patience=0), "patience must be at least 1"),
     ):

@@ -73,7 +73,7 @@ def variant(number: int, name: str, episodes: int) -> dict[str, Any]:
     ]
     return {
         "name": name,
-        "settings": {"action_horizon": number + 1, "planner": "none"},
+        "settings": {"n_action_steps": number + 1, "planner": "none"},
         "success": rate,
         "right_given_placed": rate,
         "reward": None if failed else 0.512345,

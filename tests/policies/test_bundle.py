@@ -113,8 +113,8 @@ def test_what_is_no_bundle_is_named(tmp_path):
 
 
 def test_the_same_seeds_give_the_same_episodes_whoever_else_plays(bundle):
-    alone = evaluate(bundle, "put_back_block", [7], execute=2, sessions=1, record=1)
-    together = evaluate(bundle, "put_back_block", [5, 7, 9], execute=2, sessions=3, record=3)
+    alone = evaluate(bundle, "put_back_block", [7], n_action_steps=2, sessions=1, record=1)
+    together = evaluate(bundle, "put_back_block", [5, 7, 9], n_action_steps=2, sessions=3, record=3)
     assert (alone[0].success, alone[0].steps) == (together[1].success, together[1].steps)
     one, same = alone[0].recording, together[1].recording
     assert one is not None
@@ -136,11 +136,11 @@ def test_staged_tasks_move_on_when_the_classifier_says_so(bundle):
     )
     for config, remembered in ((always, 0), (never, 4)):  # each frame after the first opens a subtask, or none
         changed = dataclasses.replace(bundle, config=config)
-        recording = evaluate(changed, "press_button", [3], execute=2, sessions=1, record=1)[0].recording
+        recording = evaluate(changed, "press_button", [3], n_action_steps=2, sessions=1, record=1)[0].recording
         assert recording is not None
         assert max(int((weights > 0).sum()) for weights in recording.attention) == remembered
 
 
 def test_execute_must_fit_the_chunk(bundle):
     with pytest.raises(UserError, match="between 1 and the policy's horizon 3"):
-        evaluate(bundle, "put_back_block", [0], execute=4)
+        evaluate(bundle, "put_back_block", [0], n_action_steps=4)

@@ -296,7 +296,7 @@ def test_a_server_acts_as_a_session(trained):
         assert policy.metadata["policy"] == bundle.family.name
         assert policy.metadata["cameras"] == [camera.name for camera in bundle.inputs.cameras]
         assert policy.metadata["state"] == [len(robot.state.names)]
-        policy.reset(TASK, seed=1, action_horizon=2)
+        policy.reset(TASK, seed=1, n_action_steps=2)
         for frame in frames:
             policy.observe(frame)
         actions = policy.act()

@@ -70,7 +70,7 @@ def test_a_slot_used_before_remembers_nothing(server, bundle):
 
 def test_options_of_an_episode(server, bundle):
     with Client(address(server)) as policy:
-        found = play(policy, 2, 5, action_horizon=2, average=True)
+        found = play(policy, 2, 5, n_action_steps=2, average=True)
         for one, truth in zip(found, alone(bundle, 2, 5, Options(2, average=True)), strict=True):
             assert_close(one, truth)
         policy.reset(TASK, classify=True)
@@ -78,8 +78,8 @@ def test_options_of_an_episode(server, bundle):
         assert answer is not None
         assert 0 < answer["end_probability"] < 1
         with pytest.raises(ServerError, match="between 1 and the policy's horizon 3"):
-            policy.reset(TASK, action_horizon=4)
-        with pytest.raises(ServerError, match="options must be a map of action_horizon"):
+            policy.reset(TASK, n_action_steps=4)
+        with pytest.raises(ServerError, match="options must be a map of n_action_steps"):
             policy.reset(TASK, horizon=4)
 
 

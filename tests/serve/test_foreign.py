@@ -18,7 +18,7 @@ from mem0_jax.cli import main
 from mem0_jax.serve.client import Client, ServerError, pack
 
 ABOUT = {"camera": "head_camera", "limits": {"message": 2**20, "frames": 64, "side": 2048}, "horizon": 3}
-OPTIONS = {"action_horizon": 3, "average": False, "threshold": 0.5, "patience": 2, "classify": False, "rearm": False}
+OPTIONS = {"n_action_steps": 3, "average": False, "threshold": 0.5, "patience": 2, "classify": False, "rearm": False}
 WHOLE = ABOUT | {"options": OPTIONS, "flow_steps": 2, "provenance": {}, "planner": "none", "sessions": 4}
 STATUS = {"time": -1, "stage": 0, "instruction": "x", "due": True, "plan_needed": False, "classify": False}
 

@@ -156,7 +156,7 @@ MISSPELT = (
         ),
         (flat(reset=1), "bad_message: reset must be true or false, got 1"),
         (flat(reset=True, options={"patience": True}), "bad_message: option patience must be a whole number, got true"),
-        (flat(reset=True, options={"pacience": 1}), "bad_message: options must be a map of action_horizon, average, t"),
+        (flat(reset=True, options={"pacience": 1}), "bad_message: options must be a map of n_action_steps, average, t"),
         (flat(reset=True, planner="me"), "bad_message: planner must be one of"),
         (flat(reset=True, planner=np.zeros(3)), "bad_message: planner must be one of"),
         ({"type": "batch", "messages": []}, "bad_message: messages must be a list, here of 1 to 64 messages, got 0"),
@@ -182,11 +182,14 @@ def test_wrong_requests_are_told_what_is_wrong_and_the_connection_lives(server, 
 def test_numbers_may_be_arrays_without_axes(server):
     with connect(address(server), max_size=None) as ws:
         ws.recv()
-        options = {"action_horizon": np.array(2), "threshold": np.array(0.5)}
+        options = {"n_action_steps": np.array(2), "threshold": np.array(0.5)}
         ws.send(pack(flat(reset=np.array(True), seed=np.array(5), options=options, after=np.array(-1))))
         found = answer_of(ws)["actions"]
-        ws.send(pack(flat(reset=True, seed=5, options={"action_horizon": 2, "threshold": 0.5})))
-        assert_close(found, answer_of(ws)["actions"])
+        for name in ("n_action_steps", "action_horizon"):  # as older clients call it
+            ws.send(pack(flat(reset=True, seed=5, options={name: 2, "threshold": 0.5})))
+            again = answer_of(ws)["actions"]
+            assert len(again) == 2
+            assert_close(found, again)
 
 
 def test_another_camera_is_refused_with_both_names(bundle):
@@ -644,7 +647,7 @@ def test_the_command_serves_until_it_is_told_to_stop(bundle, tmp_path):
     token = tmp_path / "token"
     token.write_text("s3cret\n")
     with subprocess.Popen(
-        [*command, "--sessions", "2", "--token-file", str(token), "--action-horizon", "2"],
+        [*command, "--sessions", "2", "--token-file", str(token), "--n-action-steps", "2"],
         stdout=subprocess.PIPE,
         stderr=(tmp_path / "log").open("w"),
         text=True,
@@ -682,7 +685,8 @@ def test_the_command_serves_until_it_is_told_to_stop(bundle, tmp_path):
     ("flags", "message"),
     [
         (["--port", "1"], "cannot listen on|Permission"),
-        (["--action-horizon", "9"], "action_horizon must lie between 1 and"),
+        (["--n-action-steps", "9"], "n_action_steps must lie between 1 and"),
+        (["--action-horizon=9"], r"--action-horizon is now called --n-action-steps\n.*n_action_steps must lie between"),
         (["--flow-steps", "0"], "flow steps must be at least 1"),
         (["--token-file", "missing"], "--token-file missing"),
         (["--sessions", "0"], "must be positive"),

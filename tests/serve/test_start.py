@@ -107,7 +107,7 @@ def test_nothing_is_compiled_once_it_is_healthy(bundle, tmp_path, compiled):
 
     def robot(where: str, number: int, together: threading.Barrier) -> None:
         with Client(where) as policy:
-            options = [{}, {"average": True, "action_horizon": 1}, {"classify": True, "threshold": 0.3}][number]
+            options = [{}, {"average": True, "n_action_steps": 1}, {"classify": True, "threshold": 0.3}][number]
             policy.reset(TEXTS[number], seed=number, **options)
             for count in (1, 1, 3, 12, 2):
                 together.wait(60)

@@ -72,7 +72,7 @@ def test_a_run_leaves_logs_validations_and_a_bundle_to_deploy(finished):
     assert bundle.inputs.deploy_resample == "bicubic"
     assert bundle.tokenizer is not None
     assert bundle.config.backbone.text.vocab_size == bundle.tokenizer.get_vocab_size()
-    [result] = evaluate(bundle, "put_back_block", [0], execute=3)
+    [result] = evaluate(bundle, "put_back_block", [0], n_action_steps=3)
     assert result.steps > 0
 
 

@@ -97,7 +97,7 @@ def test_the_session_and_the_server_decide_alike(folder):
     with serving(lambda: Service(bundle, slots=2, rows=2)) as server, Client(address(server)) as policy:
         assert (policy.metadata["cameras"], policy.metadata["state"]) == (["top", "wrist"], [7])
         session.reset(TASK, seed=1)
-        policy.reset(TASK, seed=1, action_horizon=2)
+        policy.reset(TASK, seed=1, n_action_steps=2)
         for frame in range(3):
             views = pictures(1, frame)
             session.observe({"images": views, "state": state})
