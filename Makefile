@@ -15,7 +15,7 @@ PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --
 
 .DEFAULT_GOAL := help
 EXTRAS := gpu tpu serve plan pack remote rmbench aot tensorboard wandb
-.PHONY: help install demo test test-long lint pins clean $(EXTRAS)
+.PHONY: help install demo test quick test-long lint pins clean $(EXTRAS)
 
 help:  ## say what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ demo: $(VENV)/installed-base  ## record, train and evaluate with and without mem
 
 test: $(VENV)/installed-test  ## run the tests on up to four cores (ARGS="-k name" chooses)
 	$(PYTEST) -m "not long" $(ARGS)
+
+quick: $(VENV)/installed-test  ## run the files of tests/quick.txt: a bit of everything in less than three minutes
+	$(PYTEST) -m "not long" $(ARGS) $$(cat tests/quick.txt)
 
 test-long: $(VENV)/installed-test  ## run those that take minutes each, which "make test" leaves out
 	$(PYTEST) -m long $(ARGS)
