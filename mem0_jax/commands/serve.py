@@ -90,7 +90,9 @@ def _greeting(server: "Server", settings: "Settings") -> str:
     place = f"[{host}]:{server.port}" if ":" in host else f"{host}:{server.port}"
     token = " -H 'Authorization: Api-Key TOKEN'" if settings.token else ""
     hint = "#token=TOKEN" if settings.token else ""
+    cameras = server.service.senses.cameras
+    pictures = [f"-F image.{name}=@{name}.png" for name in cameras] if len(cameras) > 1 else ["-F image=@frame.png"]
     return (
         f"ready: ws://{place}, page http://{place}/{hint}\n"
-        f"try: curl{token} -F text='put the block back' -F image=@frame.png http://{place}/process_frame"
+        f"try: curl{token} -F text='put the block back' {' '.join(pictures)} http://{place}/process_frame"
     )

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
 
 import jax
+import numpy as np
 from tokenizers import Tokenizer
 
 from mem0_jax.config import to_dict
@@ -97,7 +98,19 @@ class Episodes:
         with told_to_the_user():
             model = family.completed(job.model, tokenizer, vocabulary, job.compute_dtype)
         processor = family.processor(tokenizer, model, self.inputs)
+        self._check_texts(processor)
         return dataclasses.replace(self, job=dataclasses.replace(job, model=model), processor=processor)
+
+    def _check_texts(self, processor: Any) -> None:
+        """Raises UserError: an instruction that cannot be a prompt."""
+        with told_to_the_user():
+            ids, texts = self.training.texts(self.job.data.text)
+        for number in np.unique(ids):
+            try:
+                processor.prompt(texts[number])
+            except UserError as error:
+                fix = "set --config.data.max_length to that or more" if "max_length" in str(error) else "mend its text"
+                raise UserError(f"{error}; {fix}") from error
 
     def policy(self) -> Policy:
         return self.job.family.policy(self.job.model)

@@ -66,6 +66,12 @@ def test_the_bundle_carries_the_whole_chain(folder, dataset):
     assert (inputs.robot.action.raw, inputs.robot.delta) == (("gripper.pos",), tuple(NAMES[:6]))
 
 
+def test_a_prompt_that_is_too_long_is_told_before_anything_is_written(settings, tmp_path, capsys):
+    assert main(["train", f"--workdir={tmp_path / 'run'}", *settings, "--config.data.max_length=9"]) == 1
+    assert "more than max_length 9; set --config.data.max_length to that or more" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_differences_are_measured_over_chunks(folder, dataset):
     bundle, whole = load_bundle(folder), LeRobotDataset(dataset)
     found = NormStats.from_dataset(whole, bundle.inputs.robot, 3)
