@@ -50,7 +50,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "convert": Command(
         "turn PyTorch checkpoints into bundles and back, look into them, compare them",
-        "mem0-jax convert m1_mix_final_step50000.pt bundles/m1_mix --backbone Qwen3-VL-2B-Instruct",
+        "mem0-jax convert m1_mix_final_step50000.pt bundles/m1_mix --backbone checkpoints/backbone",
         "mem0_jax.commands.convert",
     ),
     "data": Command(

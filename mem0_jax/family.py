@@ -71,6 +71,7 @@ class Family:
         check_tokenizer: (tokenizer, configuration); raises UserError where its special tokens are not the model's.
         serving_dtype: (path, configuration) -> the narrowest dtype in which a parameter can be stored without changing
             what the model gives.
+        unnamed: it is what jobs mean that name none; of one policy, and of one planner.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Family:
     vocabulary: Callable[[Config], int]
     check_tokenizer: Callable[[Any, Config], None]
     serving_dtype: Callable[[str, Config], Any] = _float32
+    unnamed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +124,6 @@ class PolicyFamily(Family):
         reference: parameters that precision "reference" keeps in bfloat16, as path regexes; empty: there is none such.
         free: fields of the configuration that change nothing but how it is computed; a run may change them.
         recomputes: configuration -> the backward pass computes the forward pass a second time.
-        unnamed: it is what jobs without `policy` train; of one family alone.
         golden: the `reference.Replay` of its reference's numbers; None: there are none.
     """
 
@@ -138,7 +139,6 @@ class PolicyFamily(Family):
     reference: tuple[str, ...] = ()
     free: tuple[str, ...] = ()
     recomputes: Callable[[Config], bool] = lambda config: False
-    unnamed: bool = False
     golden: Any = None
 
 
@@ -163,16 +163,21 @@ def found_at(where: str, kind: type[Named], name: str) -> Named:
 def policy_family(name: str) -> PolicyFamily:
     """The same, of a policy; "" is that of jobs which name none. Raises UserError: there is none, or it is a backbone
     alone."""
-    found = family(name or _unnamed())
+    found = family(name or _unnamed(PolicyFamily))
     if not isinstance(found, PolicyFamily):
         raise UserError(f"{name!r} is a backbone alone, no policy")
     return found
 
 
+def chat_family(name: str) -> ChatFamily:
+    """The same, of a backbone that can plan; "" is that of planners' jobs which name none. Raises UserError: there is
+    none, or it cannot plan."""
+    return _can_plan(family(name or _unnamed(ChatFamily)))
+
+
 @cache
-def _unnamed() -> str:
-    everyone = map(family, names())
-    return next(one.name for one in everyone if isinstance(one, PolicyFamily) and one.unnamed)
+def _unnamed(kind: type[Family]) -> str:
+    return next(one.name for one in map(family, names()) if isinstance(one, kind) and one.unnamed)
 
 
 def family_of(config: Config) -> Family:
@@ -190,7 +195,10 @@ def policy_family_of(config: Config) -> PolicyFamily:
 
 def chat_family_of(config: Config) -> ChatFamily:
     """The family of a backbone that can plan. Raises UserError: it is a policy, or cannot."""
-    found = family_of(config)
+    return _can_plan(family_of(config))
+
+
+def _can_plan(found: Family) -> ChatFamily:
     if not isinstance(found, ChatFamily):
         raise UserError(f"a {found.name} is no planner: that is a bundle of a backbone alone that answers questions")
     return found

@@ -31,7 +31,7 @@ from av.video.reformatter import VideoReformatter
 
 from mem0_jax.data.lanes import LaneSource
 from mem0_jax.data.lerobot import LeRobotDataset
-from mem0_jax.data.lerobot_writer import LeRobotWriter, mem0_features
+from mem0_jax.data.lerobot_writer import LeRobotWriter, staged_features
 from mem0_jax.data.lerobot_writer_v21 import LeRobotWriterV21
 from mem0_jax.data.pack import pack
 from mem0_jax.data.packed import PackedDataset
@@ -140,7 +140,7 @@ def make_data(out: Path, episodes: int, length: int) -> dict[str, Path]:
     name = f"{episodes}x{length}"
     paths = {form: out / f"{name}_{form}" for form in ("v21", "v30", "packed")}
     if not (paths["v21"].exists() and paths["v30"].exists()):
-        features = mem0_features(HEIGHT, WIDTH)
+        features = staged_features(HEIGHT, WIDTH)
         with (
             LeRobotWriterV21(paths["v21"], FPS, features, "bench") as v21,
             LeRobotWriter(paths["v30"], FPS, features, "bench") as v30,

@@ -24,10 +24,10 @@ SUMMARY = (
 )
 EXAMPLES = (
     "mem0-jax convert 'checkpoints/m1_mix_final_step50000.pt.part*' bundles/m1_mix \\\n"
-    "      --backbone Qwen3-VL-2B-Instruct --norm-stats norm_stats.json",
-    "mem0-jax convert Qwen3-VL-2B-Instruct bundles/qwen3_vl_2b",
+    "      --backbone checkpoints/backbone --norm-stats norm_stats.json",
+    "mem0-jax convert checkpoints/backbone bundles/backbone",
     "mem0-jax convert bundles/m1_mix m1_mix.pt --to torch",
-    "mem0-jax convert bundles/m1_mix Qwen3-VL-tuned --to safetensors",
+    "mem0-jax convert bundles/m1_mix checkpoints/tuned --to safetensors",
     "mem0-jax convert inspect bundles/m1_mix",
 )
 COMMANDS: dict[str, Command] = {

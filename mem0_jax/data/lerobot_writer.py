@@ -28,10 +28,10 @@ EPISODES_PATH = "meta/episodes/chunk-000/file-000.parquet"
 CHUNKS_SIZE, DATA_MB, VIDEO_MB = 1000, 100, 200
 
 
-def mem0_features(
+def staged_features(
     height: int, width: int, *, camera: str = "observation.image.head_camera"
 ) -> dict[str, dict[str, Any]]:
-    """Return the features of a Mem-0 dataset: 16-D state and action, one camera, subtask text and end flag."""
+    """Return the features of a dataset of RMBench's robot whose episodes have subtasks: their texts and ends."""
     names = list(RMBENCH.state.names)
     vector = {"dtype": "float32", "shape": [len(names)], "names": names}
     return {

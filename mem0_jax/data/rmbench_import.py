@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from mem0_jax.data.lerobot_writer import LeRobotWriter, mem0_features
+from mem0_jax.data.lerobot_writer import LeRobotWriter, staged_features
 from mem0_jax.data.lerobot_writer_v21 import LeRobotWriterV21
 from mem0_jax.data.rmbench import Recording, RmbenchError, TaskFolder, open_task, require_h5py
 from mem0_jax.data.video_encode import CRF, GOP, PRESET
@@ -139,7 +139,7 @@ def _import(sources: Sequence[Source], stage: Path, workers: int, skip_damaged: 
 def rmbench_features(height: int, width: int, tasks: Sequence[TaskFolder]) -> dict[str, dict[str, Any]]:
     """Return the features of a dataset of these tasks, as Mem-0's converters have them."""
     features = {}
-    for key, value in mem0_features(height, width, camera=CAMERA).items():
+    for key, value in staged_features(height, width, camera=CAMERA).items():
         features[key] = value
         if key == "subtask" and any(task.staged for task in tasks):
             features["global_task"] = {"dtype": "string", "shape": [1], "names": ["global_task_annotation"]}

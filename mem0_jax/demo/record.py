@@ -4,7 +4,7 @@ import shutil
 
 import numpy as np
 
-from mem0_jax.data.lerobot_writer import LeRobotWriter, mem0_features
+from mem0_jax.data.lerobot_writer import LeRobotWriter, staged_features
 from mem0_jax.data.robot import RMBENCH
 from mem0_jax.demo.settings import FPS, TRAIN_SEEDS, Demo
 from mem0_jax.envs import Expert, Noise, make, rollout
@@ -25,7 +25,7 @@ def record(demo: Demo) -> None:
     height, width = env.observation_space["observation"]["head_camera"]["rgb"].shape[:2]  # pyright: ignore
     recorded = 0
     progress = Progress("recording experts", count, "episode")
-    with progress, LeRobotWriter(demo.dataset, FPS, mem0_features(height, width), "mem0_jax tabletop") as writer:
+    with progress, LeRobotWriter(demo.dataset, FPS, staged_features(height, width), "mem0_jax tabletop") as writer:
         for seed in demo.seeds(TRAIN_SEEDS, 10 * count):
             episode = rollout(env, expert, seed)
             if not episode.success:

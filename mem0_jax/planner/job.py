@@ -8,7 +8,7 @@ from typing import Any, Literal
 from mem0_jax.backbones.chat import PixelBounds
 from mem0_jax.config import to_dict
 from mem0_jax.distributed.hardware import HARDWARE
-from mem0_jax.family import NO_FACTOR, Preset
+from mem0_jax.family import NO_FACTOR, Preset, chat_family
 from mem0_jax.planner.policy import GROUP, PlannerConfig
 from mem0_jax.planner.prompt import MAX_PIXELS
 from mem0_jax.train.config import LoraConfig, SettingsError, TrainConfig, TrainSettings
@@ -157,5 +157,7 @@ class PlannerJob:
         """What must not change when a run continues, besides the trainer's own settings; JSON values."""
         model = to_dict(self.model)
         del model["remat"], model["remat_keep"]
+        if chat_family(self.model.family).unnamed:  # runs whose jobs could name none have no such entry
+            del model["family"]
         lora = {"lora": to_dict(self.lora)} if self.lora else {}
         return {"model": model, "images": to_dict(self.data.images)} | lora

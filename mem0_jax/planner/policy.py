@@ -7,15 +7,15 @@ the longest).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
 from mem0_jax.backbones.chat import Grid
-from mem0_jax.backbones.qwen3_vl.config import Qwen3VLConfig
-from mem0_jax.family import chat_family_of
+from mem0_jax.config import deciding
+from mem0_jax.family import chat_family, chat_family_of
 from mem0_jax.nn.partition import by_samples
 from mem0_jax.policies.base import Batch, Params
 
@@ -28,14 +28,22 @@ class PlannerConfig:
     """A planner of any size.
 
     Attributes:
+        backbone: its configuration.
         dtype: compute dtype; logits and the loss are float32 always.
         remat, remat_keep: recompute the layers in the backward pass, see `nn.stack.REMAT`.
+        family: the backbone's; of a job that names neither, the one that is `unnamed`.
     """
 
-    backbone: Qwen3VLConfig = field(default_factory=Qwen3VLConfig)
+    backbone: Any = None
     dtype: str = "bfloat16"
     remat: bool = False
     remat_keep: Literal["nothing", "weight_products", "products"] = "nothing"
+    family: str = deciding("", {"backbone": lambda name: chat_family(name).config})
+
+    def __post_init__(self) -> None:
+        backbone = chat_family(self.family).config() if self.backbone is None else self.backbone
+        for name, value in {"backbone": backbone, "family": chat_family_of(backbone).name}.items():
+            object.__setattr__(self, name, value)
 
 
 class PlannerPolicy:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter
 
+from mem0_jax.serve.metrics import NAMESPACE
+
 log = logging.getLogger(__name__)
 KINDS = {
     "silent": "a connection that asked nothing",
@@ -36,7 +38,7 @@ class Garbage:
 
     def __init__(self, registry: CollectorRegistry):
         text = "What came in and was no request, by kind"
-        self._counter = Counter("mem0_garbage", text, ["kind"], registry=registry)
+        self._counter = Counter("garbage", text, ["kind"], namespace=NAMESPACE, registry=registry)
         self._heard: dict[tuple[str, str], _Heard] = {}
 
     def __call__(self, kind: str, peer: str) -> None:

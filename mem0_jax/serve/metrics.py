@@ -8,6 +8,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+NAMESPACE = "mem0"  # the names of all figures begin so, as those of variables do with MEM0_
 _SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 WINDOW = 60.0  # seconds that the page tells of
 MOST = 2**14  # values kept of one kind: the window of a very busy server is shorter
@@ -45,19 +46,16 @@ class Metrics:
     """
 
     def __init__(self) -> None:
-        self.registry = registry = CollectorRegistry()
-        self.requests = Counter("mem0_requests", "Requests by type", ["type"], registry=registry)
-        self.errors = Counter("mem0_errors", "Requests not served, by kind", ["kind"], registry=registry)
-        self.seconds = Histogram(
-            "mem0_request_seconds", "From a request to its answer", ["type"], registry=registry, buckets=_SECONDS
-        )
-        self.step_seconds = Histogram("mem0_step_seconds", "Steps of the policy", registry=registry, buckets=_SECONDS)
-        self.plan_seconds = Histogram("mem0_plan_seconds", "Planner calls", registry=registry, buckets=_SECONDS)
-        self.batch = Histogram(
-            "mem0_batch_size", "Sessions in a step", registry=registry, buckets=[2**i for i in range(10)]
-        )
-        self.queue = Gauge("mem0_queue", "Requests that wait for a step", registry=registry)
-        self.dropped = Counter("mem0_sessions_dropped", "Sessions dropped for being idle", registry=registry)
+        self.registry = CollectorRegistry()
+        ours: Any = {"namespace": NAMESPACE, "registry": self.registry}
+        self.requests = Counter("requests", "Requests by type", ["type"], **ours)
+        self.errors = Counter("errors", "Requests not served, by kind", ["kind"], **ours)
+        self.seconds = Histogram("request_seconds", "From a request to its answer", ["type"], **ours, buckets=_SECONDS)
+        self.step_seconds = Histogram("step_seconds", "Steps of the policy", **ours, buckets=_SECONDS)
+        self.plan_seconds = Histogram("plan_seconds", "Planner calls", **ours, buckets=_SECONDS)
+        self.batch = Histogram("batch_size", "Sessions in a step", **ours, buckets=[2**i for i in range(10)])
+        self.queue = Gauge("queue", "Requests that wait for a step", **ours)
+        self.dropped = Counter("sessions_dropped", "Sessions dropped for being idle", **ours)
         self.turn_ms, self.step_ms, self.plan_ms, self.together, self.waiting = (Recent() for _ in range(5))
 
     def stepped(self, seconds: float, sessions: int) -> None:
@@ -91,7 +89,7 @@ class Metrics:
 
     def gauge(self, name: str, text: str, value: Callable[[], float]) -> None:
         """A number asked for when it is read."""
-        Gauge(f"mem0_{name}", text, registry=self.registry).set_function(value)
+        Gauge(name, text, namespace=NAMESPACE, registry=self.registry).set_function(value)
 
     def page(self) -> bytes:
         """Prometheus' text format."""

@@ -5,7 +5,7 @@ import pytest
 from episodes import ASSETS, LENGTHS, NULLS, episode_frames
 
 from mem0_jax.data.lerobot import LeRobotDataset
-from mem0_jax.data.lerobot_writer import LeRobotWriter, mem0_features
+from mem0_jax.data.lerobot_writer import LeRobotWriter, staged_features
 
 
 @pytest.fixture(scope="session")
@@ -24,7 +24,7 @@ def real(request) -> LeRobotDataset:
 def recorded(tmp_path_factory) -> LeRobotDataset:
     """Seven short episodes by our writer; some frames are "null"."""
     root = tmp_path_factory.mktemp("recorded") / "dataset"
-    with LeRobotWriter(root, 10, mem0_features(64, 96), "planar") as writer:
+    with LeRobotWriter(root, 10, staged_features(64, 96), "planar") as writer:
         for e, length in enumerate(LENGTHS):
             writer.add_episode(episode_frames(e, length, null_frames=NULLS.get(e, ())), f"task {e % 2}")
     return LeRobotDataset(root)

@@ -6,7 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from mem0_jax.data.lerobot_writer import LeRobotWriter, mem0_features
+from mem0_jax.data.lerobot_writer import LeRobotWriter, staged_features
 from mem0_jax.tree import flatten
 
 ASSETS = Path(__file__).parent / "assets"
@@ -43,7 +43,7 @@ def read_code(image: np.ndarray) -> tuple[int, int]:
 
 
 def episode_frames(episode: int, length: int, *, null_frames: tuple[int, ...] = ()) -> dict:
-    """One episode of mem0_features whose numbers are functions of (episode, frame)."""
+    """One episode of staged_features whose numbers are functions of (episode, frame)."""
     t = np.arange(length)
     dims = np.arange(16)
     state = np.sin(0.1 * t[:, None] + dims + episode).astype(np.float32)
@@ -59,8 +59,8 @@ def episode_frames(episode: int, length: int, *, null_frames: tuple[int, ...] = 
 
 
 def write_numbers(writer: Callable[..., LeRobotWriter], root: Path, *, episodes: int, length: int) -> None:
-    """A dataset of mem0_features without pictures."""
-    features = {key: value for key, value in mem0_features(64, 96).items() if key != CAMERA}
+    """A dataset of staged_features without pictures."""
+    features = {key: value for key, value in staged_features(64, 96).items() if key != CAMERA}
     with writer(root, 10, features, "planar") as opened:
         for episode in range(episodes):
             frames = episode_frames(episode, length)

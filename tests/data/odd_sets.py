@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from episodes import CAMERA, episode_frames
 from layouts import edit_info
 
-from mem0_jax.data.lerobot_writer import LeRobotWriter, mem0_features
+from mem0_jax.data.lerobot_writer import LeRobotWriter, staged_features
 from mem0_jax.data.lerobot_writer_v21 import LeRobotWriterV21
 
 LENGTHS = (5, 4, 6)
@@ -27,7 +27,7 @@ THREE = ("v3.0",)
 
 def write_set(root: Path, version: str, *, camera: bool = False) -> Path:
     """Three episodes of two tasks, every episode in a parquet file of its own, without pictures unless asked for."""
-    features = {key: value for key, value in mem0_features(64, 96).items() if camera or key != CAMERA}
+    features = {key: value for key, value in staged_features(64, 96).items() if camera or key != CAMERA}
     writer, more = (LeRobotWriterV21, {}) if version == "v2.1" else (LeRobotWriter, {"data_mb": 1e-6})
     with writer(root, 10, features, "planar", **more) as recording:
         for episode, (length, task) in enumerate(zip(LENGTHS, TASKS)):

@@ -14,7 +14,7 @@ from mem0_jax.data.files import DatasetError
 from mem0_jax.data.joint_names import flat_names, is_rmbench
 from mem0_jax.data.lanes import LaneSource
 from mem0_jax.data.lerobot import LeRobotDataset
-from mem0_jax.data.lerobot_writer import LeRobotWriter, mem0_features
+from mem0_jax.data.lerobot_writer import LeRobotWriter, staged_features
 from mem0_jax.data.mixture import Mixture
 from mem0_jax.data.packed import open_dataset
 from mem0_jax.data.robot import RMBENCH, robot_of
@@ -152,7 +152,7 @@ def test_no_other_order_passes(names):
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory):
     root = tmp_path_factory.mktemp("named") / "dataset"
-    features = {key: value for key, value in mem0_features(32, 32).items() if value["dtype"] != "video"}
+    features = {key: value for key, value in staged_features(32, 32).items() if value["dtype"] != "video"}
     with LeRobotWriter(root, 10, features, "hand") as writer:
         vector = np.linspace(0, 1, 48, dtype=np.float32).reshape(3, 16)
         ids = {"episode_id": np.zeros(3, np.int32), "subtask_end": np.zeros(3, np.int32)}

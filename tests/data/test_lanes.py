@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from mem0_jax.data.lanes import LaneSource
 from mem0_jax.data.lerobot import LeRobotDataset
-from mem0_jax.data.lerobot_writer import LeRobotWriter, mem0_features
+from mem0_jax.data.lerobot_writer import LeRobotWriter, staged_features
 from mem0_jax.data.normalize import Normalizer, NormStats
 from mem0_jax.data.pipeline import make_loader
 from mem0_jax.data.schedule import LaneSchedule
@@ -131,7 +131,7 @@ def test_lanes_walk_whole_episodes_without_the_null_frames(recorded):
 
 
 def test_one_episode_replayed_shows_a_boundary(tmp_path):
-    with LeRobotWriter(tmp_path / "one", 10, mem0_features(64, 96), "planar") as writer:
+    with LeRobotWriter(tmp_path / "one", 10, staged_features(64, 96), "planar") as writer:
         writer.add_episode(episode_frames(0, 3), "task")
     source = source_of(LeRobotDataset(tmp_path / "one"), lanes=2, frames=7, cache_frames=True)
     element = source[1]

@@ -14,12 +14,12 @@ import pytest
 from episodes import ASSETS, CAMERA, LENGTHS, NULLS, episode_frames, read_code
 
 from mem0_jax.data.lerobot import LeRobotDataset
-from mem0_jax.data.lerobot_writer import LeRobotWriter, mem0_features
+from mem0_jax.data.lerobot_writer import LeRobotWriter, staged_features
 from mem0_jax.data.lerobot_writer_v21 import LeRobotWriterV21
 from mem0_jax.data.video import EpisodeVideo
 from mem0_jax.data.video_join import EncodedVideo
 
-SMALL = mem0_features(64, 96)
+SMALL = staged_features(64, 96)
 
 
 def test_round_trip(recorded):
@@ -66,7 +66,7 @@ def test_statistics_are_those_of_the_data(recorded):
 
 def test_schema_equals_that_of_the_lerobot_library(tmp_path):
     root = tmp_path / "ours"
-    with LeRobotWriter(root, 30, mem0_features(240, 320), "aloha_synth") as writer:
+    with LeRobotWriter(root, 30, staged_features(240, 320), "aloha_synth") as writer:
         frames = episode_frames(0, 3) | {CAMERA: np.zeros((3, 240, 320, 3), np.uint8)}
         writer.add_episode(frames, "cover_blocks")
     theirs = ASSETS / "lerobot_v30"

@@ -9,14 +9,14 @@ from episodes import ASSETS, CAMERA, LENGTHS, NULLS, episode_frames, read_code
 
 from mem0_jax.data import lerobot_writer_v21
 from mem0_jax.data.lerobot import LeRobotDataset
-from mem0_jax.data.lerobot_writer import mem0_features
+from mem0_jax.data.lerobot_writer import staged_features
 from mem0_jax.data.lerobot_writer_v21 import LeRobotWriterV21
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory) -> LeRobotDataset:
     root = tmp_path_factory.mktemp("written") / "dataset"
-    with LeRobotWriterV21(root, 10, mem0_features(64, 96), "planar") as writer:
+    with LeRobotWriterV21(root, 10, staged_features(64, 96), "planar") as writer:
         for e, length in enumerate(LENGTHS):
             writer.add_episode(episode_frames(e, length, null_frames=NULLS.get(e, ())), f"task {e % 2} é")
     return LeRobotDataset(root)
@@ -41,7 +41,7 @@ def test_files_and_metadata_equal_those_of_the_lerobot_library(tmp_path):
     root, theirs = tmp_path / "ours", ASSETS / "lerobot_v21"
     real = LeRobotDataset(theirs)
     ids, texts = real.texts("subtask")
-    with LeRobotWriterV21(root, 30, mem0_features(240, 320), "aloha_synth") as writer:
+    with LeRobotWriterV21(root, 30, staged_features(240, 320), "aloha_synth") as writer:
         for e in real.episodes:
             rows = slice(e.start, e.start + e.length)
             numbers = ("observation.state", "action", "subtask_end", "episode_id")
@@ -74,7 +74,7 @@ def test_files_and_metadata_equal_those_of_the_lerobot_library(tmp_path):
 def test_chunks(tmp_path, monkeypatch, episodes):
     monkeypatch.setattr(lerobot_writer_v21, "CHUNKS_SIZE", 2)
     monkeypatch.setattr("mem0_jax.data.lerobot_writer.CHUNKS_SIZE", 2)
-    with LeRobotWriterV21(tmp_path / "set", 10, mem0_features(64, 96), None) as writer:
+    with LeRobotWriterV21(tmp_path / "set", 10, staged_features(64, 96), None) as writer:
         for e in range(episodes):
             writer.add_episode(episode_frames(e, 2), "task")
     info = json.loads((tmp_path / "set/meta/info.json").read_text())
@@ -89,7 +89,7 @@ def test_chunks(tmp_path, monkeypatch, episodes):
 
 def test_nothing_appears_after_a_failure(tmp_path):
     def record() -> None:
-        with LeRobotWriterV21(tmp_path / "set", 10, mem0_features(64, 96), "planar") as writer:
+        with LeRobotWriterV21(tmp_path / "set", 10, staged_features(64, 96), "planar") as writer:
             writer.add_episode(episode_frames(0, 4), "task")
             raise RuntimeError("robot fell")
 

@@ -12,7 +12,7 @@ from episodes import ASSETS, CAMERA, episode_frames, picture, read_code
 from mem0_jax.cli import main
 from mem0_jax.data.check import check_dataset
 from mem0_jax.data.lerobot import LeRobotDataset
-from mem0_jax.data.lerobot_writer import LeRobotWriter, mem0_features
+from mem0_jax.data.lerobot_writer import LeRobotWriter, staged_features
 from mem0_jax.data.video_join import EncodedVideo, JoinedVideo
 from mem0_jax.eval.film import Film
 from mem0_jax.policies.bundle import save_params
@@ -56,7 +56,7 @@ def test_datasets_are_read_packed_and_shown(name, tmp_path, capsys):
 def test_datasets_and_videos_are_written(name, tmp_path):
     folder = Path(name, "set")
     folder.parent.mkdir()
-    with LeRobotWriter(folder, 10, mem0_features(64, 96), "planar") as writer:
+    with LeRobotWriter(folder, 10, staged_features(64, 96), "planar") as writer:
         writer.add_episode(episode_frames(0, 3), "task")
     dataset = LeRobotDataset(folder)
     video = dataset.open_video(dataset.episodes[0], CAMERA)

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from mem0_jax.data.lanes import LaneSource
 from mem0_jax.data.lerobot import LeRobotDataset
-from mem0_jax.data.lerobot_writer import LeRobotWriter, mem0_features
+from mem0_jax.data.lerobot_writer import LeRobotWriter, staged_features
 from mem0_jax.data.pack import pack
 from mem0_jax.data.packed import PackedDataset
 from mem0_jax.data.pipeline import make_loader
@@ -34,7 +34,7 @@ PLAYED = {e: [f for f in range(n) if f not in NULLS.get(e, ())] for e, n in enum
 def videos(tmp_path_factory) -> Path:
     """The recorded episodes, one mp4 each."""
     root = tmp_path_factory.mktemp("damage") / "videos"
-    with LeRobotWriter(root, 10, mem0_features(64, 96), "planar", video_mb=0) as writer:
+    with LeRobotWriter(root, 10, staged_features(64, 96), "planar", video_mb=0) as writer:
         for e, length in enumerate(LENGTHS):
             writer.add_episode(episode_frames(e, length, null_frames=NULLS.get(e, ())), "task")
     return root

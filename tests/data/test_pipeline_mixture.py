@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mem0_jax.data.lanes import LaneSource
 from mem0_jax.data.lerobot import LeRobotDataset
-from mem0_jax.data.lerobot_writer import LeRobotWriter, mem0_features
+from mem0_jax.data.lerobot_writer import LeRobotWriter, staged_features
 from mem0_jax.data.mixture import Mixture
 from mem0_jax.data.pack import pack
 from mem0_jax.data.packed import PackedDataset
@@ -25,7 +25,7 @@ lengths_of_episodes = st.lists(st.integers(1, 9), min_size=1, max_size=5)
 def other(tmp_path_factory) -> LeRobotDataset:
     """Three episodes with an own text and without subtask ends; their pictures call themselves 40, 41, 42."""
     root = tmp_path_factory.mktemp("other") / "dataset"
-    features = mem0_features(64, 96)
+    features = staged_features(64, 96)
     del features["subtask_end"]
     with LeRobotWriter(root, 10, features, "planar") as writer:
         for e, length in enumerate(OTHER_LENGTHS):
@@ -141,7 +141,7 @@ def test_datasets_that_do_not_fit_are_refused(recorded, other, tmp_path):
         Mixture([recorded, other], [1, 0])
     with pytest.raises(ValueError, match="at least one dataset"):
         Mixture([])
-    with LeRobotWriter(tmp_path / "small", 10, mem0_features(32, 48), "planar") as writer:
+    with LeRobotWriter(tmp_path / "small", 10, staged_features(32, 48), "planar") as writer:
         frames = episode_frames(0, 4)
         writer.add_episode(frames | {key: v[:, :32, :48] for key, v in frames.items() if "camera" in key}, "task")
     small = LeRobotDataset(tmp_path / "small")
@@ -149,11 +149,11 @@ def test_datasets_that_do_not_fit_are_refused(recorded, other, tmp_path):
         source_of(Mixture([recorded, small]))
     resized = source_of(Mixture([recorded, small]), cameras={CAMERA: (16, 24)})
     assert resized[0]["images"][CAMERA].shape == (4, 16, 24, 3)
-    with LeRobotWriter(tmp_path / "fast", 20, mem0_features(64, 96), "planar") as writer:
+    with LeRobotWriter(tmp_path / "fast", 20, staged_features(64, 96), "planar") as writer:
         writer.add_episode(episode_frames(0, 4), "task")
     with pytest.raises(ValueError, match=r"agree in fps: 10\.0 in .*, 20\.0 in .*fast"):
         Mixture([recorded, LeRobotDataset(tmp_path / "fast")])
-    with LeRobotWriter(tmp_path / "null", 10, mem0_features(64, 96), "planar") as writer:
+    with LeRobotWriter(tmp_path / "null", 10, staged_features(64, 96), "planar") as writer:
         writer.add_episode(episode_frames(0, 4, null_frames=(0, 1, 2, 3)), "task")
     with pytest.raises(ValueError, match=r"null: every frame is 'null'; take it out"):
         source_of(Mixture([recorded, LeRobotDataset(tmp_path / "null")]))

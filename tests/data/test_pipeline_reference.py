@@ -9,7 +9,7 @@ from episodes import ASSETS, CAMERA, LENGTHS, NULLS, assert_same, episode_frames
 
 from mem0_jax.data.lanes import LaneSource
 from mem0_jax.data.lerobot import LeRobotDataset
-from mem0_jax.data.lerobot_writer import LeRobotWriter, mem0_features
+from mem0_jax.data.lerobot_writer import LeRobotWriter, staged_features
 from mem0_jax.data.pipeline import make_loader
 from mem0_jax.data.schedule import ReferenceSchedule
 
@@ -22,7 +22,7 @@ with np.load(ASSETS / "reference_order.npz") as file:
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory) -> LeRobotDataset:
     root = tmp_path_factory.mktemp("reference") / "dataset"
-    with LeRobotWriter(root, 10, mem0_features(64, 96), "planar") as writer:
+    with LeRobotWriter(root, 10, staged_features(64, 96), "planar") as writer:
         for e, length in enumerate(MORE_LENGTHS):
             writer.add_episode(episode_frames(e, length, null_frames=NULLS.get(e, ())), "task")
     return LeRobotDataset(root)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mem0_jax.cli import main
 from mem0_jax.data.lerobot import LeRobotDataset
-from mem0_jax.data.lerobot_writer import LeRobotWriter, mem0_features
+from mem0_jax.data.lerobot_writer import LeRobotWriter, staged_features
 from mem0_jax.data.normalize import NormStats, span_warnings
 from mem0_jax.data.robot import RMBENCH
 
@@ -84,7 +84,7 @@ def record(root, change) -> None:
     frames = episode_frames(0, 200)
     frames[CAMERA] = frames[CAMERA] * 0
     change(frames)
-    with LeRobotWriter(root, 10, mem0_features(64, 96), "planar") as writer:
+    with LeRobotWriter(root, 10, staged_features(64, 96), "planar") as writer:
         writer.add_episode(frames, "task")
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from mem0_jax.cli import main
 from mem0_jax.commands.eval_openloop import table
 from mem0_jax.data.lerobot import LeRobotDataset
-from mem0_jax.data.lerobot_writer import LeRobotWriter, mem0_features
+from mem0_jax.data.lerobot_writer import LeRobotWriter, staged_features
 from mem0_jax.data.robot import RMBENCH
 from mem0_jax.data.subset import hold_out
 from mem0_jax.data.transforms import action_chunk
@@ -32,7 +32,7 @@ TEXTS = ("press the button", "press the confirm button")
 
 def write(root, *, labels=True, null=(), camera=CAMERA):
     """Four episodes of two subtasks each; the second subtask begins in the middle."""
-    features = mem0_features(48, 64, camera=camera)
+    features = staged_features(48, 64, camera=camera)
     if not labels:
         del features["subtask_end"]
     rng = np.random.default_rng(0)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from mem0_jax.cli import main
-from mem0_jax.data.lerobot_writer import LeRobotWriter, mem0_features
+from mem0_jax.data.lerobot_writer import LeRobotWriter, staged_features
 from mem0_jax.errors import UserError
 from mem0_jax.planner.questions import read_questions
 from mem0_jax.planner.system_prompt import KEY_FRAMES
@@ -38,7 +38,7 @@ def level(episode: int, frame: int) -> int:
 
 
 def write(root: Path, episodes: list, *, global_task: bool = True, without: tuple[str, ...] = (), camera: str = CAMERA):
-    features = mem0_features(16, 32, camera=camera)
+    features = staged_features(16, 32, camera=camera)
     if global_task:
         features["global_task"] = {"dtype": "string", "shape": [1], "names": ["text"]}
     for key in without:

@@ -12,7 +12,7 @@ from tiny import mem0_config
 
 from mem0_jax.backbones.qwen3_vl.config import TokenIds
 from mem0_jax.backbones.qwen3_vl.processor import Processor, token_ids, word_tokenizer
-from mem0_jax.data.lerobot_writer import LeRobotWriter, mem0_features
+from mem0_jax.data.lerobot_writer import LeRobotWriter, staged_features
 from mem0_jax.policies.mem0 import Mem0, Mem0Config
 
 TEXTS = ["pick the block", "press the button"]
@@ -85,7 +85,7 @@ def policy_and_batch(lanes: int, frames: int) -> tuple[GivenNoise, dict[str, np.
 
 def write_dataset(root: Path, rounds: int = 1, camera: str = "observation.image.head_camera") -> Path:
     """`rounds` times four short episodes; the last two frames of each are a subtask's end."""
-    with LeRobotWriter(root, 10, mem0_features(32, 32, camera=camera), "planar") as writer:
+    with LeRobotWriter(root, 10, staged_features(32, 32, camera=camera), "planar") as writer:
         for episode, length in enumerate(LENGTHS * rounds):
             t = np.arange(length)
             state = np.sin(0.3 * t[:, None] + np.arange(16) + episode).astype(np.float32)

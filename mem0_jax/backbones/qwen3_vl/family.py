@@ -42,4 +42,5 @@ FAMILY = ChatFamily(
     generator=generator,
     lessons=Lessons,
     completed=completed,
+    unnamed=True,
 )
