@@ -263,7 +263,7 @@ class LaneSource:
     ) -> None:
         """Overwrite a run of one pass, starting at `tick`, by what is played in a damaged episode's place."""
         damaged, number = int(episode[0]), int(passes[0])
-        begin = tick - int(offset[0])
+        begin = tick - int(offset[0])  # of the pass, on the lane's clock
         # Whole windows are replaced, for the first of them may have been asked for alone.
         first = (begin + self._pictures.readable(damaged)) // self.frames * self.frames
         place, done = tick - max(begin, first), 0  # frames of stand-ins played before, and written now
@@ -278,7 +278,7 @@ class LaneSource:
                 done += count
                 if done == len(passes):
                     return
-            place = max(0, place - length)
+            place = max(0, place - length)  # this one was over before: the next stands where it ended
 
     def _earlier(self, stream: int, passes: np.ndarray, episode: np.ndarray, offset: np.ndarray) -> Element:
         """The history of frames at `offset` of their episodes.
@@ -289,7 +289,7 @@ class LaneSource:
         valid = np.zeros((len(passes), len(self._history)), bool)
         for k, back in enumerate(self._history):
             own = stream + (k + 1) * self.schedule.streams
-            for run in _runs(passes):
+            for run in _runs(passes):  # history ends where the episode begins
                 place = offset[run] * 0 if back == "first" else offset[run] + back
                 valid[run, k] = place >= 0
                 known = slice(run.start + int(np.sum(place < 0)), run.stop)

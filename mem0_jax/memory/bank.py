@@ -106,6 +106,7 @@ def write(state: MemoryState, x: Array, count: Array) -> MemoryState:
         count: int32 [L]; of each lane the first so many of the T frames are stored.
     """
     x, window = x.astype(state.window.dtype), state.window.shape[1]
+    # The newest frame always stands last in the window, so a lane's new window ends at its own last frame of x.
     newest = count[:, None] + jnp.arange(window)  # places of the new window in [old window, x]
     first = (state.count == 0) & (count > 0)
     return dataclasses.replace(
@@ -156,10 +157,12 @@ class MemoryBank(nnx.Module):
         Returns:
             The reading and the memories after the last frame. With nothing stored both outputs are x itself.
         """
+        # One axis of places for old and new: what a frame sees is then a band of it, and no frame waits for another.
         stored = jnp.concatenate([state.window, jax.lax.stop_gradient(x).astype(state.window.dtype)], 1)
         first, carried, after = _segments(state, episode, end, self.config)
         window_key, anchor_key = split_key(key, 2)
         anchor = self._anchors(state, stored, first, carried)
+        # A frame's own place is window_size + t: where its memory begins before it, something is stored.
         filled = (first < self.config.window_size + jnp.arange(x.shape[1]))[..., None]
         window_out, attention = self._read_window(x, stored, first, window_key)
         anchor_out = self._read_anchor(x, anchor, anchor_key)
@@ -171,6 +174,7 @@ class MemoryBank(nnx.Module):
         return reading, _store(state, stored, episode, after)
 
     def _anchors(self, state: MemoryState, stored: Array, first: Array, carried: Array) -> Array:
+        # The anchor is the episode's first frame: among the places here, unless the episode began before them.
         own = jnp.take_along_axis(stored, jnp.minimum(first, stored.shape[1] - 1)[..., None], 1)
         return jnp.where(carried[..., None], state.anchor[:, None], own)
 
@@ -189,12 +193,14 @@ class MemoryBank(nnx.Module):
         """
         config, attention, norm = self.config, self.cross_attn1, self.norm1
         window, run, dtype, width = config.window_size, x.shape[1], x.dtype, x.shape[-1]
+        # Centred once, for the mean of a sum is the sum of the means.
         features = _centred(stored)
         ranks = _centred(self._rank_embedding())
         rank = window - 1 + jnp.arange(run)[:, None] - jnp.arange(window + run)  # [T, J], 0 = newest
         inside = (rank >= 0) & (rank < window)
         clipped = jnp.clip(rank, 0, window - 1)
 
+        # What depends on (frame, rank) is computed on R ranks and moved to J places, and back: gathers, no products.
         def by_position(x):  # [..., T, R] -> [..., T, J]
             return jnp.take_along_axis(x, jnp.broadcast_to(clipped, (*x.shape[:-1], window + run)), -1)
 
@@ -202,6 +208,7 @@ class MemoryBank(nnx.Module):
             position = window - 1 + jnp.arange(run)[:, None] - jnp.arange(window)
             return jnp.take_along_axis(x, jnp.broadcast_to(position, (*x.shape[:-1], window)), -1)
 
+        # Squared length of each sum f + p by the three terms of the formula above, and with it 1 / s.
         cross = jnp.einsum("ljh,rh->ljr", features, ranks)
         cross = cross[:, jnp.arange(window + run), clipped]  # [L, T, J]
         square = jnp.square(features).sum(-1)[:, None] + 2 * cross + jnp.square(ranks).sum(-1)[clipped]
@@ -216,10 +223,12 @@ class MemoryBank(nnx.Module):
         # The constant part of the keys adds the same number to every logit of a query and drops out of the softmax.
         logits = jnp.einsum("ltnd,ljnd->lntj", q, project(attention.k, features))
         logits = logits + by_position(jnp.einsum("ltnd,rnd->lntr", q, project(attention.k, ranks)))
+        # 1 / s multiplies whole keys, so it can wait until the logits, which are far fewer.
         visible = inside & (jnp.arange(window + run) >= first[..., None])  # [L, T, J]
         logits = jnp.where(visible[:, None], logits.astype(jnp.float32) * inverse, jnp.finfo(jnp.float32).min)
         weights = jax.nn.softmax(logits, -1)
         dropped = dropout(weights, config.dropout, key)
+        # It multiplies whole values as well: the weights take it, and the bias, which has no s, is added after.
         scaled = (dropped * inverse).astype(dtype)
         value = jnp.einsum("lntj,ljnd->ltnd", scaled, project(attention.v, features))
         value = value + jnp.einsum("lntr,rnd->ltnd", by_rank(scaled), project(attention.v, ranks))
@@ -254,9 +263,10 @@ def _segments(
     def frame(carry, inputs):
         first, carried, end_count, last = carry
         now, episode, end = inputs
+        # Another episode: the memory begins at this frame, and no anchor from before counts.
         fresh = episode != last
         first, carried = jnp.where(fresh, now, first), carried & ~fresh
-        seen = (first, carried)
+        seen = (first, carried)  # a frame reads before its own label empties anything
         end_count = jnp.where(fresh, 0, end_count) + (end > 0)
         clear = (end_count >= config.memory_accumulation) & (config.memory_accumulation > 0)
         first, carried = jnp.where(clear, now + 1, first), carried & ~clear

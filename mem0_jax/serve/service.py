@@ -170,6 +170,7 @@ class Service:
 
     async def _serve(self, message: Message, connection: object) -> dict[str, Any]:
         session = self.sessions.find(message.session, connection)
+        # Refused and not queued: a client that does not wait would else act on answers of older frames.
         if session is not None and session.lock.locked():
             raise RequestError("busy", f"session {session.id!r} is being served: wait for the answer")
         if message.type == "close":
@@ -226,10 +227,11 @@ class Service:
             pilot.reset(reset.task, reset.seed)
         except UserError as error:
             raise RequestError("bad_request", str(error)) from error
+        # Only now, when nothing can be refused any more, does the old episode end.
         if session is None:
             session = self.sessions.add(message.session, connection, pilot, planner)
         else:
-            pilot.slot = session.pilot.slot
+            pilot.slot = session.pilot.slot  # a new pilot's first request empties the memory
         session.pilot, session.planner, session.image, session.actions = pilot, planner, None, None
         session.env = message.env or session.env
         return session
@@ -245,7 +247,7 @@ class Service:
             raise RequestError("bad_request", "no subtask is needed from the client now")
         for text in (message.prompt if not pilot.staged else None, message.subtask):
             self.bundle.processor.prompt(text or "")  # refused before anything has changed
-        if unseen:
+        if unseen:  # resizing takes milliseconds that other sessions need not wait
             await asyncio.to_thread(_observe, pilot, unseen, message.prompt)
             session.image = unseen[-1]["images"][self.senses.cameras[0]]
         if message.type == "plan" and pilot.plan_needed:
@@ -264,6 +266,7 @@ class Service:
         """The message's frames that the pilot has not seen."""
         if message.after is None:
             return message.frames
+        # After a lost answer a client sends its frames again: those that were seen must not be remembered twice.
         seen = pilot.time - message.after
         if not 0 <= seen <= len(message.frames):
             raise RequestError(
@@ -277,7 +280,7 @@ class Service:
         assert self._batcher is not None
         for plans, steps in needs(lambda: [(mine, decide)]):
             if plans and session.planner == "client":
-                break
+                break  # the answer says that a plan is needed, and the client's next message brings it
             for pilot, situation in plans:
                 assert self.planner is not None
                 began = time.perf_counter()

@@ -135,6 +135,7 @@ def _update(
 ) -> tuple[dict[str, Any], OptimizerState]:
     flat_params, flat_gradients = tree.flatten(params), tree.flatten(gradients)
     grads = {path: flat_gradients[path].astype(jnp.float32) for path in trained}
+    # One norm over all trained leaves, in float32 whatever they are kept in: it clips, and tells whether all is finite.
     norm = jnp.sqrt(sum(jnp.sum(jnp.square(gradient)) for gradient in grads.values()))
     finite = jnp.isfinite(norm)
     scale = jnp.minimum(config.clip_norm / (norm + CLIP_EPSILON), 1.0) if config.clip_norm else jnp.float32(1.0)
@@ -152,7 +153,9 @@ def _update(
         first = config.b1 * old_mu[path] + (1 - config.b1) * gradient
         second = config.b2 * old_nu[path] + (1 - config.b2) * jnp.square(gradient)
         direction = (first / correction1) / (jnp.sqrt(second / correction2) + config.eps)
+        # Decoupled: the decay is not divided by the second moment (Loshchilov and Hutter, 2019).
         delta = -rates[groups[path]] * (direction + config.weight_decay * param.astype(jnp.float32))
+        # A step that is not finite leaves everything as it was; a branch would need two programs.
         deltas[path] = jnp.where(finite, delta.astype(param.dtype), deltas[path])
         mu[path] = jnp.where(finite, first, old_mu[path])
         nu[path] = jnp.where(finite, second, old_nu[path])

@@ -153,17 +153,20 @@ class Decoder:
         batch, tokens = row.shape
         x = self._embedded(weights, prompt["input_ids"])
         is_image, features = (row >= 0)[..., None], seen.astype(self.dtype)
+        # An image's tokens are what the tower saw; row -1 picks some row, which `where` drops.
         x = jnp.where(is_image, features[row, 0], x)
         angle = self._angle(jnp.moveaxis(prompt["position"], 1, 0))
+        # Prompts are padded behind, so their tokens see neither padding nor what follows them.
         valid = jnp.arange(tokens) < length[:, None]
         mask = jnp.tril(jnp.ones((tokens, tokens), bool)) & valid[:, None]
         cache = []
         for number, layer in enumerate(weights["language_model"]["layers"]):
             x, kept = self._layer(layer)(x, angle, mask)
             cache.append(_grow(kept, places, 1))
-            if number + 1 < features.shape[1]:
+            if number + 1 < features.shape[1]:  # deepstack: the tower's earlier layers join the first text layers
                 x = x + jnp.where(is_image, features[row, number + 1], 0)
         logits = self._logits(weights, x[jnp.arange(batch), length - 1])
+        # Images take fewer positions than tokens: an answer goes on after the greatest of any axis.
         following = jnp.where(valid[:, None], prompt["position"], -1).max((1, 2)) + 1
         token = choose(logits, sampling, jnp.int32(0))
         progress = Progress(token, following, length, self._left(limit, token), jnp.int32(tokens), jnp.int32(tokens))
@@ -186,6 +189,7 @@ class Decoder:
         def turn_once(carry):
             turn, said, progress, cache = carry
             logits, cache = self._turn(weights, cache, progress)
+            # Complete answers run along, for the batch's shape is fixed, and say nothing.
             running = progress.left > 0
             token = choose(logits, sampling, progress.place - progress.start + 1)
             said = said.at[:, turn].set(jnp.where(running, token, -1))
@@ -201,6 +205,7 @@ class Decoder:
         return jax.lax.while_loop(unfinished, turn_once, (jnp.int32(0), said, progress, cache))[1:]
 
     def _turn(self, weights: Weights, cache: Cache, progress: Progress) -> tuple[Array, Cache]:
+        # Answers are written behind the longest prompt: a shorter one has a gap that nobody may see.
         place = jnp.arange(cache[0].keys.shape[1])
         answered = (place >= progress.start) & (place <= progress.place)
         mask = ((place < progress.length[:, None]) | answered)[:, None]
