@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -69,7 +69,10 @@ class Episodes:
         """Raises UserError: datasets or statistics that are missing or do not fit together."""
         data = job.data
         with told_to_the_user():
-            split = [hold_out(open_dataset(folder), data.held_out, data.seed) for folder in data.datasets]
+            opened = [open_dataset(folder) for folder in data.datasets]
+            for dataset in opened:
+                check_cameras(dataset, [feature for feature, _ in data.views])
+            split = [hold_out(dataset, data.held_out, data.seed) for dataset in opened]
             training, held_out = ([pair[i] for pair in split] for i in (0, 1))
             mixed = Mixture(training, data.weights or None) if len(training) > 1 else training[0]
             inputs, spec = make_inputs(data, robot_of(mixed)), job.family.policy(job.model).spec
@@ -211,6 +214,16 @@ def check_start(job: Job, found: Any) -> None:
         raise UserError(
             f"init_from: {job.init_from} holds a {name}, and a {job.policy} is trained; name a bundle of "
             f"{' or '.join(fitting)}"
+        )
+
+
+def check_cameras(dataset: Any, wanted: Sequence[str]) -> None:
+    """Raises UserError: the dataset lacks a camera that is to be trained on."""
+    if missing := [camera for camera in wanted if camera not in dataset.cameras]:
+        raise UserError(
+            f"{dataset.root}: there is no camera {', '.join(map(repr, missing))}; this dataset has "
+            f"{', '.join(map(repr, dataset.cameras)) or 'none'}: choose with "
+            f'--config.data.cameras="{tuple(dataset.cameras[:2])!r}"'
         )
 
 

@@ -231,7 +231,7 @@ class _Run:
         restored = self._checkpoints.restore(template)
         self.resumed_from: int | None = None
         if restored is None:
-            check_disk(workdir, 2 * tree_bytes(template), "two checkpoints of this run")
+            check_disk(workdir, 2 * tree_bytes(template), "a pair of checkpoints of this run")
             make = partial(create_params, policy, config.seed, config.bfloat16, extras.initial)
             self.state = self._first_state(make, state, abstract, traceable=extras.initial is None)
             if extras.optimizer is not None:

@@ -120,6 +120,7 @@ def _in_process(settings: Settings) -> tuple[Any, Sequence[str], dict[str, Any]]
         ) from error
     assert settings.execution_ckpt is not None
     bundle = load_bundle(settings.execution_ckpt)
+    _check_horizon(settings, bundle.policy.spec.horizon)
     if settings.state_stats_path is not None:
         _check_statistics(bundle, settings.state_stats_path)
     planner = None
@@ -128,6 +129,11 @@ def _in_process(settings: Settings) -> tuple[Any, Sequence[str], dict[str, Any]]
         planner = RemotePlanner(settings.vllm_url, settings.planner_model)
     options = Options(n_action_steps=settings.action_horizon, patience=settings.threshold)
     return Session(bundle, options, planner), bundle.transform.cameras, {}
+
+
+def _check_horizon(settings: Settings, horizon: int) -> None:
+    if settings.action_horizon is not None and settings.action_horizon > horizon:
+        raise SettingsError(f"action_horizon is {settings.action_horizon}; the policy's chunks have {horizon}")
 
 
 def _check_statistics(bundle: Any, path: str) -> None:
@@ -157,8 +163,7 @@ def _served(settings: Settings) -> tuple[Any, Sequence[str], dict[str, Any]]:
     )
     atexit.register(policy.close)  # the server has its place for others again
     about = policy.metadata
-    if settings.action_horizon is not None and settings.action_horizon > about["horizon"]:
-        raise SettingsError(f"action_horizon is {settings.action_horizon}; the policy's chunks have {about['horizon']}")
+    _check_horizon(settings, about["horizon"])
     if settings.staged and about["planner"] != "server":
         raise SettingsError(
             f"{settings.task_name} is M(n), and the server at {settings.server} has no planner: start it with "

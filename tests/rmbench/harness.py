@@ -115,7 +115,7 @@ def watch(session: Any, trace: list[str]) -> None:
 
     def watched(requests):
         for request in requests:
-            trace.extend(f"see {frame_number(image)} {request.instruction}" for image in request.images)
+            trace.extend(f"see {frame_number(image)} {request.instruction}" for image in request.images[0])
             if request.noise is not None:
                 trace.append("sample")
         return step(requests)

@@ -188,7 +188,7 @@ def test_settings_that_cannot_be(policies, overrides, message):
 
 def test_the_horizon_must_fit(policies, bundle, server):
     for road in (["--execution_ckpt", str(bundle)], ["--server", server]):
-        with pytest.raises(Exception, match="action_horizon"):
+        with pytest.raises(Exception, match="action_horizon is 30; the policy's chunks have 3"):
             load(policies, [*M1, "--action_horizon", "30", *road])
 
 

@@ -72,6 +72,15 @@ def test_a_prompt_that_is_too_long_is_told_before_anything_is_written(settings, 
     assert not (tmp_path / "run").exists()
 
 
+def test_a_camera_that_the_dataset_has_not_is_told_before_anything_is_written(settings, tmp_path, capsys):
+    flags = [*settings, "--config.data.cameras=('observation.images.top', 'observation.image.head_camera')"]
+    assert main(["train", f"--workdir={tmp_path / 'run'}", *flags]) == 1
+    said = capsys.readouterr().err
+    assert "there is no camera 'observation.image.head_camera'; this dataset has 'observation.images.top', " in said
+    assert "--config.data.cameras=\"('observation.images.top', 'observation.images.wrist')\"" in said
+    assert not (tmp_path / "run").exists()
+
+
 def test_differences_are_measured_over_chunks(folder, dataset):
     bundle, whole = load_bundle(folder), LeRobotDataset(dataset)
     found = NormStats.from_dataset(whole, bundle.inputs.robot, 3)
