@@ -141,16 +141,23 @@ def test_the_loader_gives_what_is_announced(trained):
 
 
 def test_gradients_are_the_slope_of_the_loss_and_zero_where_promised(trained):
-    policy, batch, key = trained.policy, batch_of(trained.prepared), jax.random.key(3)
-    params, start = trained.bundle.params, policy.init_state(SETTINGS.lanes)
+    """Of one frame after another: no gradient needs to flow through what is remembered."""
+    policy, params, key = trained.policy, trained.bundle.params, jax.random.key(3)
+    first, second = ({name: value[:, t : t + 1] for name, value in batch_of(trained.prepared).items()} for t in (0, 1))
 
-    def loss(params: Any) -> Any:
-        value, metrics, after = policy.loss(params, start, batch, key, False)
-        assert metrics["loss"] is value
-        assert jax.tree.structure(after) == jax.tree.structure(start)
-        return value
+    @jax.jit
+    def differentiated(params: Any, memory: Any, batch: Any) -> Any:
+        def loss(params: Any) -> Any:
+            value, metrics, after = policy.loss(params, memory, batch, key, False)
+            assert metrics["loss"] is value
+            return value, after
 
-    gradients = jax.jit(jax.grad(loss))(params)
+        return jax.value_and_grad(loss, has_aux=True)(params)
+
+    start = policy.init_state(SETTINGS.lanes)
+    (_, memory), _ = differentiated(params, start, first)
+    assert jax.tree.structure(memory) == jax.tree.structure(start)
+    _, gradients = differentiated(params, memory, second)
     moved = {path for path, leaf in tree.flatten(gradients).items() if (leaf != 0).any()}
     assert not [path for path in moved if any(re.fullmatch(pattern, path) for pattern in policy.no_gradient)]
     for group, pattern in policy.learning_rate_groups:
@@ -158,8 +165,11 @@ def test_gradients_are_the_slope_of_the_loss_and_zero_where_promised(trained):
     keys = iter(jax.random.split(jax.random.key(0), len(jax.tree.leaves(params))))
     way = jax.tree.map(lambda leaf: jax.random.normal(next(keys), leaf.shape), params)
     slope = sum(jnp.vdot(g, w) for g, w in zip(jax.tree.leaves(gradients), jax.tree.leaves(way)))
-    along = jax.jit(lambda step: loss(jax.tree.map(lambda p, w: p + step * w, params, way)))
-    np.testing.assert_allclose((along(1e-3) - along(-1e-3)) / 2e-3, slope, rtol=0.02)
+    ahead, behind = (
+        differentiated(jax.tree.map(lambda p, w, step=step: p + step * w, params, way), memory, second)[0][0]
+        for step in (1e-3, -1e-3)
+    )
+    np.testing.assert_allclose((ahead - behind) / 2e-3, slope, rtol=0.02)
 
 
 def test_a_step_compiles_for_shapes_alone(trained):

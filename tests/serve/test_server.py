@@ -688,7 +688,7 @@ def test_the_command_serves_until_it_is_told_to_stop(bundle, tmp_path):
         (["--n-action-steps", "9"], "n_action_steps must lie between 1 and"),
         (
             ["--action-horizon=9"],
-            r"(?s)--action-horizon is now called --n-action-steps.*n_action_steps must lie between",
+            r"(?s)is now called --n-action-steps.*n_action_steps must lie",
         ),
         (["--flow-steps", "0"], "flow steps must be at least 1"),
         (["--token-file", "missing"], "--token-file missing"),

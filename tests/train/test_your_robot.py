@@ -73,7 +73,8 @@ def test_a_prompt_that_is_too_long_is_told_before_anything_is_written(settings, 
 
 
 def test_a_camera_that_the_dataset_has_not_is_told_before_anything_is_written(settings, tmp_path, capsys):
-    flags = [*settings, "--config.data.cameras=('observation.images.top', 'observation.image.head_camera')"]
+    flags = [flag for flag in settings if not flag.startswith("--config.data.cameras=")]
+    flags.append("--config.data.cameras=('observation.images.top', 'observation.image.head_camera')")
     assert main(["train", f"--workdir={tmp_path / 'run'}", *flags]) == 1
     said = capsys.readouterr().err
     assert "there is no camera 'observation.image.head_camera'; this dataset has 'observation.images.top', " in said
