@@ -118,3 +118,9 @@ def test_readme_is_short_and_leads_to_every_page():
     text = (ROOT / "README.md").read_text()
     assert text.count("\n") <= 150
     assert [page.name for page in PAGES[1:-1] if f"](docs/{page.name})" not in text] == []
+
+
+def test_the_files_of_make_quick_exist():
+    names = (ROOT / "tests" / "quick.txt").read_text().split()
+    assert names == sorted(set(names))
+    assert [name for name in names if not (ROOT / name).is_file()] == []
