@@ -102,8 +102,8 @@ class Format:
         sizes: shapes of the tensors -> the fields of the configuration that they tell.
         untold: fields that shapes do not tell and the outputs depend on; others have their defaults where no file says.
         released: configurations of released models, which tell `untold` of checkpoints that agree in `known_by`.
-        layout: of files with settings of this model besides bundles', for messages.
-        reads: whether the content of a YAML or JSON file has that layout.
+        files: those with settings of this model besides bundles', for messages.
+        reads: whether the content of a YAML or JSON file is one of them.
         read: that content -> what it says; None: there are no such files. Raises ConversionError: settings that are not
             supported.
         theirs: fields -> what those files call them, where that is another name.
@@ -125,7 +125,7 @@ class Format:
     untold: tuple[str, ...] = ()
     released: tuple[Config, ...] = ()
     known_by: tuple[str, ...] = ()
-    layout: str = "the config.json of a bundle"
+    files: str = "the config.json of a bundle"
     reads: Callable[[Mapping[str, Any]], bool] = lambda data: False
     read: Callable[[Any], Settings] | None = None
     theirs: Mapping[str, str] = field(default_factory=dict)

@@ -43,7 +43,7 @@ def read_settings(path: Path, model: Format) -> Settings:
         else:
             own = next((one for one in akin if one.reads(data)), model)
             if own.read is None or not own.reads(data):
-                raise ConversionError(f"not a {own.title} configuration: expected {own.layout}")
+                raise ConversionError(f"not a {own.title} configuration: expected {own.files}")
             found = own.read(data)
     except ConversionError as error:
         raise ConversionError(f"{path}: {error}") from None

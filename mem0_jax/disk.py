@@ -141,6 +141,9 @@ def write_whole(path: Path, content: bytes | str) -> None:
     try:
         beside.write_bytes(content)
         beside.replace(path)
+    except OSError as error:
+        error.filename = str(path)  # a write's refusal names no file, an opening's the one beside
+        raise
     finally:
         beside.unlink(missing_ok=True)
 

@@ -28,7 +28,7 @@ import numpy as np
 from mem0_jax.backbones.qwen3_vl.processor import word_tokenizer
 from mem0_jax.configs.demo import get_config
 from mem0_jax.data.normalize import NormStats
-from mem0_jax.demo.arm import policy_config
+from mem0_jax.demo.side import policy_config
 from mem0_jax.envs import make
 from mem0_jax.eval.clients import play_on_server
 from mem0_jax.eval.episode import Outcome

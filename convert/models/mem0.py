@@ -245,7 +245,7 @@ FORMAT = Format(
     ),
     released=(Mem0Config(),),
     known_by=("action.width", "action.num_layers", "action.context_width"),
-    layout=f"one of the sections {', '.join(NAMES)}",
+    files=f"one of the sections {', '.join(NAMES)}",
     reads=reads,
     read=read,
     theirs=THEIRS,

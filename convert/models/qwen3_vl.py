@@ -199,7 +199,7 @@ FORMAT = Format(
     ),
     released=RELEASED,
     known_by=("text.hidden_size", "text.num_hidden_layers", "vision.hidden_size", "vision.depth", "text.vocab_size"),
-    layout="Hugging Face's config.json",
+    files="Hugging Face's config.json",
     reads=lambda data: "model_type" in data,
     read=read,
     check=check,

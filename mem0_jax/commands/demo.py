@@ -63,8 +63,8 @@ def table(summary: dict[str, Any]) -> str:
     lines.append(f"{'':24s}{'with memory':>24s}{'without memory':>24s}")
     for what, label in (("success", "success"), ("right_given_placed", "right choice, if any")):
         cells = []
-        for arm in ("with_memory", "without_memory"):
-            rate, (low, high) = summary[f"{what}_{arm}"], summary[f"{what}_{arm}_interval"]
+        for side in ("with_memory", "without_memory"):
+            rate, (low, high) = summary[f"{what}_{side}"], summary[f"{what}_{side}_interval"]
             cells.append("none made" if rate is None else f"{rate:.0%} ({low:.0%} to {high:.0%})")
         lines.append(f"{label:24s}" + "".join(f"{cell:>24s}" for cell in cells))
     return "\n".join(

@@ -87,6 +87,7 @@ def main(argv: Sequence[str]) -> None:
     server = ChatServer(generator, name, key, limits)
     host, port = listening.getsockname()[:2]
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    listening.listen()  # before it is said: who hears of it may come at once
     print(f"serving {name} at {address}/v1; Ctrl-C finishes what runs and stops. Try:", flush=True)
     body = f'{{"model": "{name}", "messages": [{{"role": "user", "content": "hello"}}], "max_tokens": 8}}'
     print(f"  curl {address}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'", flush=True)

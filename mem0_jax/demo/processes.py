@@ -1,4 +1,4 @@
-"""Both arms side by side, each a process on its share of the cores, with a progress bar each.
+"""Both sides side by side, each a process on its share of the cores, with a progress bar each.
 
 At the demo's size two single-core trainings side by side are faster than one that splits tiny matrix products over two
 cores.
@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from mem0_jax.demo.settings import ARMS, FAILED, Demo
+from mem0_jax.demo.settings import FAILED, SIDES, Demo
 from mem0_jax.errors import UserError
 from mem0_jax.progress import Progress
 
@@ -24,21 +24,21 @@ import os, runpy, sys
 cores = [int(core) for core in sys.argv[3].split(",") if core]
 if cores:
     os.sched_setaffinity(0, cores)
-runpy.run_module("mem0_jax.demo.arm", run_name="__main__")
+runpy.run_module("mem0_jax.demo.side", run_name="__main__")
 """
 
 
-class _Arm:
+class _Side:
     """A worker process, its progress bar and the thread that feeds it."""
 
-    def __init__(self, demo: Demo, arm: str, cores: Sequence[int], position: int):
-        self.demo, self.name, self.bar_position = demo, arm, position
-        (demo.out / arm).mkdir(exist_ok=True)
-        self.log = demo.out / arm / "log.txt"
+    def __init__(self, demo: Demo, side: str, cores: Sequence[int], position: int):
+        self.demo, self.name, self.bar_position = demo, side, position
+        (demo.out / side).mkdir(exist_ok=True)
+        self.log = demo.out / side / "log.txt"
         self.reason = ""  # why it failed, where that is a matter for the user
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", START, str(demo.out), arm, ",".join(map(str, cores))],
+                [sys.executable, "-c", START, str(demo.out), side, ",".join(map(str, cores))],
                 stdin=subprocess.PIPE,  # which ends with us: the worker ends then, too
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -78,22 +78,22 @@ class _Arm:
 
 
 def run_arms(demo: Demo) -> None:
-    """Trains and evaluates both arms side by side."""
-    arms = [_Arm(demo, arm, cores, i) for i, (arm, cores) in enumerate(zip(ARMS, shares_of_cores(len(ARMS))))]
+    """Trains and evaluates both sides side by side."""
+    sides = [_Side(demo, side, cores, i) for i, (side, cores) in enumerate(zip(SIDES, shares_of_cores(len(SIDES))))]
     try:
-        codes = [arm.wait() for arm in arms]
+        codes = [side.wait() for side in sides]
     except KeyboardInterrupt:
-        for arm in arms:
-            arm.process.send_signal(signal.SIGINT)
-        for arm in arms:
-            arm.wait()
+        for side in sides:
+            side.process.send_signal(signal.SIGINT)
+        for side in sides:
+            side.wait()
         raise KeyboardInterrupt(f"stopped; run the same command again to continue in {demo.out}") from None
-    for arm, code in zip(arms, codes):
-        if arm.reason:
-            raise UserError(arm.reason)
+    for side, code in zip(sides, codes):
+        if side.reason:
+            raise UserError(side.reason)
         if code:
-            end = arm.log.read_text(errors="replace")[-2000:]
-            raise UserError(f"the process of {arm.name} ended with code {code}; the end of {arm.log}:\n{end}")
+            end = side.log.read_text(errors="replace")[-2000:]
+            raise UserError(f"the process of {side.name} ended with code {code}; the end of {side.log}:\n{end}")
 
 
 def shares_of_cores(processes: int) -> list[list[int]]:

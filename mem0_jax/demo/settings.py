@@ -5,7 +5,7 @@ A run lives in one folder and continues where it was stopped:
     settings.json          what the run was started with
     timing.json            seconds spent, by phase
     dataset/               expert episodes, LeRobot v3.0
-    with_memory/           one folder an arm: run/ (checkpoints, metrics), bundle/, evaluation.npz, log.txt
+    with_memory/           one folder a side: run/ (checkpoints, metrics), bundle/, evaluation.npz, log.txt
     without_memory/
     report.html, report.json, hero.png
 """
@@ -22,7 +22,7 @@ from mem0_jax.disk import DiskError, write_json
 from mem0_jax.envs import TASKS
 from mem0_jax.errors import UserError
 
-ARMS = {"with_memory": ("window", "anchor"), "without_memory": ()}
+SIDES = {"with_memory": ("window", "anchor"), "without_memory": ()}
 # Disjoint ranges of environment seeds; hyper-parameters were chosen on others than the test seeds.
 TRAIN_SEEDS, TEST_SEEDS = 0, 300_000_000
 SEEDS_PER_RUN = 10_000

@@ -11,7 +11,7 @@ import numpy as np
 from mem0_jax import __version__
 from mem0_jax.demo.settings import FPS, TEST_SEEDS, TRAIN_SEEDS, Demo
 from mem0_jax.envs import make
-from mem0_jax.eval.report import Arm, Attention, Curve, Facts, Results, Video, write_report
+from mem0_jax.eval.report import Attention, Curve, Facts, Results, Side, Video, write_report
 from mem0_jax.policies.bundle import load_bundle
 from mem0_jax.train.log import read_rows
 
@@ -19,18 +19,18 @@ from mem0_jax.train.log import read_rows
 def report(demo: Demo) -> dict[str, Any]:
     """Writes report.html, report.json and hero.png; returns what report.json holds."""
     evaluations = {}
-    for arm in ("with_memory", "without_memory"):
-        with np.load(demo.out / arm / "evaluation.npz", allow_pickle=False) as arrays:
-            evaluations[arm] = {key: arrays[key] for key in arrays.files}
+    for side in ("with_memory", "without_memory"):
+        with np.load(demo.out / side / "evaluation.npz", allow_pickle=False) as arrays:
+            evaluations[side] = {key: arrays[key] for key in arrays.files}
     results = Results(
-        **{arm: _arm(demo.out / arm, evaluation) for arm, evaluation in evaluations.items()},
+        **{side: _side(demo.out / side, evaluation) for side, evaluation in evaluations.items()},
         facts=_facts(demo),
         attention=_attention(evaluations["with_memory"]),
     )
     return write_report(demo.out, results)
 
 
-def _arm(folder: Path, evaluation: dict[str, np.ndarray]) -> Arm:
+def _side(folder: Path, evaluation: dict[str, np.ndarray]) -> Side:
     rows = read_rows(folder / "run" / "metrics.jsonl")
     curve = Curve(*(np.array([row[key] for row in rows]) for key in ("step", "loss", "action_loss", "classifier_loss")))
     count = sum(key.startswith("frames_") for key in evaluation)
@@ -39,7 +39,7 @@ def _arm(folder: Path, evaluation: dict[str, np.ndarray]) -> Arm:
         for i in range(count)
     )
     outcomes = (tuple(map(bool, evaluation[key])) for key in ("success", "placed", "placed_right"))
-    return Arm(*outcomes, curve=curve, videos=videos)
+    return Side(*outcomes, curve=curve, videos=videos)
 
 
 def _attention(evaluation: dict[str, np.ndarray]) -> Attention | None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import gymnasium
 
 if TYPE_CHECKING:
-    from mem0_jax.envs.expert import Episode, Expert, FrameOracle, Noise, frame_oracle, rollout
+    from mem0_jax.envs.expert import Demonstration, Expert, FrameOracle, Noise, frame_oracle, rollout
     from mem0_jax.envs.tabletop import Tabletop
 
 TASKS = {
@@ -27,7 +27,7 @@ TASKS = {
     "swap_blocks": "mem0_jax.envs.swap_blocks:SwapBlocks",
     "press_button": "mem0_jax.envs.press_button:PressButton",
 }
-__all__ = ["TASKS", "Episode", "Expert", "FrameOracle", "Noise", "Tabletop", "frame_oracle", "make", "rollout"]
+__all__ = ["TASKS", "Demonstration", "Expert", "FrameOracle", "Noise", "Tabletop", "frame_oracle", "make", "rollout"]
 
 for _entry in TASKS.values():
     gymnasium.register(id=f"mem0_jax/{_entry.rpartition(':')[2]}-v0", entry_point=_entry)

@@ -107,7 +107,7 @@ def _joints(arm: Arm, point: Point, gripper: float) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Episode:
+class Demonstration:
     """A recorded episode of T frames; `action[t]` is the clean target for frame t.
 
     image uint8 [T, 240, 320, 3] (None when recorded without), state float32 [T, 14], action float32 [T, 14];
@@ -133,7 +133,7 @@ class Episode:
         return len(self.state)
 
 
-def rollout(env: gymnasium.Env, expert: Expert, seed: int) -> Episode:
+def rollout(env: gymnasium.Env, expert: Expert, seed: int) -> Demonstration:
     """Play one episode to its end and record it. Images are kept if `env` renders."""
     base = expert.env
     if env.unwrapped is not base:
@@ -152,7 +152,7 @@ def rollout(env: gymnasium.Env, expert: Expert, seed: int) -> Episode:
         over = terminated or truncated
     subtask = np.array(stages, np.int32)
     segment = subtask if base.staged else np.zeros_like(subtask)
-    return Episode(
+    return Demonstration(
         task=base.task,
         instruction=base.instruction,
         seed=seed,

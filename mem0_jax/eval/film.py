@@ -4,6 +4,7 @@ Axes: H height, W width.
 """
 
 import os
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import IO, Any, cast
@@ -74,11 +75,17 @@ class Film:
         self._encoder.append(picture)
 
     def close(self) -> None:
-        """Completes the film."""
-        self._encoder.close()
-        self._beside.replace(self._path)
+        """Completes the film; where the disk refuses, nothing is left of it."""
+        try:
+            self._encoder.close()
+            self._beside.replace(self._path)
+        finally:
+            self._beside.unlink(missing_ok=True)
 
     def abandon(self) -> None:
         """Leaves no trace of it."""
-        self._encoder.close()
-        self._beside.unlink(missing_ok=True)
+        try:
+            with suppress(OSError):  # what cannot be written is not wanted any more
+                self._encoder.close()
+        finally:
+            self._beside.unlink(missing_ok=True)

@@ -56,7 +56,7 @@ class Video:
 
 
 @dataclass(frozen=True)
-class Arm:
+class Side:
     """One side of the comparison.
 
     Attributes:
@@ -64,7 +64,7 @@ class Arm:
       placed: [E] a choice among the alternatives was made.
       placed_right: [E] it was the right one; implies ``placed``.
       curve: its training.
-      videos: some of the rollouts. Those of both arms are shown side by side in order, so give the same seeds.
+      videos: some of the rollouts. Those of both sides are shown side by side in order, so give the same seeds.
     """
 
     success: tuple[bool, ...]
@@ -76,9 +76,9 @@ class Arm:
     def __post_init__(self):
         lengths = {len(self.success), len(self.placed), len(self.placed_right)}
         if len(lengths) != 1 or 0 in lengths:
-            raise ValueError(f"Arm: expected as many success, placed and placed_right, at least one; got {lengths}")
+            raise ValueError(f"Side: expected as many success, placed and placed_right, at least one; got {lengths}")
         if any(right and not placed for right, placed in zip(self.placed_right, self.placed)):
-            raise ValueError("Arm.placed_right: an episode cannot have placed right without having placed")
+            raise ValueError("Side.placed_right: an episode cannot have placed right without having placed")
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class Facts:
       instruction: what the policy was told.
       chance: probability of the right choice when the alternatives cannot be told apart.
       parameters: trained parameters of the policy.
-      steps: optimizer steps of each arm.
+      steps: optimizer steps of each side.
       frames_per_second: training frames a second.
       wall_seconds: phase -> seconds, in order.
       seeds: what for -> seeds in words, such as ``{"evaluation": "10000 to 10099"}``.
@@ -147,10 +147,10 @@ class Facts:
 
 @dataclass(frozen=True)
 class Results:
-    """The whole comparison; both arms played the same episodes, on seeds that training never saw."""
+    """The whole comparison; both sides played the same episodes, on seeds that training never saw."""
 
-    with_memory: Arm
-    without_memory: Arm
+    with_memory: Side
+    without_memory: Side
     facts: Facts
     attention: Attention | None = None
 
@@ -188,23 +188,23 @@ def write_report(out_dir: str | os.PathLike[str], results: Results) -> dict[str,
 def summarize(results: Results) -> dict[str, Any]:
     """The numbers of a report as JSON values.
 
-    For each arm (``with_memory``, ``without_memory``): ``success_ARM`` and ``right_given_placed_ARM`` are rates (None
-    if nothing was placed), ``*_counts`` are [number, out of], ``*_interval`` the 95 % Wilson interval, ``curve_ARM``
-    the training losses. ``success_difference_interval`` is Newcombe's. The rest repeats ``Facts``.
+    For each side (``with_memory``, ``without_memory``): ``success_SIDE`` and ``right_given_placed_SIDE`` are rates
+    (None if nothing was placed), ``*_counts`` are [number, out of], ``*_interval`` the 95 % Wilson interval,
+    ``curve_SIDE`` the training losses. ``success_difference_interval`` is Newcombe's. The rest repeats ``Facts``.
     """
     summary: dict[str, Any] = {}
     for name in ("with_memory", "without_memory"):
-        arm: Arm = getattr(results, name)
+        side: Side = getattr(results, name)
         counts = {
-            "success": (sum(map(bool, arm.success)), len(arm.success)),
-            "placed": (sum(map(bool, arm.placed)), len(arm.placed)),
-            "right_given_placed": (sum(map(bool, arm.placed_right)), sum(map(bool, arm.placed))),
+            "success": (sum(map(bool, side.success)), len(side.success)),
+            "placed": (sum(map(bool, side.placed)), len(side.placed)),
+            "right_given_placed": (sum(map(bool, side.placed_right)), sum(map(bool, side.placed))),
         }
         for what, (number, total) in counts.items():
             summary[f"{what}_{name}"] = number / total if total else None
             summary[f"{what}_{name}_counts"] = [number, total]
             summary[f"{what}_{name}_interval"] = list(wilson_interval(number, total))
-        summary[f"curve_{name}"] = {key: _plain(values) for key, values in vars(arm.curve).items()}
+        summary[f"curve_{name}"] = {key: _plain(values) for key, values in vars(side.curve).items()}
     first, second = summary["success_with_memory_counts"], summary["success_without_memory_counts"]
     facts = results.facts
     return {

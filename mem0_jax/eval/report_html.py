@@ -21,7 +21,7 @@ document.querySelector('#play')?.addEventListener('click', () => {
 """
 
 MEASURES = (("success", "Task solved"), ("right_given_placed", "Right choice, when one was made"))
-ARMS = (("with", "with_memory", "With memory"), ("without", "without_memory", "Without memory"))
+SIDES = (("with", "with_memory", "With memory"), ("without", "without_memory", "Without memory"))
 
 
 def page(results: "Results", summary: Mapping[str, Any]) -> str:
@@ -60,13 +60,13 @@ in <span class="without">{without_count} of {total} without</span>.</h1>
 def _choices(summary: Mapping[str, Any]) -> str:
     """How often the choice was right, in a sentence."""
     parts = []
-    for _, arm, label in ARMS:
-        right, placed = summary[f"right_given_placed_{arm}_counts"]
+    for _, side, label in SIDES:
+        right, placed = summary[f"right_given_placed_{side}_counts"]
         parts.append(f"{right} of {placed} {label.lower()}" if placed else f"none was made {label.lower()}")
     return (
         f"When a choice was made, it was the right one in {parts[0]} and in {parts[1]}; "
         f"choosing blindly would be right in {100 * summary['chance']:.0f} % of them."
-        if all(summary[f"right_given_placed_{arm}_counts"][1] for _, arm, _ in ARMS)
+        if all(summary[f"right_given_placed_{side}_counts"][1] for _, side, _ in SIDES)
         else f"Right choices: {parts[0]}; {parts[1]}. Choosing blindly is right in {100 * summary['chance']:.0f} %."
     )
 
@@ -85,8 +85,8 @@ def _table(summary: Mapping[str, Any]) -> str:
         # Whoever chooses blindly solves the task at most as often as the choice is right.
         chance = {"success": "at most ", "right_given_placed": ""}.get(measure)
         chance = "&ndash;" if chance is None else f"{chance}{100 * summary['chance']:.0f}&nbsp;%"
-        rows.append([title, *(_rate(summary, f"{measure}_{arm}") for _, arm, _ in ARMS), chance])
-    return table("Rates over the episodes", ["Measure", *(label for _, _, label in ARMS), "Chance"], rows)
+        rows.append([title, *(_rate(summary, f"{measure}_{side}") for _, side, _ in SIDES), chance])
+    return table("Rates over the episodes", ["Measure", *(label for _, _, label in SIDES), "Chance"], rows)
 
 
 def _rate(summary: Mapping[str, Any], key: str) -> str:
@@ -99,32 +99,32 @@ def _rate(summary: Mapping[str, Any], key: str) -> str:
 
 
 def _bars(summary: Mapping[str, Any]) -> str:
-    """Both measures of both arms with 95 % intervals and the chance line."""
+    """Both measures of both sides with 95 % intervals and the chance line."""
     body = ""
     for measure, title in MEASURES:
         entries = [
-            Bar(kind, label, summary[f"{measure}_{arm}"], summary[f"{measure}_{arm}_interval"])
-            for kind, arm, label in ARMS
+            Bar(kind, label, summary[f"{measure}_{side}"], summary[f"{measure}_{side}_interval"])
+            for kind, side, label in SIDES
         ]
         body += f"<h3>{title}</h3>{bars(entries, summary['chance'])}"
     entries = [("line ink", "95&nbsp;% interval"), ("upright", f"chance, {100 * summary['chance']:.0f}&nbsp;%")]
-    return legend([*((kind, label) for kind, _, label in ARMS), *entries]) + figure(_bars_in_words(summary), body)
+    return legend([*((kind, label) for kind, _, label in SIDES), *entries]) + figure(_bars_in_words(summary), body)
 
 
 def _bars_in_words(summary: Mapping[str, Any]) -> str:
     parts = []
     for measure, title in MEASURES:
-        for _, arm, label in ARMS:
-            rate = summary[f"{measure}_{arm}"]
+        for _, side, label in SIDES:
+            rate = summary[f"{measure}_{side}"]
             parts.append(f"{title.lower()}, {label.lower()}: {'none made' if rate is None else f'{100 * rate:.0f} %'}")
     return f"Bar chart with 95 % intervals. {'; '.join(parts)}; chance: {100 * summary['chance']:.0f} %."
 
 
 def _losses(results: "Results") -> str:
-    """Both losses of both arms over the steps: measured values thin, their running mean bold."""
+    """Both losses of both sides over the steps: measured values thin, their running mean bold."""
     body = ""
     for name, title in (("action_loss", "Action loss (flow matching)"), ("classifier_loss", "Subtask-end loss")):
-        curves = [(kind, getattr(results, arm).curve) for kind, arm, _ in ARMS]
+        curves = [(kind, getattr(results, side).curve) for kind, side, _ in SIDES]
         known = [
             (kind, c.step[keep], getattr(c, name)[keep]) for kind, c in curves if (keep := _measured(c, name)).any()
         ]
@@ -133,7 +133,7 @@ def _losses(results: "Results") -> str:
         positive = bool(known) and all((loss > 0).all() for _, _, loss in known)
         words = f"{title} of both policies over the optimizer steps."
         body += plot(title, words, thin + bold, axis="optimizer step", log=positive)
-    keys = legend([(f"line {kind}", label) for kind, _, label in ARMS])
+    keys = legend([(f"line {kind}", label) for kind, _, label in SIDES])
     return f'{keys}<div class="card plots tall">{body}</div>'
 
 
@@ -146,7 +146,7 @@ def _videos(results: "Results") -> str:
         return ""
     pairs = ""
     for pair in zip_longest(results.with_memory.videos, results.without_memory.videos):
-        cells = "".join(_video(kind, label, video) for (kind, _, label), video in zip(ARMS, pair))
+        cells = "".join(_video(kind, label, video) for (kind, _, label), video in zip(SIDES, pair))
         pairs += f'<div class="films">{cells}</div>\n'
     return section("Watch", f'<button id="play" type="button">Play all from the start</button>\n{pairs}')
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mem0_jax.eval.report import Results, Video
 
 COLORS = {name: light for name, (light, _) in PALETTE.items()}
-ARMS = (("with_memory", "with memory", COLORS["with"]), ("without_memory", "without memory", COLORS["without"]))
+SIDES = (("with_memory", "with memory", COLORS["with"]), ("without_memory", "without memory", COLORS["without"]))
 MEASURES = (("success", "task solved"), ("right_given_placed", "right choice,\nwhen one was made"))
 
 STYLE: dict[Any, Any] = {
@@ -38,15 +38,15 @@ STYLE: dict[Any, Any] = {
 
 
 def draw_bars(axes: Axes, summary: dict[str, Any]) -> None:
-    """Success and right choices of both arms with 95 % intervals and the chance line; a word where none was made."""
-    for side, (arm, label, color) in zip((-1, 1), ARMS):
+    """Success and right choices of both sides with 95 % intervals and the chance line; a word where none was made."""
+    for shift, (side, label, color) in zip((-1, 1), SIDES):
         for place, (measure, _) in enumerate(MEASURES):
-            rate = summary[f"{measure}_{arm}"]
-            x = place + side * 0.19
+            rate = summary[f"{measure}_{side}"]
+            x = place + shift * 0.19
             if rate is None:
                 axes.text(x, 2, "none\nmade", ha="center", color=COLORS["muted"], fontsize=9)
                 continue
-            low, high = summary[f"{measure}_{arm}_interval"]
+            low, high = summary[f"{measure}_{side}_interval"]
             axes.bar(x, 100 * rate, 0.34, color=color, label=label if place == 0 else None)
             error = [[100 * (rate - low)], [100 * (high - rate)]]
             axes.errorbar(x, 100 * rate, error, color=COLORS["ink"], capsize=4, lw=1.3)
@@ -62,16 +62,16 @@ def draw_bars(axes: Axes, summary: dict[str, Any]) -> None:
 
 
 def hero(results: "Results", summary: dict[str, Any]) -> bytes:
-    """The picture for the README as PNG, 1600 pixels wide: a film strip of one rollout of each arm, and the bars."""
-    rows = [(arm, label, color) for arm, label, color in ARMS if getattr(results, arm).videos]
+    """The picture for the README as PNG, 1600 pixels wide: a film strip of one rollout of each side, and the bars."""
+    rows = [(side, label, color) for side, label, color in SIDES if getattr(results, side).videos]
     count, width, gap, title, edge = 5, 2.05, 0.08, 0.5, 0.32  # of the film strips, in inches
-    shapes = [getattr(results, arm).videos[0].frames.shape for arm, _, _ in rows]
+    shapes = [getattr(results, side).videos[0].frames.shape for side, _, _ in rows]
     tall = max((width * shape[1] / shape[2] for shape in shapes), default=1.6)
     size = np.array([16.0, 2 * (tall + title) + edge])
     with mpl.rc_context({**STYLE, "figure.facecolor": COLORS["paper"], "font.size": 12}):
         figure = Figure(figsize=tuple(size), dpi=100)
-        for row, (arm, label, color) in enumerate(rows):
-            video = getattr(results, arm).videos[0]
+        for row, (side, label, color) in enumerate(rows):
+            video = getattr(results, side).videos[0]
             bottom = size[1] - (row + 1) * (tall + title)
             for column, number in enumerate(np.linspace(0, len(video.frames) - 1, count).astype(int)):
                 corner = np.array([edge + column * (width + gap), bottom])
@@ -133,7 +133,7 @@ def data_uri(content: bytes, kind: str) -> str:
 
 
 def running_mean(values: np.ndarray) -> np.ndarray:
-    """Mean over a twentieth of the curve on each side, less at the ends."""
+    """Mean over a twentieth of the curve on each shift, less at the ends."""
     half = len(values) // 20
     total = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
     low, high = np.arange(len(values)) - half, np.arange(len(values)) + half + 1

@@ -70,8 +70,7 @@ class Episodes:
         data = job.data
         with told_to_the_user():
             opened = [open_dataset(folder) for folder in data.datasets]
-            for dataset in opened:
-                check_cameras(dataset, [feature for feature, _ in data.views])
+            check_offers(opened, data)
             split = [hold_out(dataset, data.held_out, data.seed) for dataset in opened]
             training, held_out = ([pair[i] for pair in split] for i in (0, 1))
             mixed = Mixture(training, data.weights or None) if len(training) > 1 else training[0]
@@ -217,14 +216,21 @@ def check_start(job: Job, found: Any) -> None:
         )
 
 
-def check_cameras(dataset: Any, wanted: Sequence[str]) -> None:
-    """Raises UserError: the dataset lacks a camera that is to be trained on."""
-    if missing := [camera for camera in wanted if camera not in dataset.cameras]:
-        raise UserError(
-            f"{dataset.root}: there is no camera {', '.join(map(repr, missing))}; this dataset has "
-            f"{', '.join(map(repr, dataset.cameras)) or 'none'}: choose with "
-            f'--config.data.cameras="{tuple(dataset.cameras[:2])!r}"'
-        )
+def check_offers(datasets: Sequence[Any], data: DataSettings) -> None:
+    """Raises UserError: a dataset lacks a camera or a text that is to be trained on."""
+    shared = [camera for camera in datasets[0].cameras if all(camera in other.cameras for other in datasets)]
+    for dataset in datasets:
+        if missing := [camera for camera, _ in data.views if camera not in dataset.cameras]:
+            has = f"this dataset has {', '.join(map(repr, dataset.cameras)) or 'none'}"
+            fix = f'choose with --config.data.cameras="{tuple(shared[:2])!r}"'
+            none = "all datasets need a camera of one name" if len(datasets) > 1 else "a policy needs pictures"
+            raise UserError(
+                f"{dataset.root}: there is no camera {', '.join(map(repr, missing))}; {has}: {fix if shared else none}"
+            )
+        if data.text != "task" and data.text not in dataset.features:
+            raise UserError(
+                f"{dataset.root}: there is no text {data.text!r}; --config.data.text=task takes those of its tasks"
+            )
 
 
 def make_inputs(data: DataSettings, robot: Robot) -> Inputs:

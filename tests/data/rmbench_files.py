@@ -11,18 +11,18 @@ import numpy as np
 from episodes import ASSETS
 
 from mem0_jax.cli import main
-from mem0_jax.envs import Episode, Expert, make, rollout
+from mem0_jax.envs import Demonstration, Expert, make, rollout
 
 RECORDINGS = ASSETS / "rmbench/recordings"
 
 
-def play(task: str, seed: int, frames: int) -> Episode:
+def play(task: str, seed: int, frames: int) -> Demonstration:
     """The first `frames` of an expert's episode."""
     env = make(task)
     episode = rollout(env, Expert(env, np.random.default_rng(seed)), seed)
     assert episode.image is not None
     cut = {key: getattr(episode, key)[:frames] for key in ("image", "state", "action", "subtask", "text")}
-    return Episode(**vars(episode) | cut)
+    return Demonstration(**vars(episode) | cut)
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Recorded:
         return np.asarray(rows).astype(np.float32)
 
 
-def recorded(episode: Episode, joints: int = 6) -> Recorded:
+def recorded(episode: Demonstration, joints: int = 6) -> Recorded:
     """An episode of the built-in tasks, with a seventh joint that moves if `joints` is 7."""
     state = episode.state.astype(np.float64)
     extra = 0.01 * np.arange(len(state))[:, None]
@@ -77,7 +77,7 @@ def decoded(path: Path) -> np.ndarray:
     return np.stack([picture for picture in pictures if picture is not None])
 
 
-def segments(episode: Episode) -> list[tuple[str, int]]:
+def segments(episode: Demonstration) -> list[tuple[str, int]]:
     """(text, frames) of every stage; neighbours may have equal texts."""
     starts = [0, *(np.flatnonzero(np.diff(episode.subtask)) + 1), len(episode)]
     return [(episode.text[a], int(b - a)) for a, b in itertools.pairwise(starts)]

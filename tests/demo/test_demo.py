@@ -15,7 +15,7 @@ from mem0_jax.configs.demo import get_config
 from mem0_jax.data.lerobot import LeRobotDataset
 from mem0_jax.demo.processes import run_arms, shares_of_cores
 from mem0_jax.demo.record import record
-from mem0_jax.demo.settings import ARMS, TEST_SEEDS, TRAIN_SEEDS, open_demo
+from mem0_jax.demo.settings import SIDES, TEST_SEEDS, TRAIN_SEEDS, open_demo
 from mem0_jax.demo.summary import report
 from mem0_jax.errors import UserError
 from mem0_jax.policies.bundle import load_bundle
@@ -55,7 +55,7 @@ def finished(tmp_path_factory):
     first = subprocess.Popen(
         [sys.executable, "-c", RUN, str(demo.out)], stdout=subprocess.PIPE, text=True, start_new_session=True
     )
-    metrics = [demo.out / arm / "run" / "metrics.jsonl" for arm in ARMS]
+    metrics = [demo.out / side / "run" / "metrics.jsonl" for side in SIDES]
     deadline = time.monotonic() + 300
     while not all(path.is_file() and path.read_text() for path in metrics):
         assert time.monotonic() < deadline, "training did not start"
@@ -65,7 +65,7 @@ def finished(tmp_path_factory):
     output = first.communicate(timeout=120)[0]
     assert first.returncode == 130
     assert "continue" in output
-    interrupted = {arm: read_rows(demo.out / arm / "run" / "metrics.jsonl") for arm in ARMS}
+    interrupted = {side: read_rows(demo.out / side / "run" / "metrics.jsonl") for side in SIDES}
     assert not (demo.out / "with_memory" / "evaluation.npz").exists()
     with demo.timed("train and evaluate"):
         run_arms(demo)
@@ -74,8 +74,8 @@ def finished(tmp_path_factory):
 
 def test_an_interrupted_run_continues_where_it_was(finished):
     demo, interrupted, _ = finished
-    for arm, before in interrupted.items():
-        after = read_rows(demo.out / arm / "run" / "metrics.jsonl")
+    for side, before in interrupted.items():
+        after = read_rows(demo.out / side / "run" / "metrics.jsonl")
         assert after[-1]["step"] == 110
         assert [row["step"] for row in after] == [50, 100, 110]
         kept = [row for row in before if row["step"] % 50 == 0]
@@ -92,7 +92,7 @@ def test_the_dataset_is_a_readable_recording_of_the_experts(finished):
 
 
 def test_the_arms_differ_in_memory_alone(finished):
-    with_memory, without = (load_bundle(finished[0].out / arm / "bundle") for arm in ARMS)
+    with_memory, without = (load_bundle(finished[0].out / side / "bundle") for side in SIDES)
     assert with_memory.config.memory.branches == ("window", "anchor")
     assert without.config.memory.branches == ()
     shapes = [{k: v.shape for k, v in _leaves(bundle.params).items()} for bundle in (with_memory, without)]

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mem0_jax.eval.report import Arm, Attention, Curve, Facts, Results, Video, write_report
+from mem0_jax.eval.report import Attention, Curve, Facts, Results, Side, Video, write_report
 from mem0_jax.eval.report_pictures import encode_gif, encode_h264
 from mem0_jax.eval.statistics import wilson_interval
 
@@ -72,11 +72,11 @@ def test_json_holds_the_numbers(written, results):
     summary = json.loads((folder / "report.json").read_text())
     assert summary == returned
     for name in ("with_memory", "without_memory"):
-        arm = getattr(results, name)
-        assert summary[f"success_{name}"] == np.mean(arm.success)
-        assert summary[f"right_given_placed_{name}"] == sum(arm.placed_right) / sum(arm.placed)
-        assert summary[f"success_{name}_interval"] == list(wilson_interval(sum(arm.success), len(arm.success)))
-        np.testing.assert_allclose(summary[f"curve_{name}"]["action_loss"], arm.curve.action_loss)
+        side = getattr(results, name)
+        assert summary[f"success_{name}"] == np.mean(side.success)
+        assert summary[f"right_given_placed_{name}"] == sum(side.placed_right) / sum(side.placed)
+        assert summary[f"success_{name}_interval"] == list(wilson_interval(sum(side.success), len(side.success)))
+        np.testing.assert_allclose(summary[f"curve_{name}"]["action_loss"], side.curve.action_loss)
     assert summary["success_with_memory"] == 1.0 > summary["success_without_memory"]  # memory is what the task needs
     assert (summary["episodes"], summary["chance"], summary["steps"]) == (12, 0.25, 3000)
     assert summary["wall_seconds"] == pytest.approx(643.9)
@@ -188,9 +188,9 @@ def test_text_from_outside_cannot_become_markup(results, tmp_path):
 def test_bare_results(tmp_path):
     """No videos, no attention, nothing placed, losses unknown: still a report."""
     curve = Curve(np.array([1]), np.array([np.nan]), np.array([0.5]), np.array([np.nan]))
-    arm = Arm((False,), (False,), (False,), curve)
+    side = Side((False,), (False,), (False,), curve)
     facts = Facts("task", "do it", 0.5, 1, 1, 1.0, {"train": 1.0}, {}, "make demo")
-    summary = write_report(tmp_path, Results(arm, arm, facts))
+    summary = write_report(tmp_path, Results(side, side, facts))
     assert summary["right_given_placed_with_memory"] is None
     assert summary["curve_with_memory"]["loss"] == [None]
     assert json.loads((tmp_path / "report.json").read_text()) == summary
@@ -215,13 +215,13 @@ def test_nothing_is_half_written(results, tmp_path):
 
 
 def test_inconsistent_results_are_refused(results):
-    arm, ones = results.with_memory, np.ones((2, 4, 4, 3), np.uint8)
+    side, ones = results.with_memory, np.ones((2, 4, 4, 3), np.uint8)
     with pytest.raises(ValueError, match="as many success"):
-        dataclasses.replace(arm, placed=(True,))
+        dataclasses.replace(side, placed=(True,))
     with pytest.raises(ValueError, match="without having placed"):
-        Arm((True,), (False,), (True,), arm.curve)
+        Side((True,), (False,), (True,), side.curve)
     with pytest.raises(ValueError, match="as many episodes"):
-        dataclasses.replace(results, with_memory=Arm((True,), (True,), (True,), arm.curve))
+        dataclasses.replace(results, with_memory=Side((True,), (True,), (True,), side.curve))
     with pytest.raises(ValueError, match="one length"):
         Curve(np.arange(3), np.arange(2), np.arange(3), np.arange(3))
     with pytest.raises(ValueError, match="increasing"):

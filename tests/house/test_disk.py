@@ -90,6 +90,36 @@ def test_what_cannot_be_written_whole_leaves_what_was_there(tmp_path):
     assert [(each.name, each.read_text()) for each in tmp_path.iterdir()] == [("a.json", "old")]
 
 
+def test_a_disk_that_fills_is_told_with_the_file_and_keeps_no_part_of_it(tmp_path):
+    """The limit of a process's files is to it what a full disk is."""
+    code = f"""if True:
+        import resource, signal, sys
+        import numpy as np
+        from pathlib import Path
+        from mem0_jax.disk import write_whole, explained
+        from mem0_jax.eval.film import Film
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+        folder, rng = Path({str(tmp_path)!r}), np.random.default_rng(0)
+        try:
+            write_whole(folder / "page.html", "x" * 10000)
+        except OSError as error:
+            print(explained(error))
+        film = Film(folder / "film.mp4", 64, 64)
+        for _ in range(9):
+            film.append(rng.integers(0, 256, (64, 64, 3), np.uint8))
+        try:
+            film.close()
+        except OSError as error:
+            print("film:", explained(error) is not None)
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    page, film = done.stdout.splitlines()
+    assert page.startswith(f"{tmp_path / 'page.html'}: ")
+    assert film == "film: True"
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_streams_are_written_as_they_stand_and_links_stay_links(tmp_path):
     fifo, target, link = (tmp_path / name for name in ("fifo", "target.json", "link.json"))
     os.mkfifo(fifo)

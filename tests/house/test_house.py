@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 import tomllib
 from pathlib import Path
 
@@ -29,11 +28,8 @@ def tracked() -> list[Path]:
 
 def test_import_is_light():
     code = f"import sys, mem0_jax, mem0_jax.config, mem0_jax.cli; print([m for m in {HEAVY} if m in sys.modules])"
-    start = time.perf_counter()
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    seconds = time.perf_counter() - start
     assert run.stdout.strip() == "[]"
-    assert seconds < 1.5
 
 
 def test_no_module_needs_torch_tensorflow_or_transformers():

@@ -18,7 +18,7 @@ def bundle(tmp_path_factory) -> Path:
     from mem0_jax.backbones.qwen3_vl.processor import word_tokenizer
     from mem0_jax.configs.demo import get_config
     from mem0_jax.data.normalize import NormStats
-    from mem0_jax.demo.arm import policy_config
+    from mem0_jax.demo.side import policy_config
     from mem0_jax.envs import make
     from mem0_jax.family import policy_family_of
     from mem0_jax.policies.bundle import Bundle, save_bundle

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mem0_jax.backbones.qwen3_vl.config import Qwen3VLConfig, TextConfig, TokenIds, VisionConfig
 from mem0_jax.backbones.qwen3_vl.model import Qwen3VL, normalised
-from mem0_jax.backbones.qwen3_vl.positions import layout, token_positions
+from mem0_jax.backbones.qwen3_vl.positions import arrays_of, token_positions
 from mem0_jax.nn import module
 from mem0_jax.policies.mem0.policy import pooled_features
 
@@ -72,7 +72,7 @@ def batch(order, length=LENGTH, left=(), data=sample_data):
         ids[b, place], mask[b, place] = own, 1
         patches.append(pixels)
         grids += SAMPLES[which][0]
-    return layout(ids, mask, np.concatenate(patches), grids, CONFIG)
+    return arrays_of(ids, mask, np.concatenate(patches), grids, CONFIG)
 
 
 def close(value, expected, tolerance=2e-5):
@@ -257,7 +257,7 @@ def test_images_that_do_not_fit_the_prompt_are_refused(grids, patches, message):
     ids, _ = sample_data(0)
     pixels = np.zeros((patches, CONFIG.vision.patch_width), np.float32)
     with pytest.raises(ValueError, match=message):
-        layout(np.array([ids]), np.ones((1, len(ids)), int), pixels, grids, CONFIG)
+        arrays_of(np.array([ids]), np.ones((1, len(ids)), int), pixels, grids, CONFIG)
 
 
 @pytest.mark.parametrize(

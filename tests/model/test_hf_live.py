@@ -6,7 +6,7 @@ import pytest
 
 from mem0_jax.backbones.qwen3_vl.config import Qwen3VLConfig, TextConfig, TokenIds, VisionConfig
 from mem0_jax.backbones.qwen3_vl.model import Qwen3VL
-from mem0_jax.backbones.qwen3_vl.positions import layout
+from mem0_jax.backbones.qwen3_vl.positions import arrays_of
 from mem0_jax.convert.models.qwen3_vl import rules as qwen3_vl_rules
 from mem0_jax.convert.rules import load, make_plan
 from mem0_jax.nn import module
@@ -93,7 +93,7 @@ def test_last_hidden_states_are_equal(name, images):
     abstract = jax.eval_shape(lambda key: module.init(build, key), jax.random.key(0))
     params = load(make_plan(qwen3_vl_rules(config), {k: v.shape for k, v in state.items()}, abstract), state)
     with jax.default_matmul_precision("highest"):
-        features = module.bind(build)(params).encode(layout(ids, mask, patches, grids, config))
+        features = module.bind(build)(params).encode(arrays_of(ids, mask, patches, grids, config))
     # transformers 4.57 returns the last layer's output before the final norm, transformers 5 after it.
     ours, other = (features.normed, features.hidden) if major >= 5 else (features.hidden, features.normed)
     seen = mask.astype(bool)

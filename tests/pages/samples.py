@@ -10,7 +10,7 @@ from mem0_jax.data.robot import RMBENCH
 from mem0_jax.data.show import show_dataset
 from mem0_jax.eval.openloop import Replay, measure
 from mem0_jax.eval.openloop_html import write_page
-from mem0_jax.eval.report import Arm, Attention, Curve, Facts, Results, Video, write_report
+from mem0_jax.eval.report import Attention, Curve, Facts, Results, Side, Video, write_report
 from mem0_jax.eval.statistics import wilson_interval
 from mem0_jax.eval.summary_html import write_summary
 
@@ -119,10 +119,10 @@ def results(bare: bool = False) -> Results:
     facts = Facts(EVIL, EVIL, 0.25, 700_000, 1000, 271.3, {"record": 21.4}, {"training": "0 to 9"}, EVIL, {EVIL: EVIL})
     if bare:
         curve = Curve(np.array([1]), np.array([np.nan]), np.array([0.5]), np.array([np.nan]))
-        arm = Arm((False,), (False,), (False,), curve)
-        return Results(arm, arm, facts)
-    arms = [
-        Arm(
+        side = Side((False,), (False,), (False,), curve)
+        return Results(side, side, facts)
+    sides = [
+        Side(
             success=tuple(i < solved for i in range(12)),
             placed=(True,) * 12,
             placed_right=tuple(i < solved for i in range(12)),
@@ -132,4 +132,4 @@ def results(bare: bool = False) -> Results:
         for solved, factor in ((11, 1.0), (4, 1.4))
     ]
     weights = np.full(6, 1 / 6)
-    return Results(arms[0], arms[1], facts, Attention(film, weights, film[0], film[1], step=34))
+    return Results(sides[0], sides[1], facts, Attention(film, weights, film[0], film[1], step=34))

@@ -178,9 +178,7 @@ def huge(handler: _Handler) -> None:
 def test_passing_trouble_is_tried_again(server, trouble):
     server.script = [trouble, (200, GOOD)]
     planner = RemotePlanner(server.url, "planner", timeout=0.5, retries=1)
-    start = time.monotonic()
     assert planner.next_subtask(SITUATION) == Plan("press the button.")
-    assert time.monotonic() - start < 3
     assert [asked["temperature"] for asked in server.asked] == [0, remote.WARMTH]
 
 

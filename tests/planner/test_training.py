@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from mem0_jax import tree
 from mem0_jax.backbones.qwen3_vl.images import PixelBounds
 from mem0_jax.backbones.qwen3_vl.model import Qwen3VL
-from mem0_jax.backbones.qwen3_vl.positions import layout
+from mem0_jax.backbones.qwen3_vl.positions import arrays_of
 from mem0_jax.cli import main
 from mem0_jax.commands.train import read_config
 from mem0_jax.config import from_dict
@@ -76,7 +76,7 @@ def by_hand(prepared, params, rows) -> float:
     for row in rows:
         ids = np.concatenate([row.question, row.answer])[None]
         patches = np.concatenate([source._patches(*image) for image in zip(row.images, row.grids)])
-        arrays = layout(ids, np.ones_like(ids, bool), patches, row.grids, config)
+        arrays = arrays_of(ids, np.ones_like(ids, bool), patches, row.grids, config)
         hidden = np.asarray(encode(arrays).normed[0], np.float64)
         tied = config.text.tie_word_embeddings
         head = params["language_model"]["embed_tokens"]["embedding"].T if tied else params["lm_head"]["kernel"]

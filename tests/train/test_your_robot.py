@@ -6,6 +6,7 @@ import urllib.error
 import urllib.request
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,9 +17,12 @@ from PIL import Image
 from mem0_jax.cli import main
 from mem0_jax.data.lerobot import LeRobotDataset
 from mem0_jax.data.normalize import NormStats
+from mem0_jax.errors import UserError
 from mem0_jax.inference.session import Options, Session
 from mem0_jax.policies.bundle import load_bundle
 from mem0_jax.policies.inputs import Camera
+from mem0_jax.train.episodes import check_offers
+from mem0_jax.train.job import DataSettings
 
 SIZES = ((32, 48), (24, 24))
 
@@ -80,6 +84,23 @@ def test_a_camera_that_the_dataset_has_not_is_told_before_anything_is_written(se
     assert "there is no camera 'observation.image.head_camera'; this dataset has 'observation.images.top', " in said
     assert "--config.data.cameras=\"('observation.images.top', 'observation.images.wrist')\"" in said
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("cameras", "text", "said"),
+    [
+        ([[], []], "task", "this dataset has none: all datasets need a camera of one name"),
+        ([[]], "task", "this dataset has none: a policy needs pictures"),
+        ([["a.top"], ["a.front"]], "task", "this dataset has 'a.front': all datasets need a camera of one name"),
+        ([["a.side", "a.top"], ["a.side"]], "task", """choose with --config.data.cameras="('a.side',)\""""),
+        ([["a.top"]], "subtask", "there is no text 'subtask'; --config.data.text=task takes those of its tasks"),
+    ],
+)
+def test_what_is_not_offered_is_told_with_a_fix_that_works(cameras, text, said):
+    datasets = [SimpleNamespace(root=f"d{i}", cameras=of, features={}) for i, of in enumerate(cameras)]
+    with pytest.raises(UserError) as told:
+        check_offers(datasets, DataSettings(("d",), camera="a.top", text=text))
+    assert said in str(told.value)
 
 
 def test_differences_are_measured_over_chunks(folder, dataset):

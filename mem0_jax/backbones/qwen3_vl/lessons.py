@@ -41,7 +41,7 @@ class Lessons:
         self, ids: np.ndarray, images: Sequence[tuple[np.ndarray, int]], grids: Sequence[Grid], size: tuple[int, ...]
     ) -> dict[str, np.ndarray]:
         """patches [V, P, C], patch_mask [V, P], grid_id [V], input_ids, attention_mask, image_slot [S], position [3, S]
-        of a row, see `positions.layout`."""
+        of a row, see `positions.arrays_of`."""
         config, (views, longest, length) = self.config, size
         row = np.full((1, length), config.tokens.pad, np.int32)
         row[0, : len(ids)] = ids

@@ -37,7 +37,7 @@ class Qwen3VL(nnx.Module):
         """Encodes a batch of prompts with images.
 
         Args:
-            arrays: from `positions.layout` (as JAX or NumPy arrays). uint8 patches are mapped to [-1, 1].
+            arrays: from `positions.arrays_of` (as JAX or NumPy arrays). uint8 patches are mapped to [-1, 1].
             dtype: compute dtype of both stacks.
             remat: recompute layers in the backward pass.
         """

@@ -132,7 +132,7 @@ def image_slots(
     return slots
 
 
-def layout(
+def arrays_of(
     input_ids: np.ndarray,
     attention_mask: np.ndarray,
     patches: np.ndarray,

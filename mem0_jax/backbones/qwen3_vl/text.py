@@ -100,7 +100,7 @@ class TextStack(nnx.Module):
         Args:
             tokens: image tokens [B, R, H] that `image_slot` points to.
             deepstack: [K, B, R, H], added at the image slots after text layers 0 .. K-1, or None.
-            arrays: input_ids, attention_mask, position, image_slot of `positions.layout`.
+            arrays: input_ids, attention_mask, position, image_slot of `positions.arrays_of`.
             dtype: compute dtype.
             remat: recompute layers in the backward pass.
 

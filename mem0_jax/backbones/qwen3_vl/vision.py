@@ -82,7 +82,7 @@ class VisionTower(nnx.Module):
 
         Args:
             patches: [I, P, C] normalised, in the compute dtype.
-            arrays: patch_mask, grid_id, row_column, table_index, table_weight of `positions.layout`.
+            arrays: patch_mask, grid_id, row_column, table_index, table_weight of `positions.arrays_of`.
             remat: recompute blocks in the backward pass.
 
         Returns:

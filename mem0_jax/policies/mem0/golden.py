@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mem0_jax.backbones.qwen3_vl.positions import layout, views_of_samples
+from mem0_jax.backbones.qwen3_vl.positions import arrays_of, views_of_samples
 from mem0_jax.errors import UserError
 from mem0_jax.policies.mem0.policy import TABLES
 from mem0_jax.progress import Progress
@@ -28,7 +28,7 @@ def observation(golden: Opened, prefix: str, rows: slice = slice(None)) -> dict[
         images = np.split(pixels, np.cumsum(grids.prod(-1))[:-1])
         chosen = [image for own in views_of_samples(ids, grids.tolist(), config)[rows] for image in own]
         patches = np.concatenate([images[image] for image in chosen])
-        return layout(ids[rows], given["attention_mask"][rows], patches, grids[chosen].tolist(), config)
+        return arrays_of(ids[rows], given["attention_mask"][rows], patches, grids[chosen].tolist(), config)
     except (ValueError, IndexError) as error:
         raise UserError(f"{golden.arrays.file}: images and prompts of {prefix} do not fit: {error}") from error
 

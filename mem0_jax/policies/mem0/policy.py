@@ -77,8 +77,8 @@ class Mem0:
     patches [V, P, patch width], input_ids [S], attention_mask [S], position [3, S], image_slot [S] (see
     `backbones.qwen3_vl.processor`), state [A], action [C, A], episode, subtask_end. Images of several sizes need
     patch_mask [V, P] and grid_id [V] too, and without the leading axes the tables row_column, table_index, table_weight
-    [G, P, ...] (see `positions.layout`). `noise` [R * B, C, A] and `time` [R * B] replace the random draws when given.
-    An observation is the same with [L] alone, without labels.
+    [G, P, ...] (see `positions.arrays_of`). `noise` [R * B, C, A] and `time` [R * B] replace the random draws when
+    given. An observation is the same with [L] alone, without labels.
     """
 
     learning_rate_groups: tuple[tuple[str, str], ...] = (

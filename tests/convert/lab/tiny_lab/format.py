@@ -28,7 +28,7 @@ FORMAT = Format(
     rules=rules,
     sizes=sizes,
     untold=("stack.reach",),
-    layout="a mapping called lab",
+    files="a mapping called lab",
     reads=lambda data: "lab" in data,
     read=lambda data: Settings({"stack.reach": data["lab"]["looks_back"]}, notes=("of the lab",)),
     buffers={"encoder.temperature": "temperature"},

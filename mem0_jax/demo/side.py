@@ -1,4 +1,4 @@
-"""One arm of the demo: trains a policy from the recorded dataset and evaluates it. Runs as a process of its own."""
+"""One side of the demo: trains a policy from the recorded dataset and evaluates it. Runs as a process of its own."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from mem0_jax.config import from_dict
-from mem0_jax.demo.settings import ARMS, FAILED, TEST_SEEDS, Demo, load_demo
+from mem0_jax.demo.settings import FAILED, SIDES, TEST_SEEDS, Demo, load_demo
 from mem0_jax.disk import explained
 from mem0_jax.distributed.hardware import FIRST
 from mem0_jax.errors import UserError
@@ -40,19 +40,19 @@ class Recorded(Episodes):
         return workdir.parent / "bundle"
 
 
-def train_arm(demo: Demo, arm: str, tell: Tell) -> Path:
-    """Trains one arm and writes its bundle; does nothing if it is there. Returns the bundle's folder."""
-    folder = demo.out / arm
+def train_side(demo: Demo, side: str, tell: Tell) -> Path:
+    """Trains one side and writes its bundle; does nothing if it is there. Returns the bundle's folder."""
+    folder = demo.out / side
     if not (folder / "bundle").exists():
         made = {"made_by": "mem0-jax demo", "task": demo.task, "seed": demo.seed}
-        run(arm_job(demo, arm), folder / "run", tell, lambda job: replace(Recorded.read(job), made=made))
+        run(side_job(demo, side), folder / "run", tell, lambda job: replace(Recorded.read(job), made=made))
     return folder / "bundle"
 
 
-def arm_job(demo: Demo, arm: str) -> Job:
-    """How one arm is trained."""
+def side_job(demo: Demo, side: str) -> Job:
+    """How one side is trained."""
     data, train = demo.config["data"], demo.config["train"]
-    family, model = policy_family(demo.config["policy"]), policy_config(demo.config, ARMS[arm])
+    family, model = policy_family(demo.config["policy"]), policy_config(demo.config, SIDES[side])
     rates = {group: train["learning_rate"] for group, _ in family.policy(model).learning_rate_groups}
     return Job(
         DataSettings(
@@ -91,10 +91,10 @@ def policy_config(config: dict[str, Any], branches: tuple[str, ...]) -> Any:
     return from_dict(policy_family(config["policy"]).config, model)
 
 
-def evaluate_arm(demo: Demo, arm: str, tell: Tell) -> None:
-    """Plays the test seeds with an arm's bundle and writes `evaluation.npz`; does nothing if it is there."""
+def evaluate_side(demo: Demo, side: str, tell: Tell) -> None:
+    """Plays the test seeds with a side's bundle and writes `evaluation.npz`; does nothing if it is there."""
 
-    folder, settings = demo.out / arm, demo.config["eval"]
+    folder, settings = demo.out / side, demo.config["eval"]
     if (folder / "evaluation.npz").exists():
         return
     finished = 0
@@ -128,15 +128,15 @@ def evaluate_arm(demo: Demo, arm: str, tell: Tell) -> None:
     unfinished.rename(folder / "evaluation.npz")
 
 
-def run_arm(out: Path, arm: str) -> None:
-    """The worker process of one arm: trains, evaluates, tells its progress as JSON lines on standard output."""
+def run_side(out: Path, side: str) -> None:
+    """The worker process of one side: trains, evaluates, tells its progress as JSON lines on standard output."""
     demo = load_demo(out)
 
     def tell(phase: str) -> Tell:
         return lambda row: print(json.dumps({"phase": phase, **row}), flush=True)
 
-    train_arm(demo, arm, tell("train"))
-    evaluate_arm(demo, arm, tell("eval"))
+    train_side(demo, side, tell("train"))
+    evaluate_side(demo, side, tell("eval"))
 
 
 def end_with_the_parent() -> None:
@@ -154,7 +154,7 @@ if __name__ == "__main__":
     end_with_the_parent()
     keep_compiled_if_possible()
     try:
-        run_arm(Path(sys.argv[1]), sys.argv[2])
+        run_side(Path(sys.argv[1]), sys.argv[2])
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
