@@ -7,20 +7,20 @@ import pytest
 from tiny import mem0_bundle
 
 from mem0_jax.envs import Expert, frame_oracle, make, rollout
-from mem0_jax.eval.report import Arm, Attention, Curve, Facts, Results, Video
+from mem0_jax.eval.report import Attention, Curve, Facts, Results, Side, Video
 from mem0_jax.policies.bundle import Bundle, save_bundle
 
 EPISODES = 12
 
 
-def arm(kind, floor: float) -> Arm:
+def side(kind, floor: float) -> Side:
     env = make("put_back_block")
     episodes = [rollout(env, kind(env, np.random.default_rng(9000 + seed)), seed=seed) for seed in range(EPISODES)]
     step = np.arange(10, 3010, 10)
     noise = np.random.default_rng(0).normal(size=(3, len(step)))
     action = np.exp(-step / 600) + floor + 0.02 * np.abs(noise[0])
     ends = 0.5 * np.exp(-step / 300) + 0.02 * np.abs(noise[1])
-    return Arm(
+    return Side(
         success=tuple(e.success for e in episodes),
         placed=tuple(e.placed for e in episodes),
         placed_right=tuple(e.placed_right for e in episodes),
@@ -31,7 +31,7 @@ def arm(kind, floor: float) -> Arm:
 
 @pytest.fixture(scope="session")
 def results() -> Results:
-    remembers, forgets = arm(Expert, 0.05), arm(frame_oracle, 0.07)
+    remembers, forgets = side(Expert, 0.05), side(frame_oracle, 0.07)
     frames = remembers.videos[0].frames
     weights = np.exp(-np.linspace(2, 0, 30))
     return Results(
