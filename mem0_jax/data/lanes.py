@@ -300,6 +300,8 @@ class LaneSource:
                 self._pictures.read(own, int(episode[run.start]), max(0, int(place[0])), read)
                 for camera, of in pictures.items():
                     of[known, k] = read[camera]
+        for of in pictures.values():
+            of[~valid] = 0
         return {"history": pictures, "history_valid": valid}
 
     def _stand_ins(self, number: int) -> Iterator[int]:

@@ -304,8 +304,8 @@ class Views:
         return {episode: what for store in self._stores.values() for episode, what in store.damaged.items()}
 
     def empty(self, *lead: int) -> dict[str, np.ndarray]:
-        """Black pictures uint8 [..., H, W, 3] by camera."""
-        return {camera: np.zeros((*lead, *store.size, 3), np.uint8) for camera, store in self._stores.items()}
+        """Room for pictures uint8 [..., H, W, 3] by camera."""
+        return {camera: np.empty((*lead, *store.size, 3), np.uint8) for camera, store in self._stores.items()}
 
     def read(self, stream: int, episode: int, place: int, out: Mapping[str, np.ndarray]) -> None:
         """Fill the arrays of all cameras, see `PictureStore.read`."""
