@@ -29,7 +29,7 @@ demo: $(VENV)/installed-base  ## record, train and evaluate with and without mem
 test: $(VENV)/installed-test  ## run the tests on up to four cores (ARGS="-k name" chooses)
 	$(PYTEST) -m "not long" $(ARGS)
 
-quick: $(VENV)/installed-test  ## run the files of tests/quick.txt: a bit of everything in less than three minutes
+quick: $(VENV)/installed-test  ## run the files of tests/quick.txt: a bit of everything in a few minutes
 	$(PYTEST) -m "not long" $(ARGS) $$(cat tests/quick.txt)
 
 test-long: $(VENV)/installed-test  ## run those that take minutes each, which "make test" leaves out
