@@ -1,5 +1,6 @@
 """A single arm of seven numbers with two cameras of different sizes, recorded by the writer: nothing of RMBench's."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,15 @@ def pictures(episode: int, frame: int) -> dict[str, np.ndarray]:
 
 def write_arm(root: Path) -> Path:
     """Four short episodes; actions are the next state, the gripper's open or shut."""
-    features = {key: {"dtype": "float32", "shape": [7], "names": NAMES} for key in ("observation.state", "action")}
+    return record(root, NAMES, NAMES, lambda way: way[1:])
+
+
+def record(root: Path, state: list[str], action: list[str], actions: Callable[[np.ndarray], np.ndarray]) -> Path:
+    """The same movements of seven numbers under other names; `actions` are made of states [T + 1, 7], for T frames."""
+    features = {
+        key: {"dtype": "float32", "shape": [len(names)], "names": names}
+        for key, names in (("observation.state", state), ("action", action))
+    }
     features |= {
         key: {"dtype": "video", "shape": [*size, 3], "names": ["height", "width", "channels"]}
         for key, size in CAMERAS.items()
@@ -34,5 +43,5 @@ def write_arm(root: Path) -> Path:
             way[:, 6] = t > length // 2
             shown = [pictures(episode, i) for i in range(length)]
             frames = {key: np.stack([views[key.rpartition(".")[2]] for views in shown]) for key in CAMERAS}
-            writer.add_episode({"observation.state": way[:-1], "action": way[1:], **frames}, TASK)
+            writer.add_episode({"observation.state": way[:-1], "action": actions(way), **frames}, TASK)
     return root

@@ -133,7 +133,7 @@ def data_uri(content: bytes, kind: str) -> str:
 
 
 def running_mean(values: np.ndarray) -> np.ndarray:
-    """Mean over a twentieth of the curve on each shift, less at the ends."""
+    """Mean over a twentieth of the curve on each side, less at the ends."""
     half = len(values) // 20
     total = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
     low, high = np.arange(len(values)) - half, np.arange(len(values)) + half + 1

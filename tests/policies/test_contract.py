@@ -87,11 +87,17 @@ def batch_of(prepared: Prepared) -> dict[str, Any]:
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
+def announced(trained: Trained) -> dict[str, jax.ShapeDtypeStruct]:
+    """The batch that the policy announces, [L, T, ...]."""
+    inputs, lead = trained.bundle.inputs, (SETTINGS.lanes, SETTINGS.batch_size // SETTINGS.lanes)
+    shapes = trained.policy.batch(inputs.max_length, len(inputs.cameras))
+    return {name: jax.ShapeDtypeStruct((*lead, *shape), dtype) for name, (shape, dtype) in shapes.items()}
+
+
 def observed(trained: Trained) -> dict[str, Any]:
     """What of the announced batch is an observation."""
-    policy, batch = trained.policy, batch_of(trained.prepared)
-    announced = policy.batch(trained.bundle.inputs.max_length, len(trained.bundle.inputs.cameras))
-    return {name: batch[name] for name in announced if name not in policy.labels}
+    batch = batch_of(trained.prepared)
+    return {name: batch[name] for name in announced(trained) if name not in trained.policy.labels}
 
 
 def bytes_of(params: Any) -> dict[str, bytes]:
@@ -132,12 +138,10 @@ def test_parameters_are_drawn_from_the_key_and_ruled(trained):
 
 
 def test_the_loader_gives_what_is_announced(trained):
-    inputs, batch = trained.bundle.inputs, batch_of(trained.prepared)
-    announced = trained.policy.batch(inputs.max_length, len(inputs.cameras))
-    lead = (SETTINGS.lanes, SETTINGS.batch_size // SETTINGS.lanes)
-    for name, (shape, dtype) in announced.items():
-        assert (batch[name].shape, batch[name].dtype) == ((*lead, *shape), jnp.dtype(dtype)), name
-    assert set(trained.policy.labels) < announced.keys()
+    batch, expected = batch_of(trained.prepared), announced(trained)
+    for name, leaf in expected.items():
+        assert (batch[name].shape, batch[name].dtype) == (leaf.shape, leaf.dtype), name
+    assert set(trained.policy.labels) < expected.keys()
 
 
 def test_gradients_are_the_slope_of_the_loss_and_zero_where_promised(trained):
@@ -174,12 +178,10 @@ def test_gradients_are_the_slope_of_the_loss_and_zero_where_promised(trained):
 
 def test_a_step_compiles_for_shapes_alone(trained):
     """What `mem0-jax aot` asks."""
-    prepared, inputs = trained.prepared, trained.bundle.inputs
+    prepared = trained.prepared
     _, optimizer, _, template = blueprint(prepared.policy, prepared.config)
-    lead = (SETTINGS.lanes, SETTINGS.batch_size // SETTINGS.lanes)
-    announced = trained.policy.batch(inputs.max_length, len(inputs.cameras)).items()
-    batch = {name: jax.ShapeDtypeStruct((*lead, *shape), dtype) for name, (shape, dtype) in announced}
-    after, _ = jax.eval_shape(make_train_step(prepared.policy, optimizer, 1, SETTINGS.ema_decay), template, batch)
+    step = make_train_step(prepared.policy, optimizer, 1, SETTINGS.ema_decay)
+    after, _ = jax.eval_shape(step, template, announced(trained))
     assert jax.tree.structure(after) == jax.tree.structure(template)
     assert [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(after)] == [
         (leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(template)
@@ -330,7 +332,7 @@ def test_open_loop_replays_every_episode(trained, tmp_path):
     assert result["mae"] > 0
 
 
-def test_a_run_stopped_at_any_row_ends_as_the_uninterrupted_one(trained, tmp_path, monkeypatch):
+def test_a_run_stopped_at_any_row_ends_as_the_uninterrupted_one(trained, tmp_path):
     job, rows = trained.prepared.job, []
 
     def stop(row: dict[str, Any]) -> None:
