@@ -70,11 +70,12 @@ class Episodes:
         data = job.data
         with told_to_the_user():
             opened = [open_dataset(folder) for folder in data.datasets]
-            check_offers(opened, data)
             split = [hold_out(dataset, data.held_out, data.seed) for dataset in opened]
             training, held_out = ([pair[i] for pair in split] for i in (0, 1))
             mixed = Mixture(training, data.weights or None) if len(training) > 1 else training[0]
-            inputs, spec = make_inputs(data, robot_of(mixed)), job.family.policy(job.model).spec
+            robot = robot_of(mixed)
+            check_offers(opened, data)
+            inputs, spec = make_inputs(data, robot), job.family.policy(job.model).spec
             check_widths(inputs.robot, spec)
             if data.norm_stats:
                 stats = NormStats.load(data.norm_stats)
