@@ -114,6 +114,7 @@ class Format:
         optimizer: how a run's optimizer is read; None: it is not.
         hugging_face: (configuration, dtype) -> config.json of its Hugging Face folder; None: it has none.
         processor: (configuration, least and most pixels of an image) -> the folder's other files in JSON, by name.
+        dialects: the same model as others name its tensors.
     """
 
     name: str
@@ -136,6 +137,7 @@ class Format:
     optimizer: Optimizer | None = None
     hugging_face: Callable[[Config, str], dict[str, Any]] | None = None
     processor: Callable[[Config, int, int], dict[str, dict[str, Any]]] = lambda config, least, most: {}
+    dialects: tuple[Format, ...] = ()
 
     @property
     def innermost(self) -> Format:

@@ -43,6 +43,7 @@ DTYPES: dict[str, np.dtype] = {
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 METADATA = "__metadata__"
 INDEX = "model.safetensors.index.json"
+WEIGHTS = "model.safetensors"
 
 
 class SafetensorsError(UserError):
@@ -74,6 +75,8 @@ def open_safetensors(path: str | os.PathLike[str]) -> dict[str, StoredTensor]:
         if (path / INDEX).is_file():
             return _read_index(path / INDEX)
         files = sorted(path.glob("*.safetensors"))
+        if path / WEIGHTS in files:  # LeRobot keeps the state of its processors beside the weights
+            files = [path / WEIGHTS]
         if len(files) == 1:
             return read_safetensors(_file(files[0]))
     except OSError as error:

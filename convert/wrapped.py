@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mem0_jax.convert.format import Format
-from mem0_jax.convert.models import formats
+from mem0_jax.convert.models import dialects
 from mem0_jax.convert.rules import ConversionError
 from mem0_jax.convert.stored import StoredTensor, is_float, nbytes
 
@@ -113,7 +113,7 @@ def _others(found: _Set, states: Mapping[tuple[str, ...], Mapping[str, Any]]) ->
 
 def _apart(node: Mapping[Any, Any]) -> tuple[str, ...]:
     """The modules of a model that a dict holds, each without its own name; none where one of them is missing."""
-    models = (one.modules for one in formats().values() if one.modules)
+    models = (one.modules for one in dialects() if one.modules)
     return next((names for names in models if all(isinstance(node.get(name), dict) for name in names)), ())
 
 
@@ -208,7 +208,7 @@ def _absent(content: Any, states: Mapping[tuple[str, ...], Mapping[str, Any]]) -
     """Why there are no weights."""
     for keys, state in states.items():
         if set(keys) <= KEYS | AVERAGES:
-            known = " nor ".join(f"a {one.title} (tensors called {one.mark}...)" for one in formats().values())
+            known = " nor ".join(f"a {one.title} (tensors called {one.mark}...)" for one in dialects())
             return f"neither {known}; it begins with {', '.join(f'{name!r:.100}' for name in list(state)[:4])}"
     if isinstance(content, dict) and "ds_version" in content:
         return (
@@ -286,13 +286,14 @@ def _sets(keys: tuple[str, ...], state: Mapping[str, Any]) -> list[_Set]:
 
 def _model(names: Collection[str]) -> tuple[Format | None, set[str]]:
     """Whose names they are, and what precedes the model's own in them; a model inside another does not count."""
-    found = {one.name: _prefixes(names, one.mark) for one in formats().values()}
-    marked = [one for name, one in formats().items() if found[name]]
-    inside = [one.backbone.format for one in marked if one.backbone]
-    outer = [one for one in marked if one not in inside]
+    found = [(one, prefixes) for one in dialects() if (prefixes := _prefixes(names, one.mark))]
+    inside = [one.backbone.format for one, _ in found if one.backbone]
+    outer = [(one, prefixes) for one, prefixes in found if one not in inside]
     if len(outer) > 1:
-        raise ConversionError(f"holds tensors of {' and of '.join(one.title for one in outer)} in one: save them apart")
-    return (outer[0], found[outer[0].name]) if outer else (None, set())
+        raise ConversionError(
+            f"holds tensors of {' and of '.join(one.title for one, _ in outer)} in one: save them apart"
+        )
+    return outer[0] if outer else (None, set())
 
 
 def _prefixes(names: Iterable[str], mark: str) -> set[str]:

@@ -112,19 +112,20 @@ class PolicyFamily(Family):
         policy: configuration -> `policies.base.Policy`.
         processor: (tokenizer, configuration, `policies.inputs.Inputs`) -> pictures and instructions to the model's
             arrays. `prepare(views, texts)` makes a batch of pictures uint8 [B, h, w, 3] of each camera; for the engine,
-            `prompt(text)` has the arrays of an instruction, `attention_mask` among them, `image_prefix` those of its
-            part up to the last picture, and `resized(views)` gives what `Policy.inputs` takes, with a leading B.
+            `prompt(text)` has the arrays of an instruction, `attention_mask` and others of its tokens of the shape
+            [..., max_length], `image_prefix` those of its part up to the last picture, and `resized(views)` gives what
+            `Policy.inputs` takes, with a leading B.
         word_tokenizer: texts -> a tokenizer with one token a word, for models trained from scratch.
         completed: (configuration, tokenizer, vocabulary, dtype) -> the configuration that is trained; without a
             tokenizer, None, one of the same sizes.
         parts: (configuration, tokens of a prompt) -> operations by part, see `train.flops`.
         backbone: field of the configuration, and subtree of the parameters, that is a model of another family; or "".
         learning_rates, floors: of a job that names none, by the policy's learning-rate groups.
+        no_decay: of a job that names none, parameters that do not decay, as path regexes.
         presets: by name; the first is that of a job that names none.
         reference: parameters that precision "reference" keeps in bfloat16, as path regexes; empty: there is none such.
         free: fields of the configuration that change nothing but how it is computed; a run may change them.
         recomputes: configuration -> the backward pass computes the forward pass a second time.
-        golden: the `reference.Replay` of its reference's numbers; None: there are none.
     """
 
     policy: Callable[[Config], Any]
@@ -135,11 +136,11 @@ class PolicyFamily(Family):
     backbone: str = ""
     learning_rates: Mapping[str, float] = field(default_factory=dict)
     floors: Mapping[str, float] = field(default_factory=dict)
+    no_decay: tuple[str, ...] = ()
     presets: Mapping[str, Preset] = field(default_factory=lambda: {"full": Preset()})
     reference: tuple[str, ...] = ()
     free: tuple[str, ...] = ()
     recomputes: Callable[[Config], bool] = lambda config: False
-    golden: Any = None
 
 
 @cache

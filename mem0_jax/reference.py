@@ -1,14 +1,11 @@
-"""Numbers of a reference implementation: read from a golden folder, and how far ours are from them.
-
-What a policy's own reference calls things, and how it is deployed, its family says by a `Replay`; `golden` runs it.
-"""
+"""Numbers of a reference implementation: read from a golden folder, and how far ours are from them."""
 
 import json
 import zipfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -100,35 +97,3 @@ def read_arrays(path: Path) -> Entries:
             return Entries(path, {key: arrays[key] for key in arrays.files})
     except (zipfile.BadZipFile, ValueError, EOFError, OSError, MemoryError) as error:
         raise UserError(f"{path}: not a readable npz file ({error})") from error
-
-
-class Opened(Protocol):
-    """A golden folder, opened.
-
-    Attributes:
-        config, policy: as the folder says, in float32.
-        raw: its config.json. arrays: its golden.npz.
-    """
-
-    config: Any
-    policy: Any
-    raw: Entries
-    arrays: Entries
-
-
-@dataclass(frozen=True)
-class Replay:
-    """What the reference of a policy stored, and where.
-
-    Attributes:
-        batch: (folder, index) -> training batch `index` as one lane [1, B, ...].
-        insides: policy -> ((parameters, state, batch) -> what is compared besides losses and gradients, by quantity:
-            "kind: NAME" is the array train{index}/NAME).
-        inference: (folder, parameters, report) -> replays deployment and adds what it compared.
-        metrics: names of ours -> the reference's, where that is another.
-    """
-
-    batch: Callable[[Opened, int], dict[str, np.ndarray]]
-    insides: Callable[[Any], Callable[[Any, Any, Any], dict[str, Any]]]
-    inference: Callable[[Opened, Any, Report], None]
-    metrics: Mapping[str, str] = field(default_factory=dict)

@@ -25,6 +25,11 @@ def formats() -> Mapping[str, Format]:
     return {name: found_at(where, Format, name) for name, where in known.items()}
 
 
+def dialects() -> list[Format]:
+    """All of them, and as others name their tensors."""
+    return [one for main in formats().values() for one in (main, *main.dialects)]
+
+
 def format_of(config: Config) -> Format:
     """The format of a configuration's model. Raises ConversionError: it has none."""
     name = family_of(config).name

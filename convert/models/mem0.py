@@ -209,7 +209,7 @@ def _translate_action(given: Mapping[str, Any], values: dict[str, Any], problems
 
 
 def optimizer_config(
-    given: Mapping[str, Any], rates: Mapping[str, float], weight_decay: float, **adam: float
+    given: Mapping[str, Any], rates: Mapping[str, float], weight_decay: float, **adam: Any
 ) -> OptimizerConfig:
     """The reference's settings under our names.
 
@@ -228,7 +228,7 @@ def optimizer_config(
         schedule=given.get("scheduler", "cosine"),
         weight_decay=float(weight_decay),
         clip_norm=float(given.get("grad_clip_norm", 2.5)),
-        **{name: float(value) for name, value in adam.items()},
+        **dict[str, Any]({name: float(value) for name, value in adam.items()}),
     )
 
 

@@ -7,6 +7,9 @@ Rules follow Mem-0's deployment (RMBench, policy/Mem-0/scripts/tools_for_deploy/
 - mean_std: (x - mean) / std, std below 1e-6 counting as 1; not clipped.
 - quantile: as min_max with q01 and q99.
 - none:     x.
+- lerobot_min_max:  2 (x - min) / (max - min) - 1, a range of 0 counting as 1e-8: a number without range gives -1.
+- lerobot_mean_std: (x - mean) / (std + 1e-8), and back x std + mean.
+- lerobot_quantile: as lerobot_min_max with q01 and q99. None of LeRobot's clips.
 
 Numbers that the robot keeps raw stay as they are in all modes. Whether values are clipped to the range (with mean_std:
 from min to max) is a setting, too; so are which numbers stay raw.
@@ -32,8 +35,9 @@ from mem0_jax.stand_in import stand_in
 if TYPE_CHECKING:
     from mem0_jax.data.lerobot import LeRobotDataset
 
-MODES = ("min_max", "mean_std", "quantile", "none")
+LEROBOT = "lerobot_"  # begins the modes with the laws of LeRobot's processors
 _KEYS = {"min_max": ("min", "max"), "mean_std": ("mean", "std"), "quantile": ("q01", "q99"), "none": ()}
+MODES = (*_KEYS, *(LEROBOT + mode for mode in _KEYS if mode != "none"))
 _NO_RANGE = 1e-8  # ranges up to this count as none
 _NO_STD = 1e-6
 _TINY = 1e-3  # a number (mostly radians or metres) that moves less amplifies noise when stretched to [-1, 1]
@@ -155,30 +159,33 @@ class VectorNormalizer:
     def __init__(self, stats: Mapping[str, np.ndarray], mode: str, kind: str, vector: Vector, clip: bool | None = None):
         if mode not in MODES:
             raise ValueError(f"normalisation mode {mode!r} is unknown; expected one of {MODES}")
-        self._clip = mode != "mean_std" if clip is None else clip
-        keys = _KEYS["min_max" if mode == "mean_std" else mode] if self._clip else ()  # the range that is clipped to
-        missing = [f"{kind}_{name}" for name in dict.fromkeys((*_KEYS[mode], *keys)) if name not in stats]
+        law, lerobot = mode.removeprefix(LEROBOT), mode.startswith(LEROBOT)
+        self._clip = not lerobot and law != "mean_std" if clip is None else clip
+        keys = _KEYS["min_max" if law == "mean_std" else law] if self._clip else ()  # the range that is clipped to
+        missing = [f"{kind}_{name}" for name in dict.fromkeys((*_KEYS[law], *keys)) if name not in stats]
         if missing:
             raise ValueError(f"normalisation mode {mode!r} needs the statistics {missing}, which are missing")
         for name, value in stats.items():
             if len(value) != len(vector.names):
                 raise ValueError(f"{kind}_{name} has {len(value)} numbers, the robot's {kind} {len(vector.names)}")
-        self.kind, self.mode, self.names = kind, mode, vector.names
-        raw = vector.where(vector.raw)
+        self.kind, self.mode, self.names, self._law = kind, mode, vector.names, law
+        raw = self._raw = vector.where(vector.raw)
         if self._clip and keys:
             self._low, self._high = (
                 np.where(raw, end, stats[name]).astype(np.float32) for name, end in zip(keys, (-np.inf, np.inf))
             )
-        if mode == "mean_std":
+        if law == "mean_std":
             mean, std = (np.asarray(stats[name], np.float32) for name in ("mean", "std"))
-            self._offset = np.where(raw, 0, mean).astype(np.float32)
-            self._std = np.where(raw, 1, std).astype(np.float32)
-        elif mode != "none":
-            low, high = (np.asarray(stats[name], np.float32) for name in _KEYS[mode])
-            self._raw, self._least = raw, low
-            self._moves = high - low > np.float32(_NO_RANGE)
-            self._span = np.where(self._moves, high - low, 1).astype(np.float32)
-            self._warn_tiny(high - low)
+            self._mean, self._std = np.where(raw, np.float32(0), mean), np.where(raw, np.float32(1), std)
+            usable = np.where(self._std < _NO_STD, np.float32(1), self._std)
+            self._divisor = np.where(raw, np.float32(1), self._std + np.float32(_NO_RANGE)) if lerobot else usable
+        elif law != "none":
+            low, high = (np.asarray(stats[name], np.float32) for name in _KEYS[law])
+            still = high == low if lerobot else high - low <= np.float32(_NO_RANGE)
+            # LeRobot stretches what has no range as well, by a tiny one.
+            self._least, self._moves = low, ~still | lerobot
+            self._span = np.where(still, np.float32(_NO_RANGE if lerobot else 1), high - low)
+            self._warn_tiny(np.where(still, 0, high - low))
 
     def _clipped(self, x: np.ndarray) -> np.ndarray:
         return np.clip(x, self._low, self._high) if self._clip else x
@@ -186,20 +193,20 @@ class VectorNormalizer:
     def normalize(self, x: np.ndarray) -> np.ndarray:
         """Return float32 [..., D] as the model sees it."""
         x = self._checked(x)
-        if self.mode == "none":
+        if self._law == "none":
             return x
-        if self.mode == "mean_std":
-            return (self._clipped(x) - self._offset) / np.where(self._std < _NO_STD, np.float32(1), self._std)
+        if self._law == "mean_std":
+            return (self._clipped(x) - self._mean) / self._divisor
         scaled = 2 * (self._clipped(x) - self._least) / self._span - 1
         return np.where(self._raw, x, np.where(self._moves, scaled, np.float32(0)))
 
     def denormalize(self, x: np.ndarray) -> np.ndarray:
         """Return float32 [..., D] in the robot's units."""
         x = self._checked(x)
-        if self.mode == "none":
+        if self._law == "none":
             return x
-        if self.mode == "mean_std":
-            return self._clipped(x * self._std + self._offset)
+        if self._law == "mean_std":
+            return self._clipped(x * self._std + self._mean)
         value = self._clipped((x + 1) / 2 * self._span + self._least)
         value = value if self._clip else np.where(self._moves, value, self._least)
         return np.where(self._raw, x, value)
@@ -214,7 +221,7 @@ class VectorNormalizer:
         return x
 
     def _warn_tiny(self, span: np.ndarray) -> None:
-        tiny = [name for d, name in enumerate(self.names) if self._moves[d] and not self._raw[d] and span[d] < _TINY]
+        tiny = [name for d, name in enumerate(self.names) if not self._raw[d] and 0 < span[d] < _TINY]
         if tiny:
             warnings.warn(
                 f"{self.kind}: {tiny} span less than {_TINY} in the data; {self.mode} normalisation magnifies their "
@@ -226,7 +233,7 @@ class VectorNormalizer:
 class Normalizer:
     """The pair of normalisers of a policy: `state` and `action`, both `VectorNormalizer`s of one mode.
 
-    `robot` says which numbers stay raw; None: RMBench's two arms, as Mem-0 has them. `clip` None: all modes but
+    `robot` says which numbers stay raw; None: RMBench's two arms, as Mem-0 has them. `clip` None: Mem-0's modes but
     mean_std clip.
     """
 

@@ -141,7 +141,13 @@ def _take(tree: Any, rows: Array) -> Any:
 
 
 def _put(tree: Any, rows: Array, new: Any) -> Any:
-    return jax.tree.map(lambda leaf, row: leaf.at[rows].set(row), tree, new)
+    """Rows may be smaller than their places, as the context of a short prompt is; zeros fill the rest."""
+
+    def put(leaf: Array, row: Array) -> Array:
+        missing = [(0, whole - own) for whole, own in zip(leaf.shape[1:], row.shape[1:])]
+        return leaf.at[rows].set(jnp.pad(row, [(0, 0), *missing]))
+
+    return jax.tree.map(put, tree, new)
 
 
 programs = lru_cache(maxsize=8)(Programs)  # engines of one configuration share what is compiled
@@ -307,7 +313,7 @@ class Engine:
             padded([request.slot for request in requests], size, self.slots),
             padded([request.fresh and request.frames == 1 for request in requests], size),
             self._images([tuple(view[-1:] for view in request.images) for request in requests], size),
-            {name: padded([prompt[name][..., :length] for prompt in prompts], size) for name in prompts[0]},
+            {name: padded([_cut(prompt[name], longest, length) for prompt in prompts], size) for name in prompts[0]},
         )
 
     def _decide(self, requests: Sequence[Request]) -> Array:
@@ -325,6 +331,11 @@ class Engine:
     def _images(self, images: Sequence[tuple[np.ndarray, ...]], size: int) -> Any:
         resized = self.bundle.processor.resized([np.concatenate(views) for views in zip(*images)])
         return jax.tree.map(lambda leaf: padded(leaf, size), resized)
+
+
+def _cut(array: np.ndarray, longest: int, length: int) -> np.ndarray:
+    """Arrays [..., S] of a prompt as far as it goes; others have another last axis."""
+    return array[..., :length] if array.shape[-1] == longest else array
 
 
 def upto(count: int, sizes: Sequence[int]) -> list[int]:

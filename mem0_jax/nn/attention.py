@@ -12,7 +12,14 @@ Array = jax.Array
 
 
 def attend(
-    q: Array, k: Array, v: Array, mask: Array | None = None, *, dropout_rate: float = 0.0, key: Array | None = None
+    q: Array,
+    k: Array,
+    v: Array,
+    mask: Array | None = None,
+    *,
+    bias: Array | None = None,
+    dropout_rate: float = 0.0,
+    key: Array | None = None,
 ) -> Array:
     """softmax(q k^T / sqrt(D)) v with the softmax in float32.
 
@@ -21,6 +28,7 @@ def attend(
         k: [B, K, G, D]. Consecutive groups of N / G query heads share a key/value head.
         v: [B, K, G, D].
         mask: bool, broadcastable to [B, Q, K]; True lets a query see a key. None sees all.
+        bias: float32, broadcastable to [B, Q, K], added to the logits; -inf hides a key.
         dropout_rate: rate of dropout on the attention weights, active when `key` is given.
         key: dropout key.
 
@@ -33,6 +41,8 @@ def attend(
     logits = jnp.einsum("bqgnd,bkgd->bgnqk", grouped, k, preferred_element_type=jnp.float32) * depth**-0.5
     if mask is not None:
         logits = jnp.where(mask[:, None, None], logits, jnp.finfo(jnp.float32).min)
+    if bias is not None:
+        logits = logits + bias[:, None, None]
     weights = dropout(jax.nn.softmax(logits, -1), dropout_rate, key).astype(v.dtype)
     return jnp.einsum("bgnqk,bkgd->bqgnd", weights, v).reshape(batch, queries, heads, depth)
 

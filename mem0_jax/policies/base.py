@@ -53,7 +53,8 @@ class Trainable(Protocol):
 
     Attributes:
         learning_rate_groups: (group, path regex) pairs; the first match wins and every parameter must match one.
-        no_gradient: path regexes of parameters that never influence the outputs.
+        no_gradient: path regexes of parameters that no gradient reaches: they never influence the outputs, or are
+            constants that came with a checkpoint.
         logical_axes: (logical axes, path regex) pairs, see `distributed.sharding`.
     """
 

@@ -30,6 +30,7 @@ class OptimizerConfig:
         warmup_ratio: the part of `total_steps`, rounded down to whole steps, spent rising linearly from the floor.
         schedule: after the warm-up, "cosine" falls to the floor at `total_steps`, "constant" stays.
         weight_decay: decoupled; each step takes learning rate * weight_decay of every trained leaf.
+        no_decay: regexes of whole paths of leaves that do not decay.
         clip_norm: greatest global gradient norm; 0 clips nothing.
         b1, b2, eps: as AdamW names them.
     """
@@ -40,6 +41,7 @@ class OptimizerConfig:
     warmup_ratio: float = 0.05
     schedule: str = "cosine"
     weight_decay: float = 0.005
+    no_decay: tuple[str, ...] = ()
     clip_norm: float = 2.5
     b1: float = 0.9
     b2: float = 0.999
@@ -169,7 +171,9 @@ class TrainConfig(OptimizerConfig):
     def settings(self) -> dict[str, Any]:
         """What checkpoints keep of it, in JSON values."""
         optimizer = asdict(self.optimizer)
-        loop = {name: value for name, value in _part(self, TrainConfig).items() if name not in optimizer}
+        if not self.no_decay:  # the first runs could not choose: they go on
+            del optimizer["no_decay"]
+        loop = {name: value for name, value in _part(self, TrainConfig).items() if name not in (*optimizer, "no_decay")}
         return json.loads(json.dumps(loop | {"optimizer": optimizer}))
 
 
@@ -204,7 +208,7 @@ class TrainSettings(TrainConfig):
     Attributes:
         batch_size: frames of a step over all devices: lanes x consecutive frames of each.
         lanes: episodes side by side; 0 takes the hardware's lanes a device times its devices.
-        learning_rates: empty: those of the policy's family, floors too.
+        learning_rates: empty: those of the policy's family, floors and no_decay too.
         preset: what is trained, a name of the family's presets: "full" is everything; "lora" means low-rank factors of
             the kernels that `lora` names, too.
         precision: "mixed" computes in bfloat16 on float32 weights (bfloat16 where they are frozen); "reference" keeps

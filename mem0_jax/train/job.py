@@ -120,7 +120,9 @@ class Job:
     init_optimizer: bool = False
     hardware: str = "cpu"
     policy: str = deciding(
-        "", {"model": lambda name: policy_family(name).config}, ("train.learning_rates", "train.floors")
+        "",
+        {"model": lambda name: policy_family(name).config},
+        ("train.learning_rates", "train.floors", "train.no_decay"),
     )
 
     def __post_init__(self) -> None:
@@ -151,7 +153,7 @@ class Job:
             raise SettingsError(f"model: a {type(model).__name__} is no configuration of {family.name!r}")
         rates, floors = train.learning_rates or family.learning_rates, train.floors or family.floors
         check_groups(rates, (group for group, _ in family.policy(model).learning_rate_groups))
-        train = replace(train, learning_rates=rates, floors=floors)
+        train = replace(train, learning_rates=rates, floors=floors, no_decay=train.no_decay or family.no_decay)
         train.chosen(family.presets)
         if train.precision == "reference" and not family.reference:
             raise SettingsError(f"train.precision: {family.name!r} has no 'reference', choose 'mixed' or 'float32'")

@@ -83,8 +83,8 @@ def make_optimizer(
     """Build the optimizer of a policy's parameters.
 
     Each update clips the global norm of the trained leaves' gradients to `config.clip_norm`, then takes an AdamW step
-    with decoupled weight decay on every trained leaf. Where that norm is not finite nothing changes (parameters,
-    moments, place in the schedule) except the count of skipped updates.
+    with decoupled weight decay on every trained leaf but those of `config.no_decay`. Where that norm is not finite
+    nothing changes (parameters, moments, place in the schedule) except the count of skipped updates.
 
     Args:
         config: settings; its groups must be the policy's.
@@ -102,6 +102,8 @@ def make_optimizer(
     groups = tree.match_rules(policy_groups, paths)
     check_groups(config.learning_rates, groups.values())
     untrained = tree.select(no_gradient, paths, "no_gradient") | tree.select(freeze, paths, "freeze")
+    kept = tree.select(config.no_decay, paths, "no_decay")
+    decay = {path: 0.0 if path in kept else config.weight_decay for path in paths}
     # Sorted, so that the norm's sum, and its rounding, do not depend on the order of the dict's keys.
     trained = sorted(set(paths) - untrained)
     if not trained:
@@ -120,7 +122,7 @@ def make_optimizer(
         if params is None:
             raise ValueError("this optimizer decays weights: call update(gradients, state, params)")
         assert isinstance(state, OptimizerState)
-        return _update(config, groups, trained, _as_dict(updates), state, _as_dict(params))
+        return _update(config, groups, decay, trained, _as_dict(updates), state, _as_dict(params))
 
     return optax.GradientTransformation(init, update)
 
@@ -128,6 +130,7 @@ def make_optimizer(
 def _update(
     config: OptimizerConfig,
     groups: Mapping[str, str],
+    decay: Mapping[str, float],
     trained: Sequence[str],
     gradients: dict[str, Any],
     state: OptimizerState,
@@ -154,7 +157,7 @@ def _update(
         second = config.b2 * old_nu[path] + (1 - config.b2) * jnp.square(gradient)
         direction = (first / correction1) / (jnp.sqrt(second / correction2) + config.eps)
         # Decoupled: the decay is not divided by the second moment (Loshchilov and Hutter, 2019).
-        delta = -rates[groups[path]] * (direction + config.weight_decay * param.astype(jnp.float32))
+        delta = -rates[groups[path]] * (direction + decay[path] * param.astype(jnp.float32))
         # A step that is not finite leaves everything as it was; a branch would need two programs.
         deltas[path] = jnp.where(finite, delta.astype(param.dtype), deltas[path])
         mu[path] = jnp.where(finite, first, old_mu[path])

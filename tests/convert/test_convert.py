@@ -19,7 +19,7 @@ from mem0_jax.cli import main
 from mem0_jax.convert.sources import open_source
 from mem0_jax.convert.stored import array_of
 from mem0_jax.convert.torch_pt_write import write_pt
-from mem0_jax.golden import Golden, replay_forward
+from mem0_jax.golden.stream import Golden, replay_forward
 from mem0_jax.policies.bundle import BundleError, load_backbone, load_bundle
 from mem0_jax.reference import Report
 from mem0_jax.store import open_tree

@@ -81,6 +81,7 @@ def may_name(path: Path) -> bool:
     """Whether a file is a model's own."""
     inner = path.relative_to(ROOT).parts
     own = inner[:2] in (("mem0_jax", "policies"), ("mem0_jax", "backbones")) and len(inner) > 3
+    own = own or inner[:3] == ("mem0_jax", "golden", "models")
     return own or inner[:2] in (("mem0_jax", "heads"), ("convert", "models")) or inner[:1] == ("configs",)
 
 

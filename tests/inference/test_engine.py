@@ -17,7 +17,7 @@ from mem0_jax.backbones.qwen3_vl.processor import SPECIAL_TOKENS
 from mem0_jax.convert.rules import load
 from mem0_jax.convert.torch_pt import read_pt
 from mem0_jax.errors import UserError
-from mem0_jax.golden import Golden
+from mem0_jax.golden.stream import Golden
 from mem0_jax.inference import engine as engine_module
 from mem0_jax.inference.engine import Engine, Request, batches
 from mem0_jax.policies.bundle import Bundle, load_bundle, save_bundle

@@ -5,7 +5,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from mem0_jax.golden import Golden
+from mem0_jax.golden.stream import Golden
 
 TINY_A = Path(__file__).parent / "assets" / "tiny_a"
 

@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 from plain_memory import PlainMemory
 
-import mem0_jax.golden as gates
+import mem0_jax.golden.stream as gates
 from mem0_jax.backbones.qwen3_vl import model, positions, vision
 from mem0_jax.cli import main
 from mem0_jax.errors import UserError
-from mem0_jax.golden import Golden
+from mem0_jax.golden.models.mem0 import observation
+from mem0_jax.golden.stream import Golden
 from mem0_jax.heads import dit, flow
 from mem0_jax.memory import bank
 from mem0_jax.nn import layers, rope
 from mem0_jax.policies.mem0 import policy as mem0
-from mem0_jax.policies.mem0.golden import observation
 from mem0_jax.reference import Report
 from mem0_jax.train.optim import make_optimizer
 from mem0_jax.tree import flatten, unflatten

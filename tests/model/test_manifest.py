@@ -13,7 +13,7 @@ import pytest
 from mem0_jax.convert.models.mem0 import rules
 from mem0_jax.convert.rules import Constant, ConversionError, Tied, export, load, make_plan
 from mem0_jax.convert.torch_pt import read_pt
-from mem0_jax.golden import Golden
+from mem0_jax.golden.stream import Golden
 from mem0_jax.policies.mem0 import Mem0, Mem0Config
 from mem0_jax.tree import flatten
 

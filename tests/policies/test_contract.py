@@ -167,7 +167,12 @@ def test_gradients_are_the_slope_of_the_loss_and_zero_where_promised(trained):
     for group, pattern in policy.learning_rate_groups:
         assert any(re.fullmatch(pattern, path) for path in moved), group
     keys = iter(jax.random.split(jax.random.key(0), len(jax.tree.leaves(params))))
-    way = jax.tree.map(lambda leaf: jax.random.normal(next(keys), leaf.shape), params)
+    still = re.compile("|".join(policy.no_gradient) or "(?!)")
+    way = {
+        path: jax.random.normal(next(keys), leaf.shape) * (not still.fullmatch(path))
+        for path, leaf in tree.flatten(params).items()
+    }
+    way = tree.unflatten(way)
     slope = sum(jnp.vdot(g, w) for g, w in zip(jax.tree.leaves(gradients), jax.tree.leaves(way)))
     ahead, behind = (
         differentiated(jax.tree.map(lambda p, w, step=step: p + step * w, params, way), memory, second)[0][0]

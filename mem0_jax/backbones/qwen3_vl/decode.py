@@ -21,9 +21,9 @@ import numpy as np
 
 from mem0_jax.backbones.qwen3_vl.config import Qwen3VLConfig
 from mem0_jax.backbones.qwen3_vl.model import normalised
-from mem0_jax.backbones.qwen3_vl.text import KeysValues, Layer
 from mem0_jax.backbones.qwen3_vl.vision import VisionTower
 from mem0_jax.nn import module, rope
+from mem0_jax.nn.decoder import KeysValues, Layer
 from mem0_jax.nn.int8 import quantized
 from mem0_jax.nn.layers import RMSNorm
 from mem0_jax.nn.numbers import same_numbers
@@ -109,7 +109,7 @@ class Decoder:
     def __init__(self, config: Qwen3VLConfig, stops: tuple[int, ...], dtype: Any = jnp.float32):
         self.config, self.stops, self.dtype = config, stops, dtype
         self._tower = module.bind(lambda rngs: VisionTower(config.vision, rngs))
-        self._layer = module.bind(lambda rngs: Layer(config.text, rngs))
+        self._layer = module.bind(lambda rngs: Layer(config.text, rngs, norms=True))
         self._norm = module.bind(lambda _: RMSNorm(config.text.hidden_size, eps=config.text.rms_norm_eps))
         self.see = same_numbers(jax.jit(self._see, static_argnames="rows"))
         self.prefill = same_numbers(jax.jit(self._prefill, static_argnames="places"))

@@ -10,7 +10,6 @@ from mem0_jax.family import NO_FACTOR, PolicyFamily, Preset
 from mem0_jax.policies.mem0 import axes
 from mem0_jax.policies.mem0.config import Mem0Config
 from mem0_jax.policies.mem0.flops import parts
-from mem0_jax.policies.mem0.golden import REPLAY
 from mem0_jax.policies.mem0.policy import Mem0, serving_dtype
 
 FEATURES = "(backbone|memory)/.*"  # all but the heads, which are float32 always
@@ -50,5 +49,4 @@ FAMILY = PolicyFamily(
     free=("remat", "remat_keep"),
     recomputes=lambda config: config.recompute == "nothing",
     unnamed=True,
-    golden=REPLAY,
 )

@@ -1,50 +1,90 @@
-"""Replays a folder of a reference's inputs and outputs through our policy and measures the differences.
+"""Numbers of a stream of training batches, gradients, updates and steps of inference.
 
 A folder holds `config.json` (sizes and settings), `initial.pt` (the reference's checkpoint) and `golden.npz` (training
-batches over a stream of episodes, gradient norms, parameters afterwards, inference steps). Which policy it is, the
-checkpoint tells. Everything runs in float32 with dropout off.
+batches over a stream of episodes, gradient norms, parameters afterwards, inference steps). Everything runs in float32
+with dropout off.
 """
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mem0_jax.convert.dotted import flat
 from mem0_jax.convert.rules import Plan, export, load, make_plan
 from mem0_jax.convert.settings import configuration, read_settings
 from mem0_jax.convert.sources import open_source
 from mem0_jax.errors import UserError
-from mem0_jax.family import Config, PolicyFamily, family, family_of
-from mem0_jax.nn.numbers import same_numbers
+from mem0_jax.family import PolicyFamily, family
+from mem0_jax.golden.models import known
+from mem0_jax.golden.numbers import check_same_model
 from mem0_jax.policies.bundle import Bundle
 from mem0_jax.progress import Progress
-from mem0_jax.reference import Entries, Replay, Report, read_arrays, read_entries
+from mem0_jax.reference import Entries, Report, read_arrays, read_entries
 from mem0_jax.train.metrics import classifier_metrics
 from mem0_jax.train.optim import learning_rates, make_optimizer
 
 ROUNDING = 1e-6  # a gradient norm below this part of the global norm is rounding noise of a zero (a key bias, say)
 
 
+class Opened(Protocol):
+    """A golden folder, opened.
+
+    Attributes:
+        config, policy: as the folder says, in float32.
+        raw: its config.json. arrays: its golden.npz.
+    """
+
+    config: Any
+    policy: Any
+    raw: Entries
+    arrays: Entries
+
+
+@dataclass(frozen=True)
+class Replay:
+    """`Numbers` of a stream of training batches, gradients, updates and steps of inference: what the reference of a
+    policy stored, and where.
+
+    Attributes:
+        batch: (folder, index) -> training batch `index` as one lane [1, B, ...].
+        insides: policy -> ((parameters, state, batch) -> what is compared besides losses and gradients, by quantity:
+            "kind: NAME" is the array train{index}/NAME).
+        inference: (folder, parameters, report) -> replays deployment and adds what it compared.
+        metrics: names of ours -> the reference's, where that is another.
+    """
+
+    batch: Callable[[Opened, int], dict[str, np.ndarray]]
+    insides: Callable[[Any], Callable[[Any, Any, Any], dict[str, Any]]]
+    inference: Callable[[Opened, Any, Report], None]
+    metrics: Mapping[str, str] = field(default_factory=dict)
+    files: tuple[str, ...] = ("config.json", "initial.pt", "golden.npz")
+
+    def replay(self, folder: Path, bundle: Bundle | None, report: Report) -> None:
+        """See `golden.Numbers`."""
+        with Progress(f"opening {folder}"):
+            golden = Golden(folder, self)
+        if bundle is not None:
+            check_same_model(bundle.config, golden.config)
+            golden.params = bundle.params
+        check_schedule(golden, report)
+        self.inference(golden, replay_training(golden, report), report)
+
+
 class Golden:
     """A golden folder, opened: configuration, policy, parameters and arrays."""
 
-    def __init__(self, folder: str | Path):
+    def __init__(self, folder: str | Path, numbers: Replay | None = None):
         folder = Path(folder)
-        for name in ("config.json", "initial.pt", "golden.npz"):
-            if not (folder / name).is_file():
-                raise UserError(
-                    f"{folder / name} is missing: a golden folder holds config.json, initial.pt, golden.npz"
-                )
         source = open_source(folder / "initial.pt")
         model, kind = source.model, family(source.model.name)
-        if not isinstance(kind, PolicyFamily) or kind.golden is None or model.optimizer is None:
+        found = numbers or known().get(kind.name)
+        if not isinstance(kind, PolicyFamily) or not isinstance(found, Replay) or model.optimizer is None:
             raise UserError(f"{source.path} is a {model.title}: of it no numbers of a reference are known")
-        self.numbers: Replay = kind.golden
+        self.numbers = found
         self.groups = model.optimizer.groups
         settings, self.raw = read_settings(folder / "config.json", model), read_entries(folder / "config.json")
         self.config = replace(configuration(model, source.shapes, settings), dtype="float32")
@@ -65,44 +105,6 @@ class Golden:
         norms = self.arrays.below("grad0_norm")
         total = float(np.linalg.norm(list(norms.values())))
         return norms, total, {key for key, norm in norms.items() if norm <= ROUNDING * total}
-
-
-@same_numbers
-def replay(folder: str | Path, bundle: Bundle | None = None) -> Report:
-    """Replays everything in a golden folder.
-
-    Args:
-        folder: the golden folder.
-        bundle: its parameters take the place of those in the folder's initial.pt.
-
-    Raises:
-        UserError: the folder is damaged, or the bundle is of another configuration.
-    """
-    with Progress(f"opening {folder}"):
-        golden, report = Golden(folder), Report()
-    if bundle is not None:
-        check_same_model(bundle.config, golden.config)
-        golden.params = bundle.params
-    with jax.default_matmul_precision("highest"):
-        check_schedule(golden, report)
-        golden.numbers.inference(golden, replay_training(golden, report), report)
-    return report
-
-
-def check_same_model(config: Config, expected: Config) -> None:
-    """Raises UserError, naming every setting that differs, apart from those a golden sets for itself."""
-    kinds = [family_of(one).name for one in (config, expected)]
-    if kinds[0] != kinds[1]:
-        raise UserError(f"the bundle holds a {kinds[0]}, the golden is of a {kinds[1]}")
-    free = {"image_size", "dtype", "remat"}
-    ours, theirs = flat(config), flat(expected)
-    differing = [
-        f"{name} is {ours[name]}, the golden's {theirs[name]}"
-        for name in ours
-        if ours[name] != theirs[name] and name not in free and not name.endswith(".dropout")
-    ]
-    if differing:
-        raise UserError("bundle and golden are of different models: " + "; ".join(differing))
 
 
 def replay_forward(golden: Golden, report: Report) -> None:

@@ -10,9 +10,10 @@ import numpy as np
 
 from mem0_jax.backbones.qwen3_vl.positions import arrays_of, views_of_samples
 from mem0_jax.errors import UserError
+from mem0_jax.golden.stream import Opened, Replay
 from mem0_jax.policies.mem0.policy import TABLES
 from mem0_jax.progress import Progress
-from mem0_jax.reference import Opened, Replay, Report
+from mem0_jax.reference import Report
 
 
 def observation(golden: Opened, prefix: str, rows: slice = slice(None)) -> dict[str, np.ndarray]:
@@ -88,6 +89,6 @@ def inference(golden: Opened, params: Any, report: Report) -> None:
                 state = policy.reset(state, np.array([True]))
 
 
-REPLAY = Replay(
+NUMBERS = Replay(
     batch, insides, inference, {"classifier_f1": "classifier_f1_score", "classifier_positive_rate": "classifier_prate"}
 )
