@@ -208,8 +208,9 @@ def _absent(content: Any, states: Mapping[tuple[str, ...], Mapping[str, Any]]) -
     """Why there are no weights."""
     for keys, state in states.items():
         if set(keys) <= KEYS | AVERAGES:
-            known = " nor ".join(f"a {one.title} (tensors called {one.mark}...)" for one in dialects())
-            return f"neither {known}; it begins with {', '.join(f'{name!r:.100}' for name in list(state)[:4])}"
+            known = ", ".join(f"{one.title} ({one.mark}...)" for one in dialects())
+            found = ", ".join(f"{name!r:.100}" for name in list(state)[:4])
+            return f"holds no model that is known here by the names of its tensors: {known}; it begins with {found}"
     if isinstance(content, dict) and "ds_version" in content:
         return (
             "holds a part of DeepSpeed's checkpoint without the weights: join its files first with the zero_to_fp32.py "

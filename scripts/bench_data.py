@@ -36,9 +36,9 @@ from mem0_jax.data.lerobot_writer_v21 import LeRobotWriterV21
 from mem0_jax.data.pack import pack
 from mem0_jax.data.packed import PackedDataset
 from mem0_jax.data.pipeline import make_loader
-from mem0_jax.data.transforms import resize
 from mem0_jax.data.video_join import EncodedVideo
 from mem0_jax.progress import Progress
+from mem0_jax.resize import resize
 
 HEIGHT, WIDTH, SIZE, HORIZON, FPS = 240, 320, (224, 224), 30, 30
 CAMERA = "observation.image.head_camera"

@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from mem0_jax.reference import Report
 
 SUMMARY = (
-    "Builds a policy from a folder of its PyTorch reference's inputs and outputs (config.json, initial.pt, "
-    "golden.npz), replays its training batches and inference steps in float32 and prints the greatest relative error "
-    "of every quantity. Exit code 1 if one is past its gate."
+    "Builds a policy from a folder of its PyTorch reference's inputs and outputs, replays its training batches and "
+    "inference steps in float32 and prints the greatest relative error of every quantity. Whose numbers they are, the "
+    "files in the folder tell. Exit code 1 if one is past its gate."
 )
 
 

@@ -30,11 +30,11 @@ from mem0_jax.data.lerobot import LeRobotDataset
 from mem0_jax.data.needed import check_needed
 from mem0_jax.data.pack_source import READ_ERRORS, Column, PackError, read_columns, readable_cameras, why_not
 from mem0_jax.data.pictures import open_frames
-from mem0_jax.data.transforms import resize
 from mem0_jax.disk import behind, disk_told, explained
 from mem0_jax.installed import how_to_install
 from mem0_jax.lock import hold_output
 from mem0_jax.progress import Progress
+from mem0_jax.resize import resize
 
 MAX_WORKERS = 256
 _BLOCK = 16  # frames decoded at once

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mem0_jax.data.transforms import resize
+from mem0_jax.resize import resize
 
 _AT_ONCE = 4  # frames read at once: pictures of the camera's size, that shall stay in the cache of the processor
 _log = logging.getLogger(__name__)

@@ -7,46 +7,11 @@ Pictures are uint8 RGB, vectors float32.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import cv2
 import numpy as np
-from PIL import Image
 
-_RESAMPLE = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 _LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as torchvision and PIL weigh grey
-
-
-def resize(picture: np.ndarray, size: tuple[int, int] | None, resample: str) -> np.ndarray:
-    """Resize uint8 [H, W, 3] to `size` = (height, width), antialiased, ignoring the aspect ratio.
-
-    "bilinear" and "bicubic" are Pillow's, which rounds after each axis. "bicubic_once" is torchvision's: the same
-    filter, over both axes in float32, then clipped and rounded. `size` None, or the picture's own, returns it
-    unchanged.
-    """
-    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
-        raise ValueError(f"picture is {picture.dtype} {list(picture.shape)}; expected uint8 [H, W, 3] RGB")
-    if size is None or picture.shape[:2] == tuple(size):
-        return picture
-    if resample == "bicubic_once":
-        rows, columns = (_cubic(*lengths) for lengths in zip(picture.shape[:2], size))
-        narrowed = columns @ picture.astype(np.float32)  # [H, w, 3]
-        resized = (rows @ narrowed.reshape(len(narrowed), -1)).reshape(*size, 3)
-        return np.rint(np.clip(resized, 0, 255)).astype(np.uint8)
-    return np.asarray(Image.fromarray(picture).resize((size[1], size[0]), _RESAMPLE[resample]))
-
-
-@lru_cache(maxsize=64)
-def _cubic(before: int, after: int) -> np.ndarray:
-    """Weights [after, before] of Keys' cubic (a = -1/2) along one axis: centres lie half a pixel in, the filter widens
-    with the step where it is above one, and its weights are made to add up to one at the borders."""
-    one = np.float32(1)  # in float32 as torchvision: its roundings decide where a pixel is halfway between two values
-    step = before * one / after
-    centre = (np.arange(after, dtype=np.float32) + one / 2) * step - one / 2
-    x = np.abs(centre[:, None] - np.arange(before, dtype=np.float32)) / max(step, one)
-    near, far = ((1.5 * one * x - 2.5 * one) * x) * x + one, ((2.5 * one - x / 2) * x - 4 * one) * x + 2 * one
-    weights = np.where(x <= 1, near, np.where(x < 2, far, 0 * one))
-    return weights / weights.sum(1, keepdims=True)
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,8 @@ class Golden:
         self.optimizer = model.optimizer.config(training, training["learning_rate"], training["weight_decay"])
         abstract = jax.eval_shape(self.policy.init, jax.random.key(0))
         self.plan: Plan = make_plan(model.rules(self.config), source.shapes, abstract)
-        self.params = jax.tree.map(jnp.asarray, load(self.plan, source.tensors))
+        # Committed to the device, as a bundle's: for others the same programs would be compiled anew.
+        self.params = jax.device_put(load(self.plan, source.tensors), jax.local_devices()[0])
         self.arrays = read_arrays(folder / "golden.npz")
 
     def batch(self, index: int) -> dict[str, np.ndarray]:

@@ -23,9 +23,9 @@ from mem0_jax.data.normalize import Normalizer, NormStats
 from mem0_jax.data.observation import spelled
 from mem0_jax.data.pictures import EpisodeDataset
 from mem0_jax.data.robot import RMBENCH, Robot, rmbench
-from mem0_jax.data.transforms import resize
 from mem0_jax.errors import UserError
 from mem0_jax.policies.base import Spec
+from mem0_jax.resize import resize
 
 Resample = Literal["bilinear", "bicubic"]
 

@@ -258,7 +258,10 @@ class _Run:
             return self._layout.create(lambda: state(make()))
         params = make()
         _check_params(params, abstract)
-        return state(params) if self._layout is None else self._layout.create(state, self._layout.put_params(params))
+        if self._layout is not None:
+            return self._layout.create(state, self._layout.put_params(params))
+        # Committed to the device, as what a checkpoint gives: for others the step would be another program.
+        return jax.device_put(state(params), jax.local_devices()[0])
 
     def advance(self) -> None:
         """Train on one batch; write the row, the validation and the checkpoint that fall due."""

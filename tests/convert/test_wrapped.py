@@ -134,7 +134,10 @@ REFUSED = {
     "zero-3": ({"module": {name: np.zeros(0, np.float32) for name in MEM0}}, "4 tensors are empty.*zero_to_fp32"),
     "number": (MEM0 | {"epoch": 3}, "among the weights 'epoch' is a int, not a tensor"),
     "unknown key": ({"gradients": MEM0}, "has weights under 'gradients' alone: take them with --weights gradients"),
-    "another model": ({"state_dict": {"resnet.w": np.ones(2)}}, "neither a Mem-0 .* it begins with 'resnet.w'"),
+    "another model": (
+        {"state_dict": {"resnet.w": np.ones(2)}},
+        "no model that is known .*Mem-0 .* it begins with 'resnet.w'",
+    ),
     "no dict": ([1, 2], "expected a dict of tensors.*found list"),
     "nothing": ({}, "found an empty dict"),
     "bare list": ([np.ones(2, np.float32)] * 20, r"a\.pt: it is a list of tensors without names"),

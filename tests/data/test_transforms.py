@@ -6,7 +6,8 @@ from episodes import ASSETS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mem0_jax.data.transforms import ColorJitter, action_chunk, adjust_colors, resize
+from mem0_jax.data.transforms import ColorJitter, action_chunk, adjust_colors
+from mem0_jax.resize import resize
 
 LUMA = np.array([0.299, 0.587, 0.114])
 

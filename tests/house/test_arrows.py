@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 # From the ground up; the rooms of one line do not know each other. A module of mem0_jax itself is a room of its own.
 FLOORS = (
     ("errors",),
-    ("config", "disk", "family", "installed", "pages", "progress", "reference", "stand_in", "tree", "units"),
+    ("config", "disk", "family", "installed", "pages", "progress", "reference", "resize", "stand_in", "tree", "units"),
     ("jax_environment", "lock", "nn", "store", "tokenizer"),
     ("backbones", "data", "distributed", "envs", "heads", "memory"),
     ("policies",),

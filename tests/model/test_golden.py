@@ -214,7 +214,7 @@ def still_gates(golden: Golden) -> Report:
     """The first step under gradients that are zero everywhere: then only weight decay moves a parameter."""
     report, policy, params = Report(), golden.policy, golden.params
     optimizer = make_optimizer(golden.optimizer, policy.learning_rate_groups, policy.no_gradient, (), params)
-    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
+    updates, _ = jax.jit(optimizer.update)(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
     gates.check_updates(golden, updates, 0, report)
     return report
 

@@ -10,8 +10,8 @@ import numpy as np
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from mem0_jax.backbones.internvl3.config import InternVL3Config, TokenIds
-from mem0_jax.data.transforms import resize
 from mem0_jax.errors import UserError
+from mem0_jax.resize import resize
 from mem0_jax.tokenizer import UNKNOWN
 
 SPECIAL_TOKENS = {

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from mem0_jax.data.transforms import resize
 from mem0_jax.errors import UserError
 from mem0_jax.policies.inputs import Inputs
+from mem0_jax.resize import resize
 from mem0_jax.tokenizer import UNKNOWN
 
 from .config import GlanceConfig

@@ -5,11 +5,11 @@ Axis letters: B samples, V pictures, N pixels along their side, S tokens, E widt
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from mem0_jax.backbones.internvl3.processor import Processor, token_ids
@@ -93,12 +93,17 @@ class Golden:
     def batch(self, index: int) -> dict[str, Any]:
         """Training batch `index` as one lane [1, B, ...]."""
         given, head, to = self.arrays.below(f"batch{index}"), self.config.head, self.normalizer("MIN_MAX")
-        flat = self.observation(f"batch{index}") | {
+        flat = self.observation(f"batch{index}", self.length) | {
             "state": widened(to.state.normalize(given["observation.state"]), head.state_dim),
             "action": widened(to.action.normalize(given["action"]), head.action_dim),
             "action_is_pad": given["action_is_pad"],
         }
         return {name: value[None] for name, value in (flat | draws(given)).items()}
+
+    @cached_property
+    def length(self) -> int:
+        """Tokens of the longest prompt of all batches: one program serves them."""
+        return max(self.longest(f"batch{index}") for index in range(3))
 
     def kinds(self, given: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """The kinds of robots, where a batch names them."""
@@ -119,7 +124,7 @@ def unit_noise(drawn: np.ndarray, config: EVO1Config) -> np.ndarray:
 def loaded(source: Source, policy: EVO1) -> tuple[Plan, Any]:
     """How the tensors of a checkpoint become parameters, and these."""
     plan = make_plan(source.model.rules(policy.config), source.shapes, jax.eval_shape(policy.init, jax.random.key(0)))
-    return plan, jax.tree.map(jnp.asarray, load(plan, source.tensors))
+    return plan, jax.device_put(load(plan, source.tensors), jax.local_devices()[0])
 
 
 def exact(report: Report, name: str, ours: Any, theirs: Any, where: str) -> None:

@@ -13,7 +13,6 @@ from flax import nnx
 
 from mem0_jax.backbones.internvl3.processor import Processor
 from mem0_jax.backbones.internvl3.vision import normalised, pixel_shuffle
-from mem0_jax.data.transforms import resize
 from mem0_jax.golden.models.evo1.folder import Golden, draws, exact, unit_noise
 from mem0_jax.heads import flow
 from mem0_jax.heads.cross_attention import CrossAttentionHead
@@ -21,6 +20,7 @@ from mem0_jax.nn import rope
 from mem0_jax.policies.evo1.policy import Context
 from mem0_jax.policies.inputs import widened
 from mem0_jax.reference import Report
+from mem0_jax.resize import resize
 
 
 def processors(golden: Golden, report: Report) -> None:
@@ -161,6 +161,8 @@ def sampling(golden: Golden, report: Report) -> None:
     head = golden.policy.bind(golden.params).head
     context = golden.policy.context(golden.params, golden.observation("batch0"))
     state, noise = golden.arrays["batch0/preprocessed/observation.state"], unit_noise(arrays["noise_unit"], config)
+    drawn = np.abs(golden.policy.spec.draws(jax.random.key(0), 64))
+    report.add("sampling: noise beyond [-1, 1)", 0.0, float(max(0, drawn.max() - 1)), "64 draws")
     exact(report, "sampling: time_index", flow.timesteps(config.flow), arrays["time_index"], "batch 0")
     condition, point = golden.policy.condition(golden.params, context, jnp.asarray(state)), noise * context.real
     for step, time in enumerate(flow.timesteps(config.flow)):

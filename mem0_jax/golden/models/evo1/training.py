@@ -1,6 +1,6 @@
 """Losses, gradients and updates of both stages. Axis letters as in `folder`."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -20,21 +20,37 @@ ROUNDING = 1e-6  # a gradient norm below this part of the global norm is roundin
 
 def training(golden: Golden, report: Report) -> None:
     """Both stages: losses, gradients, updates, and the chunk afterwards."""
+    policy = golden.policy
+
+    @jax.jit
+    def differentiate(params: Any, batch: Any) -> Any:
+        return jax.value_and_grad(lambda params: policy.loss(params, (), batch, jax.random.key(0), False)[0])(params)
+
+    @jax.jit
+    def decide(params: Any, observation: Any, state: Any, noise: Any) -> Any:
+        return policy.decide(params, policy.context(params, observation), state, noise)
+
     for stage, frozen in STAGES.items():
-        Training(golden, stage, frozen, report).run()
+        one = Training(golden, stage, frozen, report)
+        params = one.updated(differentiate)
+        one.check_parameters(params)
+        noise = unit_noise(golden.arrays["sample/noise_unit"], golden.config)
+        state = golden.arrays["batch0/preprocessed/observation.state"]
+        chunk = decide(params, golden.observation("batch0"), state, noise)
+        report.compare("training: chunk afterwards", 5e-5, chunk, one.arrays["chunk_after"], stage)
 
 
 class Training:
     """Three updates of one stage."""
 
     def __init__(self, golden: Golden, stage: str, frozen: tuple[str, ...], report: Report):
-        self.golden, self.report, self.arrays = golden, report, golden.arrays.below(stage)
+        self.golden, self.report, self.arrays, self.where = golden, report, golden.arrays.below(stage), stage
         given, policy = golden.raw["training"], golden.policy
-        adam, rate = given["optimizer"], given["optimizer"]["lr"]
-        self.optimizer_config = OptimizerConfig(
-            learning_rates={group: rate for group, _ in policy.learning_rate_groups},
-            total_steps=given["schedule"]["total_steps"],
-            warmup_ratio=given["schedule"]["warmup_steps"] / given["schedule"]["total_steps"],
+        adam, steps = given["optimizer"], given["schedule"]["total_steps"]
+        self.config = OptimizerConfig(
+            learning_rates={group: adam["lr"] for group, _ in policy.learning_rate_groups},
+            total_steps=steps,
+            warmup_ratio=given["schedule"]["warmup_steps"] / steps,
             weight_decay=adam["weight_decay"],
             no_decay=policy_family_of(golden.config).no_decay,
             clip_norm=adam["clip_norm"],
@@ -43,49 +59,29 @@ class Training:
             eps=adam["eps"],
         )
         groups = policy.learning_rate_groups
-        self.optimizer = make_optimizer(self.optimizer_config, groups, policy.no_gradient, frozen, golden.params)
-        self.where = stage
+        self.optimizer = make_optimizer(self.config, groups, policy.no_gradient, frozen, golden.params)
 
-    def run(self) -> None:
-        """Replays them."""
-        golden, report, policy = self.golden, self.report, self.golden.policy
-
-        def loss(params: Any, batch: Any) -> Any:
-            return policy.loss(params, (), batch, jax.random.key(0), False)[0]
-
-        differentiate, update = jax.jit(jax.value_and_grad(loss)), jax.jit(self.optimizer.update)
+    def updated(self, differentiate: Callable[[Any, Any], Any]) -> Any:
+        """Replays them; the parameters afterwards."""
+        golden, report, update = self.golden, self.report, jax.jit(self.optimizer.update)
         params, state = golden.params, self.optimizer.init(golden.params)
         for index in range(3):
             expected, where = self.arrays.below(f"train{index}"), f"{self.where}, batch {index}"
-            rate = learning_rates(self.optimizer_config, index)
-            report.compare("training: learning rate", 1e-6, max(rate.values()), expected["lr"], where)
+            rate = max(learning_rates(self.config, index).values())
+            report.compare("training: learning rate", 1e-6, rate, expected["lr"], where)
             value, gradients = differentiate(params, golden.batch(index))
             report.compare("training: loss", 1e-5, value, expected["loss"], where)
             if index == 0:
-                self.check_gradients(gradients)
+                for entry in gradient_norms(golden.plan, gradients, self.arrays.below("grad0_norm"), "model.", where):
+                    report.add(*entry)
             updates, state = update(gradients, state, params)
             report.compare("training: gradient norm", 2e-5, state.grad_norm, expected["grad_norm"], where)
             params = jax.tree.map(jnp.add, params, updates)
-        self.check_parameters(params)
-        sample, config = golden.arrays.below("sample"), golden.config
-        context = policy.context(params, golden.observation("batch0"))
-        chunk = jax.jit(policy.decide)(
-            params,
-            context,
-            golden.arrays["batch0/preprocessed/observation.state"],
-            unit_noise(sample["noise_unit"], config),
-        )
-        report.compare("training: chunk afterwards", 5e-5, chunk, self.arrays["chunk_after"], self.where)
+        return params
 
     def noise_only(self, key: str) -> bool:
         """Whether the exact gradient of a tensor is zero."""
         return key in self.golden.raw["training"]["noise_only_gradients"]
-
-    def check_gradients(self, gradients: Any) -> None:
-        """The norm of every tensor's gradient."""
-        norms = check_gradient_norms(self.golden.plan, gradients, self.arrays.below("grad0_norm"), "model.", self.where)
-        for name, gate, error, key in norms:
-            self.report.add(name, gate, error, key)
 
     def check_parameters(self, params: Any) -> None:
         """Norm and sum of every tensor after the updates.
@@ -93,7 +89,7 @@ class Training:
         Adam turns a gradient of rounding noise into steps of the learning rate's size and any sign: such tensors, and
         the key third of the head's attention biases, are held to the distance that two runs can come to lie apart.
         """
-        moved = 3 * max(self.optimizer_config.learning_rates.values())
+        moved = 3 * max(self.config.learning_rates.values())
         reference = self.arrays.below("param_after")
         for key, value in export(self.golden.plan, params).items():
             if f"model.{key}" not in reference:  # the tables
@@ -108,7 +104,7 @@ class Training:
                 self.report.add("training: parameters", 5e-5, float(errors.max() / max(norm, 1e-30)), where)
 
 
-def check_gradient_norms(
+def gradient_norms(
     plan: Plan, gradients: Any, reference: Entries, prefix: str, where: str
 ) -> Iterator[tuple[str, float, float, str]]:
     """(quantity, gate, error, tensor) of every tensor's gradient norm."""
