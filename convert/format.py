@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from mem0_jax.convert.rules import AnyRule, ConversionError
 from mem0_jax.family import Config
 from mem0_jax.policies.inputs import Inputs
 from mem0_jax.train.config import OptimizerConfig
+
+if TYPE_CHECKING:
+    from mem0_jax.convert.lerobot_folder import Beside
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -110,7 +114,9 @@ class Format:
         buffers: tensors of one number that are settings of ours -> fields.
         check: what is wrong with a configuration besides what its class refuses; "": nothing.
         backbone: the model inside it; its fields are told by its own format.
-        inputs: how observations become inputs of such a checkpoint; None for a backbone alone.
+        inputs: how observations become inputs of such a checkpoint; None for a backbone alone, or where `beside` tells.
+        beside: the folder of the weights -> what its other files tell of inputs and statistics; None: nothing.
+        tokens: tokenizer -> the fields that it tells.
         optimizer: how a run's optimizer is read; None: it is not.
         hugging_face: (configuration, dtype) -> config.json of its Hugging Face folder; None: it has none.
         processor: (configuration, least and most pixels of an image) -> the folder's other files in JSON, by name.
@@ -134,6 +140,8 @@ class Format:
     check: Callable[[Config], str] = lambda config: ""
     backbone: Inside | None = None
     inputs: Inputs | None = None
+    beside: Callable[[Path], Beside] | None = None
+    tokens: Callable[[Any], dict[str, Any]] = lambda tokenizer: {}
     optimizer: Optimizer | None = None
     hugging_face: Callable[[Config, str], dict[str, Any]] | None = None
     processor: Callable[[Config, int, int], dict[str, dict[str, Any]]] = lambda config, least, most: {}

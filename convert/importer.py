@@ -17,16 +17,18 @@ import numpy as np
 from mem0_jax.config import to_dict
 from mem0_jax.convert.files import Digest, Parts, PartsError
 from mem0_jax.convert.finite import not_finite, refusal
-from mem0_jax.convert.format import Settings
+from mem0_jax.convert.format import Format, Settings
+from mem0_jax.convert.lerobot_folder import Beside
 from mem0_jax.convert.optimizer import Training, read_training
 from mem0_jax.convert.rules import ConversionError, Entry, Misfits, Plan, PlanError, make_plan, pieces, verify
-from mem0_jax.convert.settings import configuration, read_backbone_settings, read_settings
+from mem0_jax.convert.settings import configuration, read_folder_settings, read_settings
 from mem0_jax.convert.sources import Source
 from mem0_jax.convert.stored import FLOATS, array_of, is_float, nbytes
 from mem0_jax.data.normalize import NormStats
 from mem0_jax.errors import UserError
 from mem0_jax.family import Config, family_of
 from mem0_jax.policies.bundle import abstract_params, new_folder, write_description
+from mem0_jax.policies.inputs import Inputs
 from mem0_jax.stand_in import stand_in
 from mem0_jax.store import LeafSpec, TreeWriter
 from mem0_jax.tokenizer import load_tokenizer
@@ -72,6 +74,7 @@ class Job:
     config: Config
     plan: Plan
     specs: Mapping[str, LeafSpec]
+    inputs: Inputs | None
     stats: NormStats | None
     processor: Path | None
     training: Training | None
@@ -104,6 +107,7 @@ def prepare(source: Source, request: Request) -> Job:
     _check_processor(config, processor)
     rules, abstract = source.model.rules(config), abstract_params(config)
     plan = make_plan(rules, source.shapes, abstract)
+    beside = _beside(source)
     shards = request.shards(config, abstract) if request.shards else {}
     _check_floats(source, source.tensors)
     training = None
@@ -116,11 +120,12 @@ def prepare(source: Source, request: Request) -> Job:
         config=config,
         plan=plan,
         specs=_specs(plan, source.tensors, DTYPES[request.dtype], shards),
-        stats=_stats(request.norm_stats),
+        inputs=beside.inputs if beside else source.model.inputs,
+        stats=_stats(request.norm_stats) or (beside.stats if beside else None),
         processor=processor,
         training=training,
         allow_nonfinite=request.allow_nonfinite,
-        notes=(*source.notes, *settings.notes),
+        notes=(*source.notes, *settings.notes, *(beside.notes if beside else ())),
     )
 
 
@@ -173,10 +178,20 @@ def failed_summary(misfits: Misfits) -> dict[str, Any]:
     }
 
 
+def _beside(source: Source) -> Beside | None:
+    """What lies beside weights in a folder."""
+    folder = source.path.parent if source.path.is_file() else source.path
+    read = source.model.beside
+    return read(folder) if read is not None and (folder / "config.json").is_file() else None
+
+
 def _settings(source: Source, request: Request, processor: Path | None) -> Settings:
     settings = Settings()
     if processor is not None and (processor / "config.json").is_file():
-        settings = read_backbone_settings(processor, source.model)
+        settings = read_folder_settings(processor, source.model)
+        if processor != source.model_folder and source.model.beside and source.model_folder is not None:
+            own = read_settings(source.model_folder / "config.json", source.model)
+            settings = Settings({**settings.values, **own.values}, own.where, notes=(*settings.notes, *own.notes))
     elif request.backbone is not None:
         title = source.model.innermost.title
         raise ConversionError(f"{request.backbone}: no config.json, expected the folder of a {title} model")
@@ -184,11 +199,20 @@ def _settings(source: Source, request: Request, processor: Path | None) -> Setti
         given = read_settings(request.config, source.model)
         notes = (*settings.notes, *given.notes, *_overridden(settings, given))
         settings = Settings({**settings.values, **given.values}, given.where, given.training, notes)
+    if processor is not None and (processor / TOKENIZER).is_file():
+        settings.values.update(_told_by_the_tokenizer(load_tokenizer(processor / TOKENIZER), source.model))
     for name, setting in source.model.buffers.items():
         number = source.tensors.get(name)
         if number is not None and not tuple(number.shape) and is_float(number):
             settings.values.setdefault(setting, float(array_of(number)))
     return settings
+
+
+def _told_by_the_tokenizer(tokenizer: Any, model: Format) -> dict[str, Any]:
+    told, inside = model.tokens(tokenizer), model.backbone
+    if inside:
+        told |= {f"{inside.field}.{name}": value for name, value in inside.format.tokens(tokenizer).items()}
+    return told
 
 
 def _overridden(settings: Settings, given: Settings) -> list[str]:
@@ -320,8 +344,8 @@ def _describe(job: Job, folder: Path, sums: Mapping[str, str]) -> None:
             "source_step": _number(job.source.checkpoint.get("global_step")),
         }
     }
-    if job.source.model.inputs is not None:
-        entries["inputs"] = to_dict(job.source.model.inputs)
+    if job.inputs is not None:
+        entries["inputs"] = to_dict(job.inputs)
     if job.training is not None:
         entries["training"] = {
             "step": job.training.step,

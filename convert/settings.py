@@ -50,9 +50,11 @@ def read_settings(path: Path, model: Format) -> Settings:
     return _of_file(path, found, own, model)
 
 
-def read_backbone_settings(folder: Path, model: Format) -> Settings:
-    """Reads the config.json of a Hugging Face folder of a model, or of its backbone, as settings of the model."""
+def read_folder_settings(folder: Path, model: Format) -> Settings:
+    """Reads the config.json of a folder of a model, or of its backbone, as settings of the model."""
     path, own = folder / "config.json", model.innermost
+    if model.beside:  # the model's own folders have one, too
+        return read_settings(path, model)
     if own.read is None:
         return Settings()
     data = _parsed(path)

@@ -5,11 +5,12 @@ from dataclasses import replace
 from typing import Any
 
 from mem0_jax.convert.format import Format, Inside, Names, Settings
+from mem0_jax.convert.lerobot_folder import read_folder
 from mem0_jax.convert.models import internvl3
 from mem0_jax.convert.rules import KEEP, TRANSPOSE, AnyRule, ConversionError, Rule, linear, norm
 from mem0_jax.policies.evo1 import EVO1Config
-from mem0_jax.policies.inputs import Inputs
 
+PROMPT = 1024  # tokens: LeRobot cuts longer ones
 PREFIX, HEAD = "embedder.model.", "action_head."
 # Entries of LeRobot's config.json -> fields of `EVO1Config`.
 NAMES = {
@@ -27,6 +28,7 @@ NAMES = {
     "num_inference_timesteps": "flow.solver_steps",
     "default_embodiment_id": "category",
     "return_cls_only": "cls_only",
+    "vlm_dtype": "dtype",
 }
 # The same of the authors' config.json, where they call it otherwise.
 AUTHORS_NAMES = NAMES | {"horizon": "head.horizon", "per_action_dim": "head.action_dim", "state_dim": "head.state_dim"}
@@ -146,13 +148,14 @@ LEROBOT = Format(
     read=read,
     theirs={ours: theirs for theirs, ours in NAMES.items()},
     backbone=Inside(internvl3.FORMAT, PREFIX),
-    inputs=Inputs(),
+    beside=lambda folder: read_folder(folder, PROMPT),
 )
 AUTHORS = replace(
     LEROBOT,
     title="EVO1 of its authors",
     mark=f"{PREFIX}vision_model.",
     rules=authors_rules,
+    beside=None,
     files="the authors' config.json",
     reads=lambda data: "vlm_name" in data,
     read=read_authors,

@@ -6,6 +6,7 @@ from math import isqrt
 from typing import Any
 
 from mem0_jax.backbones.internvl3.config import InternVL3Config
+from mem0_jax.backbones.internvl3.processor import token_ids
 from mem0_jax.convert.format import Format, Names, Settings
 from mem0_jax.convert.rules import AnyRule, ConversionError, Op, Rule, flatten_kernel, linear, norm
 
@@ -231,6 +232,7 @@ REMOTE = Format(
     files="Hugging Face's config.json",
     reads=lambda data: data.get("model_type") == "internvl",
     read=read,
+    tokens=lambda tokenizer: {f"tokens.{name}": number for name, number in vars(token_ids(tokenizer)).items()},
 )
 FORMAT = replace(
     REMOTE, title="InternVL3", mark="vision_tower.encoder.layer.", rules=rules, sizes=sizes, dialects=(REMOTE,)

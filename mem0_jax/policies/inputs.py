@@ -27,7 +27,7 @@ from mem0_jax.errors import UserError
 from mem0_jax.policies.base import Spec
 from mem0_jax.resize import resize
 
-Resample = Literal["bilinear", "bicubic"]
+Resample = Literal["bilinear", "bicubic", "bicubic_once"]
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from mem0_jax.data.cameras import HEAD_CAMERA, camera_name
 from mem0_jax.data.normalize import MODES
 from mem0_jax.distributed.hardware import HARDWARE
 from mem0_jax.family import PolicyFamily, family_of, policy_family
+from mem0_jax.policies.inputs import Resample
 from mem0_jax.train.config import LoraConfig, SettingsError, TrainConfig, TrainSettings, check_groups
 
 WORDS = "words"  # the tokenizer that is made from the dataset's own texts
@@ -50,8 +51,8 @@ class DataSettings:
     cameras: tuple[str, ...] = ()
     camera_size: tuple[int, int] = (224, 224)
     camera_sizes: tuple[tuple[int, int], ...] = ()
-    resample: Literal["bilinear", "bicubic"] = "bilinear"
-    deploy_resample: Literal["bilinear", "bicubic"] = "bicubic"
+    resample: Resample = "bilinear"
+    deploy_resample: Resample = "bicubic"
     jitter: float = 0.1
     normalization: str = "min_max"
     norm_stats: str = ""

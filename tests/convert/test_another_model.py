@@ -71,7 +71,7 @@ CANNOT = {
     "a.pt out --config other.json": "other.json: not a TinyLab configuration: expected a mapping called lab",
     "a.pt out --config bundle.json": "bundle.json: the configuration of 'mem0', not of 'tiny_lab'",
     "both.pt out": "holds tensors of Qwen3-VL and of TinyLab in one: save them apart",
-    "none.pt out": "nor a Qwen3-VL (tensors called model.visual....) nor a TinyLab (tensors called encoder....)",
+    "none.pt out": "Qwen3-VL (model.visual....), TinyLab (encoder....)",
     "bundle hf --to safetensors": "bundle is a TinyLab, which has no Hugging Face folder",
 }
 

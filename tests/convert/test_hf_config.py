@@ -10,7 +10,7 @@ from mem0_jax.backbones.qwen3_vl.hf_config import HfConfigError, read_hf_config
 from mem0_jax.convert.models.mem0 import FORMAT
 from mem0_jax.convert.models.qwen3_vl import hugging_face_config
 from mem0_jax.convert.rules import ConversionError
-from mem0_jax.convert.settings import read_backbone_settings, read_settings
+from mem0_jax.convert.settings import read_folder_settings, read_settings
 
 RELEASED = hugging_face_config(Qwen3VLConfig(), "bfloat16")
 ROPE = RELEASED["text_config"]["rope_scaling"]
@@ -125,7 +125,7 @@ def test_values_that_are_not_implemented(tmp_path, case):
     assert message in str(caught.value)
     (tmp_path / "config.json").write_text(json.dumps(changed(path, value)))
     with pytest.raises(ConversionError, match=r"config\.json: ") as refused:
-        read_backbone_settings(tmp_path, FORMAT)
+        read_folder_settings(tmp_path, FORMAT)
     assert message in str(refused.value)
 
 
@@ -204,7 +204,7 @@ def test_what_is_not_read_is_listed(tmp_path):
 def test_other_json(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(ConversionError, match="not the configuration of a dense Qwen3-VL"):
-        read_backbone_settings(tmp_path, FORMAT)
+        read_folder_settings(tmp_path, FORMAT)
 
 
 @pytest.mark.torch

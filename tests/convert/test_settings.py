@@ -13,7 +13,7 @@ from mem0_jax.backbones.qwen3_vl.config import Qwen3VLConfig
 from mem0_jax.convert.format import Settings
 from mem0_jax.convert.models import mem0, qwen3_vl
 from mem0_jax.convert.rules import ConversionError, exported, make_plan
-from mem0_jax.convert.settings import configuration, read_backbone_settings, read_settings
+from mem0_jax.convert.settings import configuration, read_folder_settings, read_settings
 from mem0_jax.convert.sources import open_source
 from mem0_jax.policies.bundle import abstract_params
 from mem0_jax.policies.mem0 import Mem0Config
@@ -221,9 +221,9 @@ def test_the_configuration_of_a_bundle_with_other_parts(tmp_path, part, value):
 def test_a_hugging_face_configuration(tmp_path):
     for config in qwen3_vl.RELEASED:
         (tmp_path / "config.json").write_text(json.dumps(qwen3_vl.hugging_face_config(config, "bfloat16")))
-        values = read_backbone_settings(tmp_path, mem0.FORMAT).values
+        values = read_folder_settings(tmp_path, mem0.FORMAT).values
         assert values["backbone.text.num_attention_heads"] == config.text.num_attention_heads
         assert Qwen3VLConfig.from_hf(json.loads((tmp_path / "config.json").read_text())) == config
     (tmp_path / "config.json").write_text('{"model_type": "qwen3_vl_moe"}')
     with pytest.raises(ConversionError, match="not the configuration of a dense Qwen3-VL"):
-        read_backbone_settings(tmp_path, mem0.FORMAT)
+        read_folder_settings(tmp_path, mem0.FORMAT)

@@ -22,6 +22,7 @@ from mem0_jax import tree
 from mem0_jax.cli import main
 from mem0_jax.convert.models import formats
 from mem0_jax.data.lerobot import LeRobotDataset
+from mem0_jax.data.pipeline import LaneLoader
 from mem0_jax.errors import UserError
 from mem0_jax.family import PolicyFamily, family, names
 from mem0_jax.inference.engine import Engine, Request
@@ -376,3 +377,48 @@ def test_a_policy_starts_from_its_own_kind_alone(trained, tmp_path):
     with pytest.raises(UserError, match=f"holds a {trained.bundle.family.name}, and a {other} is trained"):
         run(job, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def partly_stopped(loss):
+    """Some of the loss comes with no gradient."""
+
+    def mutated(self, params, *rest):
+        extra = jax.lax.stop_gradient(sum(leaf.sum() for leaf in jax.tree.leaves(params["head"])))
+        value, metrics, state = loss(self, params, *rest)
+        return value + extra, metrics | {"loss": value + extra}, state
+
+    return mutated
+
+
+def mixed_lanes(observe):
+    def mutated(*args):
+        context, info, memory = observe(*args)
+        return jax.tree.map(lambda leaf: leaf + 0.1 * leaf.mean(0), context), info, memory
+
+    return mutated
+
+
+# A promise of the contract -> whose policy breaks it, by another method.
+BROKEN = {
+    test_gradients_are_the_slope_of_the_loss_and_zero_where_promised: ("glance", "loss", partly_stopped),
+    test_sessions_of_a_batch_do_not_touch_each_other: ("glance", "observe", mixed_lanes),
+    test_an_emptied_memory_is_as_a_new_one: ("mem0", "reset", lambda _: lambda self, state, where: state),
+    test_frames_may_be_remembered_without_being_looked_at: ("mem0", "remember", lambda _: lambda *args: args[2]),
+}
+
+
+@pytest.mark.parametrize("promise", BROKEN, ids=lambda promise: promise.__name__[5:])
+def test_a_broken_promise_is_noticed(promise, trained, monkeypatch):
+    name, method, change = BROKEN[promise]
+    if trained.bundle.family.name == name:
+        kind = type(trained.policy)
+        monkeypatch.setattr(kind, method, change(getattr(kind, method)))
+        with pytest.raises(AssertionError):
+            promise(trained)
+
+
+def test_a_run_that_begins_its_data_anew_is_noticed(trained, tmp_path, monkeypatch):
+    if trained.bundle.family.name == "glance":
+        monkeypatch.setattr(LaneLoader, "set_state", lambda self, state: None)
+        with pytest.raises(AssertionError):
+            test_a_run_stopped_at_any_row_ends_as_the_uninterrupted_one(trained, tmp_path)
