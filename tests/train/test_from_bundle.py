@@ -80,7 +80,7 @@ def alone(config, tmp_path_factory) -> Path:
     return workdir
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_steps_and_schedule_go_on(alone, bundle):
     rows = read_rows(alone / "metrics.jsonl")
     assert [row["step"] for row in rows] == [4, 5, 6]

@@ -30,6 +30,7 @@ def training(golden: Golden, report: Report) -> None:
     def decide(params: Any, observation: Any, state: Any, noise: Any) -> Any:
         return policy.decide(params, policy.context(params, observation), state, noise)
 
+    schedules(golden, report)
     for stage, frozen in STAGES.items():
         one = Training(golden, stage, frozen, report)
         params = one.updated(differentiate)
@@ -38,6 +39,17 @@ def training(golden: Golden, report: Report) -> None:
         state = golden.arrays["batch0/preprocessed/observation.state"]
         chunk = decide(params, golden.observation("batch0"), state, noise)
         report.compare("training: chunk afterwards", 5e-5, chunk, one.arrays["chunk_after"], stage)
+
+
+def schedules(golden: Golden, report: Report) -> None:
+    """Learning rates: of the golden's run, and of LeRobot's defaults over 5 000 steps."""
+    given = golden.raw["training"]
+    tiny = (given["optimizer"]["lr"], given["schedule"]["total_steps"], given["schedule"]["warmup_steps"])
+    for name, (peak, steps, warmup) in {"tiny": tiny, "default5000": (1e-5, 5000, 300)}.items():
+        config = OptimizerConfig({"all": peak}, steps, warmup_ratio=warmup / steps)
+        arrays = golden.arrays.below("lr_schedule")
+        ours = [learning_rates(config, int(step))["all"] for step in arrays[f"{name}_step"]]
+        report.compare("training: schedules", 1e-6, ours, arrays[f"{name}_lr"], name)
 
 
 class Training:
