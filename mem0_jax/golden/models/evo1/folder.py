@@ -14,6 +14,7 @@ import numpy as np
 
 from mem0_jax.backbones.internvl3.processor import Processor, token_ids
 from mem0_jax.convert.format import Settings
+from mem0_jax.convert.lerobot_folder import MODES
 from mem0_jax.convert.rules import Plan, load, make_plan
 from mem0_jax.convert.settings import configuration, read_settings
 from mem0_jax.convert.sources import Source, open_source
@@ -56,10 +57,9 @@ class Golden:
         [B, V] are there; no place is left out. `length` 0: as long as the longest prompt."""
         texts, config = [str(text) for text in texts], self.config.backbone
         processor = Processor(self.tokenizer, config, len(pictures), len(pictures), length or 2**14, whole=True)
-        ids = [self.tokenizer.encode(processor.written(text), add_special_tokens=False).ids for text in texts]
-        length = length or max(map(len, ids))
-        shown = {name: value[:, :length] for name, value in processor.prepare(pictures, texts).items()}
-        shown["pixels"] = processor.resized(pictures)
+        made = processor.prepare(pictures, texts)
+        length = length or int(made["attention_mask"].sum(1).max())
+        shown = {name: value if name == "pixels" else value[:, :length] for name, value in made.items()}
         place = np.maximum(shown["image_slot"], 0) // config.image_tokens
         padding = shown["input_ids"] == config.tokens.pad
         there = (shown["image_slot"] < 0) | np.take_along_axis(mask, place, 1)
@@ -87,8 +87,7 @@ class Golden:
 
     def normalizer(self, mode: str) -> Normalizer:
         """Of one of LeRobot's modes."""
-        ours = {"MIN_MAX": "min_max", "MEAN_STD": "mean_std", "QUANTILES": "quantile"}[mode]
-        return Normalizer(self.stats, LEROBOT + ours, self.robot)
+        return Normalizer(self.stats, LEROBOT + MODES[mode], self.robot)
 
     def batch(self, index: int) -> dict[str, Any]:
         """Training batch `index` as one lane [1, B, ...]."""
